@@ -1,0 +1,109 @@
+"""Every decision about devices: which one, which dtype, where noise comes from, how to wait for it."""
+
+from __future__ import annotations
+
+import torch
+
+from . import npu
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
+    """The device that a user's choice means, checked to exist.
+
+    Args:
+        device: ``auto`` (NPU, then CUDA, then CPU), ``npu``, ``npu:1``, ``cuda``, ``cuda:1`` or ``cpu``.
+
+    Raises:
+        ValueError: For a name that is none of these.
+        RuntimeError: When the device is not there (`npu.NpuUnavailableError` for an NPU).
+    """
+    name = "auto" if device is None else str(device)
+    if name == "auto":
+        if npu.npu_count() > 0:
+            name = "npu"
+        else:
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("npu", "cuda", "cpu") or (number and not number.isdigit()):
+        raise ValueError(f"device is {name!r}; wanted auto, npu, npu:N, cuda, cuda:N or cpu.")
+    index = int(number or 0)
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind == "npu":
+        npu.require_npu(index)
+    elif not torch.cuda.is_available():
+        raise RuntimeError(
+            "cuda was asked for, but this PyTorch finds no CUDA device "
+            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}). "
+            "Choose --device auto or --device cpu."
+        )
+    elif index >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"cuda:{index} was asked for; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
+        )
+    return torch.device(kind, index)
+
+
+def prepare_thread(device: torch.device) -> None:
+    """Set the calling thread up for a device; call it at the start of work in a thread."""
+    if device.type == "npu":
+        npu.import_torch_npu()
+        npu.set_up_thread(device.index or 0)
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The dtype that a user's choice means on a device.
+
+    Args:
+        dtype: A `torch.dtype`, its name, or ``auto``: bfloat16, in which the model was trained and
+            published, on NPU, CUDA and CPUs that compute in it; float32 on other CPUs.
+
+    Raises:
+        ValueError: For any other dtype.
+    """
+    if dtype is None or dtype == "auto":
+        fast = device.type != "cpu" or cpu_has_fast_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
+    resolved = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if resolved not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}; wanted auto, {', '.join(DTYPES)}.")
+    return resolved
+
+
+def cpu_has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX512-BF16 or AMX on x86, the BF16 extension on ARM).
+
+    Other CPUs emulate it, several times slower than float32.
+    """
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if any(getattr(torch.cpu, check, lambda: False)() for check in checks):
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("arm_bf16") or capabilities.get("bf16"))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it; call it before reading a clock."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+def random_noise(
+    shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Standard normal noise.
+
+    From a CPU generator (or PyTorch's global one) it is drawn in float32 on the CPU, so that a seed means
+    the same noise on every device and in every dtype. From a device's own generator it is drawn there and
+    in ``dtype``, as the original does: its noise differs from device to device.
+    """
+    if generator is None or generator.device.type == "cpu":
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)

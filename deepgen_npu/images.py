@@ -1,0 +1,79 @@
+"""Pictures in and out: PIL to tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def as_list(image: object) -> list[Image.Image]:
+    """One picture, several or none, as a list.
+
+    Raises:
+        TypeError: For anything that is not a PIL picture.
+        ValueError: For an empty list.
+    """
+    if image is None:
+        return []
+    images = list(image) if isinstance(image, Sequence) else [image]
+    if not images:
+        raise ValueError("image is an empty list; pass None to generate without a reference.")
+    for picture in images:
+        if not isinstance(picture, Image.Image):
+            raise TypeError(
+                f"image holds {type(picture).__name__}; PIL.Image.Image is wanted (one, or a list of them)."
+            )
+    return images
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: turned as its EXIF says, transparency over white, 8-bit RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # PIL clips such values at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.float64)
+        full_scale = 65535.0
+        if image.mode == "F" and values.max() <= 255:
+            full_scale = 1.0 if values.max() <= 1 else 255.0
+        image = Image.fromarray((values * (255.0 / full_scale)).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
+    """A reference as the model sees it.
+
+    It is resized to the output's size without keeping its shape, with PIL's default filter (bicubic).
+
+    Returns:
+        [3, height, width] float32 in [-1, 1].
+    """
+    resized = to_rgb(image).resize((width, height))
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 * 2 - 1
+
+
+def from_pixels(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    """Decoded pictures in the form that was asked for.
+
+    Args:
+        pixels: [b, 3, H, W], about [-1, 1].
+        output_type: ``pt`` for [b, 3, H, W] float32 in [0, 1] on the CPU, ``np`` for the same as
+            [b, H, W, 3], ``pil`` for a list of PIL pictures.
+    """
+    pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
+    if output_type == "pt":
+        return pixels
+    array = pixels.permute(0, 2, 3, 1).numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]

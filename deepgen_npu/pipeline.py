@@ -1,0 +1,524 @@
+"""`DeepGenPipeline`: prompt and pictures in, pictures out, in three stages.
+
+    prompt, images -> encode -> Conditioning -> denoise -> latents -> decode -> pictures
+
+Each stage is public and a function of what the one before returned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import images as pictures
+from .checkpoint import Checkpoint, CheckpointError, resolve_model
+from .devices import random_noise, resolve_device, resolve_dtype
+from .placement import ModelOffload, Placement, StayInPlace
+from .prompts import PromptTemplate, tokenize
+from .sizes import SizeRules
+from .transformer import predict_velocity
+from .vision_language import VISION_SCALE, encode_references, image_token_count, stacked_hidden_states
+from .weights import BytesRead, load_part, load_scheduler, load_tokenizer
+
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+    from .connector import Connector
+
+StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
+
+
+@dataclass
+class Conditioning:
+    """What `DeepGenPipeline.encode` returns and `DeepGenPipeline.denoise` takes.
+
+    Attributes:
+        prompt_embeds: [b, L, joint_attention_dim].
+        pooled_prompt_embeds: [b, pooled_projection_dim].
+        negative_prompt_embeds: [b, L, joint_attention_dim].
+        negative_pooled_prompt_embeds: [b, pooled_projection_dim].
+        height: Of the picture to make, in pixels.
+        width: Of the picture to make, in pixels.
+        reference_latents: One [1, C, H/8, W/8] for each reference, in scaled latent space.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor
+    negative_pooled_prompt_embeds: Tensor
+    height: int
+    width: int
+    reference_latents: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class DeepGenPipelineOutput:
+    """``images`` in the form that ``output_type`` named."""
+
+    images: list[Image.Image] | np.ndarray | Tensor
+
+
+class DeepGenPipeline:
+    """DeepGen 1.0: text-to-image and image editing with one set of weights.
+
+    Use `from_pretrained`. The constructor takes the parts as they are, for those who load them themselves.
+    """
+
+    def __init__(
+        self,
+        vlm: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector,
+        transformer: SD3Transformer2DModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        prompt_template: PromptTemplate,
+        placement: Placement | None = None,
+    ):
+        self.vlm = vlm
+        self.tokenizer = tokenizer
+        self.connector = connector
+        self.transformer = transformer
+        self.vae = vae
+        self.scheduler = scheduler
+        self.prompt_template = prompt_template
+        self.placement = placement or StayInPlace(self._models)
+        self.sizes = SizeRules.from_configs(
+            transformer.config, vae.config, vlm.config.vision_config.to_dict(), VISION_SCALE
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self._progress_bar_config: dict[str, Any] = {}
+        image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
+        if image_token != vlm.config.image_token_id:
+            raise CheckpointError(
+                f"{prompt_template.image_token} of prompt_template.json is token {image_token} of the tokenizer, "
+                f"but image_token_id of vlm/config.json is {vlm.config.image_token_id}."
+            )
+
+    # Loading and moving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        torch_dtype: torch.dtype | str | None = "auto",
+        device: str | torch.device | None = None,
+        attn_implementation: str = "sdpa",
+        on_bytes_read: BytesRead | None = None,
+    ) -> DeepGenPipeline:
+        """Load the published folder part by part. No code of the folder is executed.
+
+        Args:
+            pretrained_model_name_or_path: A local folder, or a Hugging Face id: then the local caches of
+                Hugging Face and ModelScope are searched before anything is downloaded.
+            torch_dtype: ``torch.float32``, ``torch.bfloat16``, ``torch.float16``, their names, or ``auto``:
+                bfloat16 on NPU, CUDA and CPUs that compute in it, float32 on other CPUs.
+            device: Where the weights are read to. None reads them to the CPU; ``auto`` for the dtype then
+                means that of the device that ``auto`` finds, since that is where they will go.
+            attn_implementation: The VLM's attention in transformers: ``sdpa``, ``eager`` or a flash attention.
+            on_bytes_read: Called with the size of each piece read, for a progress bar.
+
+        Raises:
+            CheckpointError: When something is missing or does not fit, before any weights are read.
+        """
+        checkpoint = Checkpoint.open(resolve_model(pretrained_model_name_or_path))
+        template = PromptTemplate.from_config(checkpoint.prompt_template)
+        target = resolve_device(device or "auto")
+        dtype = resolve_dtype(torch_dtype, target)
+        where = target if device is not None else torch.device("cpu")
+        tokenizer = load_tokenizer(checkpoint)
+        parts: dict[str, Any] = {
+            part: load_part(checkpoint, part, dtype, where, on_bytes_read)
+            for part in ("vlm", "connector", "transformer", "vae")
+        }
+        parts["vlm"].set_attn_implementation(attn_implementation)
+        return cls(
+            tokenizer=tokenizer, scheduler=load_scheduler(checkpoint), prompt_template=template, **parts
+        )
+
+    @property
+    def _models(self) -> dict[str, Any]:
+        return {
+            "vlm": self.vlm,
+            "connector": self.connector,
+            "transformer": self.transformer,
+            "vae": self.vae,
+        }
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All parts by name, as the constructor takes them."""
+        return {
+            **self._models,
+            "tokenizer": self.tokenizer,
+            "scheduler": self.scheduler,
+            "prompt_template": self.prompt_template,
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    def to(self, device: str | torch.device) -> DeepGenPipeline:
+        """Move every part to ``npu``, ``npu:1``, ``cuda``, ``cpu`` or ``auto``. Ends model offload.
+
+        The dtype is chosen in `from_pretrained`: casting later would also cast the VLM's rotary frequencies,
+        which the model was published with in float32.
+        """
+        target = resolve_device(device)
+        for model in self._models.values():
+            model.to(target)
+        self.placement = StayInPlace(self._models)
+        return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
+        """Keep the parts on the CPU and bring each to ``device`` for its stage only.
+
+        The peak on the device is then that of the largest part (the VLM, 7 GiB in bfloat16) plus activations.
+        """
+        self.placement = ModelOffload(self._models, resolve_device(device))
+
+    def progress_bar(self, total: int) -> tqdm:
+        return tqdm(total=total, **self._progress_bar_config)
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Arguments for tqdm, for instance ``disable=True``."""
+        self._progress_bar_config = config
+
+    # The whole way
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        negative_prompt: str = "",
+        height: int = 512,
+        width: int = 512,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 4.0,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> DeepGenPipelineOutput:
+        """Generate pictures, or edit one.
+
+        Args:
+            prompt: One prompt, or a batch.
+            image: None to generate; a picture to edit; a list for several references, all of which every
+                prompt gets. References are resized to the output's size.
+            negative_prompt: What to keep away from; one for the whole batch.
+            height: In pixels: a multiple of 16, of 32 with references (`sizes` knows the checkpoint's rules).
+            width: As height.
+            num_inference_steps: Steps of the scheduler.
+            guidance_scale: Of classifier-free guidance; at 1 or less there is none and a step costs half.
+            num_images_per_prompt: Pictures come prompt by prompt, then again: p1, p2, p1, p2, as in the
+                original.
+            seed: Of the noise. The same seed gives the same noise on every device.
+            generator: Instead of a seed. One of an accelerator draws the noise there, as the original does.
+            latents: [b, C, H/8, W/8]: the noise itself, used as it is.
+            output_type: ``pil``, ``np`` ([b, H, W, 3] in [0, 1]), ``pt`` ([b, 3, H, W] in [0, 1]) or
+                ``latent`` (the final latents in scaled space).
+            callback_on_step_end: ``callback(pipe, step, timestep, kwargs)``, with the current ``latents`` and
+                ``x0``, the estimate of the finished latents, in ``kwargs``. A dict that it returns may replace
+                ``latents``. An exception raised in it ends the run.
+
+        Raises:
+            TypeError, ValueError: For arguments that cannot work, before anything slow.
+            FloatingPointError: When the latents are not finite.
+        """
+        if output_type not in pictures.OUTPUT_TYPES:
+            raise ValueError(
+                f"output_type is {output_type!r}; wanted one of {', '.join(pictures.OUTPUT_TYPES)}."
+            )
+        self._check_steps(num_inference_steps, guidance_scale)
+        batch = len(self._prompts(prompt)) * _positive("num_images_per_prompt", num_images_per_prompt)
+        references = pictures.as_list(image)
+        self.sizes.check(height, width, editing=bool(references))
+        if latents is None:
+            latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
+        self._check_latents(latents, batch, height, width)
+
+        conditioning = self.encode(
+            prompt, references or None, negative_prompt, height, width, num_images_per_prompt
+        )
+        latents = self.denoise(
+            conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end
+        )
+        return DeepGenPipelineOutput(images=self.decode(latents, output_type))
+
+    # Stage 1
+
+    @torch.no_grad()
+    def encode(
+        self,
+        prompt: str | Sequence[str],
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        negative_prompt: str = "",
+        height: int = 512,
+        width: int = 512,
+        num_images_per_prompt: int = 1,
+    ) -> Conditioning:
+        """Encode prompts and references; arguments as in `__call__`."""
+        references = pictures.as_list(image)
+        self.sizes.check(height, width, editing=bool(references))
+        embeds = self.encode_prompt(
+            prompt, references or None, negative_prompt, height, width, num_images_per_prompt
+        )
+        latents = [
+            self.encode_image(pictures.to_pixels(reference, height, width)[None]) for reference in references
+        ]
+        return Conditioning(*embeds, height=height, width=width, reference_latents=latents)
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        negative_prompt: str = "",
+        height: int = 512,
+        width: int = 512,
+        num_images_per_prompt: int = 1,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The text side alone: VLM and connector.
+
+        Prompts and negative prompts go through the VLM as one left-padded batch. The padding takes part in the
+        connector, so encoding them apart would give other embeddings than the published model's.
+
+        Returns:
+            prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds, shaped
+            as in `Conditioning`.
+        """
+        prompts = self._prompts(prompt)
+        if not isinstance(negative_prompt, str):
+            raise TypeError(
+                f"negative_prompt is {type(negative_prompt).__name__}; "
+                "a string is wanted (one for the whole batch)."
+            )
+        copies = _positive("num_images_per_prompt", num_images_per_prompt)
+        references = pictures.as_list(image)
+        self.sizes.check(height, width, editing=bool(references))
+        texts = [*prompts, *[negative_prompt] * len(prompts)]
+        for text in texts:
+            self.prompt_template.check(text)
+
+        features, cells = None, []
+        if references:
+            cell = self.sizes.vision_cell
+            cells = [(height // cell, width // cell)] * len(references)
+            counts = [image_token_count(height, width, cell)] * len(references)
+            texts = [self.prompt_template.for_editing(text, counts) for text in texts]
+        else:
+            texts = [self.prompt_template.for_generation(text) for text in texts]
+        input_ids, valid = tokenize(self.tokenizer, texts)
+
+        device = self.placement.activate("vlm")
+        if references:
+            pixels = torch.stack([pictures.to_pixels(reference, height, width) for reference in references])
+            features = encode_references(self.vlm, pixels.to(device, self.vlm.dtype)).flatten(0, 1)
+        meta_queries = self.connector.meta_queries.to(device)
+        stacked = stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
+
+        device = self.placement.activate("connector")
+        sequence, pooled = self.connector(stacked.to(device, self.connector.dtype))
+        prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
+        pooled_embeds, negative_pooled_embeds = pooled.chunk(2)
+        return (
+            prompt_embeds.repeat(copies, 1, 1),
+            pooled_embeds.repeat(copies, 1),
+            negative_prompt_embeds.repeat(copies, 1, 1),
+            negative_pooled_embeds.repeat(copies, 1),
+        )
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Reference latents: the mode of the VAE's posterior in scaled space.
+
+        The original draws a sample from the global random numbers; with the mode, a seed alone decides.
+
+        Args:
+            pixels: [b, 3, H, W] in [-1, 1].
+
+        Returns:
+            [b, C, H/8, W/8].
+        """
+        device = self.placement.activate("vae")
+        mode = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
+        return (mode - self.vae.config["shift_factor"]) * self.vae.config["scaling_factor"]
+
+    # Stage 2
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The noise [b, C, H/8, W/8] of a seed or a generator (see `devices.random_noise`)."""
+        if seed is not None:
+            if generator is not None:
+                raise ValueError("Both seed and generator were given; one of them is wanted.")
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+                raise ValueError(f"seed is {seed!r}; a whole number from 0 to 2**64 - 1 is wanted.")
+            generator = torch.Generator("cpu").manual_seed(seed)
+        return random_noise(self._latent_shape(batch_size, height, width), generator, self.transformer.dtype)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        conditioning: Conditioning,
+        latents: Tensor,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 4.0,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Tensor:
+        """From noise to finished latents.
+
+        Args:
+            latents: [b, C, H/8, W/8] noise, as `prepare_latents` makes it.
+
+        Returns:
+            [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
+        """
+        self._check_steps(num_inference_steps, guidance_scale)
+        batch = len(conditioning.prompt_embeds)
+        self._check_latents(latents, batch, conditioning.height, conditioning.width)
+        device = self.placement.activate("transformer")
+        dtype = self.transformer.dtype
+        latents = latents.to(device, dtype)
+
+        # Rows of the guided batch: [negative, positive].
+        guided = guidance_scale > 1
+        prompt_embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+        if guided:
+            prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
+            pooled = torch.cat([conditioning.negative_pooled_prompt_embeds, pooled])
+        prompt_embeds, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
+        rows = len(prompt_embeds)
+        references = [
+            reference.to(device, dtype).expand(rows, -1, -1, -1)
+            for reference in conditioning.reference_latents
+        ]
+
+        timesteps, sigmas = self._set_timesteps(num_inference_steps, latents)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                velocity = predict_velocity(
+                    self.transformer,
+                    torch.cat([latents] * 2) if guided else latents,
+                    timestep.expand(rows),
+                    prompt_embeds,
+                    pooled,
+                    references,
+                )
+                if guided:
+                    negative, positive = velocity.chunk(2)
+                    velocity = negative + guidance_scale * (positive - negative)
+                previous = latents
+                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    x0 = previous.float() - sigmas[step] * velocity.float()
+                    replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
+                    latents = (replaced or {}).get("latents", latents)
+                progress_bar.update()
+        self._require_finite(latents)
+        return latents
+
+    def _set_timesteps(self, num_inference_steps: int, latents: Tensor) -> tuple[Tensor, Tensor]:
+        arguments = {}
+        if self.scheduler.config["use_dynamic_shifting"]:
+            # Not used by the published settings: mu grows with the number of image tokens.
+            patch = self.transformer.config["patch_size"]
+            tokens = (latents.shape[-2] // patch) * (latents.shape[-1] // patch)
+            config = self.scheduler.config
+            slope = (config["max_shift"] - config["base_shift"]) / (
+                config["max_image_seq_len"] - config["base_image_seq_len"]
+            )
+            arguments["mu"] = config["base_shift"] + slope * (tokens - config["base_image_seq_len"])
+        self.scheduler.set_timesteps(num_inference_steps, device=latents.device, **arguments)
+        # Without it the scheduler searches for its first timestep, which waits for the device.
+        self.scheduler.set_begin_index(0)
+        return self.scheduler.timesteps, self.scheduler.sigmas
+
+    # Stage 3
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | Tensor:
+        """From finished latents to pictures.
+
+        Args:
+            latents: [b, C, H/8, W/8] in scaled space.
+            output_type: As in `__call__`.
+        """
+        if output_type == "latent":
+            return latents
+        return pictures.from_pixels(self.decode_latents(latents), output_type)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The VAE decoder's output: [b, 3, H, W], about [-1, 1], not clamped, in the VAE's dtype."""
+        device = self.placement.activate("vae")
+        latents = latents.to(device, self.vae.dtype)
+        config = self.vae.config
+        pixels = self.vae.decode(latents / config["scaling_factor"] + config["shift_factor"]).sample
+        self._require_finite(pixels, "The VAE's output")
+        return pixels
+
+    # Checks
+
+    def _prompts(self, prompt: str | Sequence[str]) -> list[str]:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if prompt is not None else []
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise TypeError(f"prompt is {prompt!r}; a string or a list of strings is wanted.")
+        return prompts
+
+    def _check_steps(self, num_inference_steps: int, guidance_scale: float) -> None:
+        _positive("num_inference_steps", num_inference_steps)
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
+            raise TypeError(f"guidance_scale is {guidance_scale!r}; a number is wanted.")
+
+    def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+        factor = self.vae_scale_factor
+        return batch, self.transformer.config["in_channels"], height // factor, width // factor
+
+    def _check_latents(self, latents: Tensor, batch: int, height: int, width: int) -> None:
+        wanted = self._latent_shape(batch, height, width)
+        if tuple(latents.shape) != wanted:
+            raise ValueError(
+                f"latents have the shape {list(latents.shape)}; {list(wanted)} is wanted for "
+                f"{batch} picture(s) of {height} x {width} pixels."
+            )
+
+    def _require_finite(self, values: Tensor, what: str = "The latents") -> None:
+        if not torch.isfinite(values).all():
+            advice = (
+                "Load the model with torch_dtype=torch.float32"
+                if values.dtype == torch.bfloat16
+                else "Load the model with torch_dtype=torch.bfloat16 or torch.float32"
+                if values.dtype == torch.float16
+                else "Check the checkpoint's files (python -m deepgen_npu check)"
+            )
+            raise FloatingPointError(
+                f"{what} became NaN or infinite in {values.dtype} on {values.device}; the picture would be "
+                f"black. {advice}, or lower guidance_scale."
+            )
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; a whole number from 1 is wanted.")
+    return value

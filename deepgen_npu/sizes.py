@@ -1,0 +1,105 @@
+"""Which picture sizes a checkpoint allows, and which one suits a given input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .checkpoint import CheckpointError
+
+
+# DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3).
+TRAINED_SIDE = 512
+
+
+@dataclass(frozen=True)
+class SizeRules:
+    """Sizes in pixels.
+
+    Attributes:
+        generation_multiple: Sides of generated pictures are multiples of this (16 for DeepGen 1.0: the VAE's
+            factor 8 times the DiT's patch 2).
+        editing_multiple: The same where there are references (32: one merge cell of the vision tower).
+        vision_cell: Pixels covered by one merge cell of the vision tower, that is by one image token (32).
+        longest_side: What the DiT's position grid covers (6144).
+        trained_side: Side of the square whose area the model was trained at (512).
+    """
+
+    generation_multiple: int
+    editing_multiple: int
+    vision_cell: int
+    longest_side: int
+    trained_side: int
+
+    @classmethod
+    def from_configs(
+        cls,
+        transformer: Mapping[str, Any],
+        vae: Mapping[str, Any],
+        vision: Mapping[str, Any],
+        vision_scale: float,
+    ) -> SizeRules:
+        """Derive the rules from the configs of DiT, VAE and vision tower.
+
+        Raises:
+            CheckpointError: When a merge cell of the vision tower does not cover whole pixels.
+        """
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        generation = factor * transformer["patch_size"]
+        cell = vision["patch_size"] * vision["spatial_merge_size"] / vision_scale
+        if cell != int(cell):
+            raise CheckpointError(f"A merge cell of the vision tower covers {cell} pixels; whole ones are wanted.")
+        longest = transformer["pos_embed_max_size"] * generation
+        return cls(
+            generation_multiple=generation,
+            editing_multiple=math.lcm(generation, int(cell)),
+            vision_cell=int(cell),
+            longest_side=longest,
+            trained_side=min(TRAINED_SIDE, longest),
+        )
+
+    def multiple(self, editing: bool) -> int:
+        return self.editing_multiple if editing else self.generation_multiple
+
+    def check(self, height: int, width: int, editing: bool) -> None:
+        """Refuse a size that the model cannot make.
+
+        Raises:
+            ValueError: Naming the side, its value and the nearest allowed values.
+        """
+        multiple = self.multiple(editing)
+        largest = self.longest_side // multiple * multiple
+        task = "editing" if editing else "generation"
+        for name, side in (("height", height), ("width", width)):
+            if isinstance(side, bool) or not isinstance(side, int):
+                raise ValueError(f"{name} is {side!r}; a whole number of pixels is wanted.")
+            if side % multiple == 0 and multiple <= side <= largest:
+                continue
+            lower = min(max(side // multiple * multiple, multiple), largest)
+            upper = min(max(lower, -(-side // multiple) * multiple), largest)
+            nearest = f"{lower}" if lower == upper else f"{lower} or {upper}"
+            raise ValueError(
+                f"{name} is {side}, which {task} does not allow: multiples of {multiple} from {multiple} "
+                f"to {largest} are wanted. Nearest: {nearest}."
+            )
+
+    def follow(self, height: int, width: int, editing: bool = True) -> tuple[int, int]:
+        """The size with the shape of a height x width picture at the area that the model was trained at.
+
+        Sides are scaled by trained_side / sqrt(height x width) and rounded up to the next multiple, as in the
+        original's training data (resize_image_fix_pixels), then limited to what the model allows.
+
+        Returns:
+            (height, width).
+        """
+        multiple = self.multiple(editing)
+        largest = self.longest_side // multiple * multiple
+        scale = self.trained_side / math.sqrt(height * width)
+
+        def rounded(side: int) -> int:
+            # The tolerance keeps 512 x 512 at 512: the square root is not exact.
+            return min(max(math.ceil(side * scale / multiple - 1e-9) * multiple, multiple), largest)
+
+        return rounded(height), rounded(width)

@@ -1,0 +1,195 @@
+"""The VLM (Qwen2.5-VL) as DeepGen uses it: one pass over prompt and meta queries, no text generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import stacked_states
+
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+# Normalisation of CLIP, which Qwen2-VL's image processor uses.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# The tower sees pictures at 28/32 of their size, so that one of its 28-pixel merge cells covers exactly
+# 32 pixels, that is one 2x2 group of DiT patches (original: interpolate with scale_factor 28/32).
+VISION_SCALE = 28 / 32
+
+
+def image_token_count(height: int, width: int, cell: int) -> int:
+    """Number of placeholder tokens of a reference of height x width pixels; ``cell`` is 32 for DeepGen 1.0."""
+    return (height // cell) * (width // cell)
+
+
+def encode_references(vlm: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Run the vision tower.
+
+    Args:
+        pixels: [n, 3, H, W] in [-1, 1], in the model's dtype.
+
+    Returns:
+        [n, tokens, hidden]: one vector for each merge cell, in raster order.
+    """
+    visual = vlm.model.visual
+    config = vlm.config.vision_config
+    scaled = F.interpolate(pixels, scale_factor=VISION_SCALE, mode="bilinear", align_corners=False)
+    # Mean and deviation stay float32, as in the published pipeline: the tower casts after normalisation.
+    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
+    normalised = ((scaled + 1) / 2 - mean) / std
+    patches, grid = to_patches(
+        normalised, config.patch_size, config.temporal_patch_size, config.spatial_merge_size
+    )
+    output = visual(patches, grid_thw=grid)
+    # transformers 5 returns an object whose pooler_output is what 4.x returns.
+    merged = getattr(output, "pooler_output", output)
+    return merged.view(len(pixels), -1, merged.shape[-1])
+
+
+def to_patches(pixels: Tensor, patch: int, temporal: int, merge: int) -> tuple[Tensor, Tensor]:
+    """Cut pictures into the rows that Qwen2-VL's image processor makes.
+
+    Args:
+        pixels: [n, 3, H, W], normalised; H and W multiples of patch x merge.
+
+    Returns:
+        [n x rows x columns, 3 x temporal x patch x patch], ordered by merge cell, and the grid [n, 3] of
+        (1, rows, columns) in patches.
+    """
+    n, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    cells = pixels.reshape(n, channels, rows // merge, merge, patch, columns // merge, merge, patch)
+    cells = cells.permute(0, 2, 5, 3, 6, 1, 4, 7)  # n, cell row, cell column, merge, merge, channel, y, x
+    frames = cells.unsqueeze(6).expand(*cells.shape[:6], temporal, *cells.shape[6:])
+    grid = torch.tensor([[1, rows, columns]] * n, device=pixels.device)
+    return frames.reshape(n * rows * columns, -1), grid
+
+
+def rope_positions(
+    input_ids: Tensor, valid: Tensor, image_token_id: int, cells: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Positions of the multimodal rotary embedding.
+
+    Text counts up on all three axes from the first token that is no padding. In an image block that begins
+    at s, time stays at s while row and column run from s; the next token is one after the largest.
+
+    Args:
+        input_ids: [b, S], queries included, on the CPU.
+        valid: [b, S] boolean, False at padding, on the CPU.
+        cells: (rows, columns) in merge cells of each image block, the same for every row of the batch.
+
+    Returns:
+        [3, b, S] int64: time, row, column. Padding has 1, whose value does not matter.
+    """
+    batch, length = input_ids.shape
+    positions = torch.ones(3, batch, length, dtype=torch.long)
+    for row in range(batch):
+        first = int(valid[row].long().argmax())
+        ids = input_ids[row].tolist()
+        position, index, image = 0, first, 0
+        while index < length:
+            if ids[index] != image_token_id:
+                positions[:, row, index] = position
+                index, position = index + 1, position + 1
+                continue
+            rows, columns = cells[image]
+            end = index + rows * columns
+            positions[0, row, index:end] = position
+            positions[1, row, index:end] = position + torch.arange(rows).repeat_interleave(columns)
+            positions[2, row, index:end] = position + torch.arange(columns).repeat(rows)
+            index, position, image = end, position + max(rows, columns), image + 1
+    return positions
+
+
+def attention_mask(valid: Tensor, implementation: str, dtype: torch.dtype) -> Tensor | None:
+    """The causal mask with padding, in the form that an attention implementation of transformers takes.
+
+    A padded row attends to itself, so that no row is fully masked: what back ends make of such rows differs
+    (zero, a mean over everything, NaN). `stacked_hidden_states` sets the result of those rows to zero.
+
+    Args:
+        valid: [b, S] boolean.
+        implementation: ``sdpa`` (boolean [b, 1, S, S], True = attend), ``eager`` (the same, additive) or a
+            flash attention (the [b, S] mask itself).
+    """
+    if "flash" in implementation:
+        return valid.long()
+    length = valid.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
+    diagonal = torch.eye(length, dtype=torch.bool, device=valid.device)
+    allowed = ((causal & valid[:, None, :]) | diagonal)[:, None]
+    if implementation == "eager":
+        return torch.zeros(allowed.shape, dtype=dtype, device=valid.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )
+    return allowed
+
+
+def stacked_hidden_states(
+    vlm: Qwen2_5_VLForConditionalGeneration,
+    input_ids: Tensor,
+    valid: Tensor,
+    meta_queries: Tensor,
+    image_features: Tensor | None = None,
+    cells: Sequence[tuple[int, int]] = (),
+) -> Tensor:
+    """Run the decoder over prompt and meta queries and stack the hidden states that the connector takes.
+
+    Layers above the deepest of these states, and the final norm, never run. Padded rows behave as in the
+    original: their attention output is zero, whatever the attention implementation makes of them, and the
+    connector later sees them.
+
+    Args:
+        input_ids: [b, L], left-padded, on the CPU.
+        valid: [b, L] boolean, False at padding, on the CPU.
+        meta_queries: [queries, hidden].
+        image_features: [tokens of all references, hidden]; they replace the placeholders of every row.
+        cells: (rows, columns) of each reference in merge cells.
+
+    Returns:
+        [b, L + queries, states x hidden].
+    """
+    decoder = vlm.model.language_model
+    embed = decoder.embed_tokens
+    device, dtype = embed.weight.device, embed.weight.dtype
+    image_token_id = vlm.config.image_token_id
+    batch, queries = input_ids.shape[0], len(meta_queries)
+
+    # Query slots carry id 0 and count as text.
+    all_ids = F.pad(input_ids, (0, queries), value=0)
+    all_valid = F.pad(valid, (0, queries), value=True)
+    positions = rope_positions(all_ids, all_valid, image_token_id, cells).to(device)
+
+    hidden_states = embed(input_ids.to(device))
+    if image_features is not None:
+        slots = (input_ids == image_token_id).nonzero(as_tuple=True)
+        features = image_features.to(dtype).repeat(batch, 1)
+        hidden_states = hidden_states.index_put(tuple(slot.to(device) for slot in slots), features)
+    hidden_states = torch.cat([hidden_states, meta_queries.to(dtype).expand(batch, -1, -1)], dim=1)
+
+    all_valid = all_valid.to(device)
+    padding = ~all_valid[:, :, None]
+    mask = attention_mask(all_valid, decoder.config._attn_implementation, dtype)
+    rotary = decoder.rotary_emb(hidden_states, positions)
+    wanted = stacked_states(len(decoder.layers))
+    states = {}
+    for index, layer in enumerate(decoder.layers[: wanted[0]]):
+        attention = layer.self_attn(
+            hidden_states=layer.input_layernorm(hidden_states),
+            attention_mask=mask,
+            position_embeddings=rotary,
+        )[0]
+        # o_proj has no bias, so zero after it is zero before it.
+        hidden_states = hidden_states + attention.masked_fill(padding, 0)
+        hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+        if index + 1 in wanted:
+            states[index + 1] = hidden_states
+    return torch.cat([states[index] for index in wanted], dim=-1)

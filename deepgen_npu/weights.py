@@ -1,0 +1,185 @@
+"""From a checked folder to models, one part at a time and without a second copy of the weights.
+
+Each model is built from its config with parameters that occupy no memory. Its tensors are then read from
+the file straight into their final storage, in pieces of `_CHUNK_BYTES` where dtype or device change on the
+way. safetensors' own loader maps the file, and mapped pages count as resident until the file is closed, so
+converting 10 GB that way peaks at 15.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .checkpoint import Checkpoint, CheckpointError, StoredTensor
+from .connector import Connector
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 32 * 1024 * 1024
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+BytesRead = Callable[[int], None]
+
+
+def load_part(
+    checkpoint: Checkpoint,
+    part: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    on_bytes_read: BytesRead | None = None,
+) -> Module:
+    """Load ``vlm``, ``connector``, ``transformer`` or ``vae``, ready for inference.
+
+    Args:
+        dtype: Of the weights. Rotary frequencies of the VLM are computed, not stored, and stay float32.
+        device: Where the weights are read to; nothing of their size is kept on the host on the way.
+        on_bytes_read: Called with the number of bytes of each piece that was read.
+
+    Raises:
+        CheckpointError: When names or shapes of tensors do not match the config.
+    """
+    stored = checkpoint.tensors[part]
+    if part == "vlm":
+        model = _empty_vlm(checkpoint)
+        stored = {_vlm_name(name): tensor for name, tensor in stored.items()}
+    elif part == "connector":
+        with torch.device("meta"):
+            model = Connector(dict(checkpoint.configs[part]))
+    else:
+        model = _empty_diffusers_model(checkpoint, part)
+    model.requires_grad_(False)
+    _check_names(model, stored, checkpoint, part)
+    # Outside inference mode: ComfyUI moves models between devices in and out of it.
+    with torch.inference_mode(False):
+        state = {name: read_tensor(tensor, dtype, device, on_bytes_read) for name, tensor in stored.items()}
+        model.load_state_dict(state, strict=False, assign=True)
+        if part == "vlm":
+            # The published folder leaves lm_head out: it is the embedding, and image generation never uses it.
+            if "lm_head.weight" not in state:
+                model.lm_head.weight = model.model.language_model.embed_tokens.weight
+            # Rotary frequencies were computed on the CPU while everything else was empty.
+            model.to(device)
+    return model.eval()
+
+
+def load_scheduler(checkpoint: Checkpoint):
+    """The ``FlowMatchEulerDiscreteScheduler`` with the folder's settings."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The Qwen2 tokenizer of the folder, in its fast form. Nothing is fetched and no remote code runs."""
+    from transformers import Qwen2TokenizerFast
+
+    return Qwen2TokenizerFast.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+
+
+def read_tensor(
+    stored: StoredTensor,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    on_bytes_read: BytesRead | None = None,
+) -> Tensor:
+    """Read one tensor into memory of its own.
+
+    Args:
+        dtype: None keeps the stored one.
+    """
+    if stored.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{stored.file} stores {stored.dtype}; weights in {', '.join(_DTYPES)} are wanted."
+        )
+    source = _DTYPES[stored.dtype]
+    target = torch.empty(stored.shape, dtype=dtype or source, device=device)
+    flat = target.view(-1)
+    direct = target.dtype == source and target.device.type == "cpu"
+    step = _CHUNK_BYTES // source.itemsize
+    buffer = None if direct else torch.empty(min(step, target.numel()), dtype=source)
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        for start in range(0, target.numel(), step):
+            piece = flat[start : start + step]
+            landing = piece if buffer is None else buffer[: piece.numel()]
+            _read_into(file, landing, stored)
+            if buffer is not None:
+                piece.copy_(landing)
+            if on_bytes_read is not None:
+                on_bytes_read(landing.numel() * source.itemsize)
+    return target
+
+
+def _read_into(file, landing: Tensor, stored: StoredTensor) -> None:
+    view = memoryview(landing.view(torch.uint8).numpy())
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise CheckpointError(f"{stored.file} ended while it was read; was it changed meanwhile?")
+        view = view[count:]
+
+
+def _empty_vlm(checkpoint: Checkpoint) -> Any:
+    from accelerate import init_empty_weights
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig.from_dict(dict(checkpoint.configs["vlm"]))
+    # Buffers are the rotary frequencies, which no file holds: they are made for real.
+    with init_empty_weights(include_buffers=False):
+        return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _empty_diffusers_model(checkpoint: Checkpoint, part: str) -> Any:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    model_class = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
+    with torch.device("meta"):
+        return model_class.from_config(dict(checkpoint.configs[part]))
+
+
+def _vlm_name(name: str) -> str:
+    """The name in today's transformers of a tensor saved by 4.5x (``visual.*``, ``model.*``) or later."""
+    if name.startswith(("model.visual.", "model.language_model.", "lm_head.")):
+        return name
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return f"model.language_model.{name.removeprefix('model.')}"
+
+
+def _check_names(
+    model: Module, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, part: str
+) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if part == "vlm" and "lm_head.weight" not in stored:
+        expected.pop("lm_head.weight")
+    where = f"{part}/ of {checkpoint.folder}"
+    if missing := sorted(expected.keys() - stored.keys()):
+        raise CheckpointError(f"{where} lacks {_few(missing)}, which its config.json calls for.")
+    if unknown := sorted(stored.keys() - expected.keys()):
+        raise CheckpointError(f"{where} has {_few(unknown)}, which its config.json does not know.")
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise CheckpointError(
+                f"{where}: {name} has the shape {list(stored[name].shape)}, "
+                f"but config.json gives {list(shape)}."
+            )
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
