@@ -308,7 +308,9 @@ def _check_bridges(checkpoint: Checkpoint) -> None:
     def number(config: Mapping[str, Any], key: str, where: str) -> int:
         value = config.get(key)
         if not isinstance(value, int):
-            raise CheckpointError(f"{where} of {checkpoint.folder} has no number {key!r} (it says {value!r}).")
+            raise CheckpointError(
+                f"{where} of {checkpoint.folder} has no number {key!r} (it says {value!r})."
+            )
         return value
 
     hidden = number(text, "hidden_size", "vlm/config.json")

@@ -8,7 +8,7 @@ Each stage is public and a function of what the one before returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import images as pictures
-from .checkpoint import Checkpoint, CheckpointError, resolve_model
+from .checkpoint import PARTS, Checkpoint, CheckpointError, resolve_model
 from .devices import random_noise, resolve_device, resolve_dtype
 from .placement import ModelOffload, Placement, StayInPlace
 from .prompts import PromptTemplate, tokenize
@@ -132,16 +132,38 @@ class DeepGenPipeline:
             CheckpointError: When something is missing or does not fit, before any weights are read.
         """
         checkpoint = Checkpoint.open(resolve_model(pretrained_model_name_or_path))
-        template = PromptTemplate.from_config(checkpoint.prompt_template)
         target = resolve_device(device or "auto")
-        dtype = resolve_dtype(torch_dtype, target)
         where = target if device is not None else torch.device("cpu")
+        pipe = cls.from_checkpoint(
+            checkpoint,
+            resolve_dtype(torch_dtype, target),
+            devices=dict.fromkeys(PARTS, where),
+            on_bytes_read=on_bytes_read,
+        )
+        pipe.vlm.set_attn_implementation(attn_implementation)
+        return pipe
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        devices: Mapping[str, torch.device],
+        vae_dtype: torch.dtype | None = None,
+        on_bytes_read: BytesRead | None = None,
+    ) -> DeepGenPipeline:
+        """Load a checked folder, each part to a device of its own.
+
+        Args:
+            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
+            vae_dtype: Of the VAE alone; None means ``dtype``.
+        """
+        template = PromptTemplate.from_config(checkpoint.prompt_template)
         tokenizer = load_tokenizer(checkpoint)
-        parts: dict[str, Any] = {
-            part: load_part(checkpoint, part, dtype, where, on_bytes_read)
-            for part in ("vlm", "connector", "transformer", "vae")
-        }
-        parts["vlm"].set_attn_implementation(attn_implementation)
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            part_dtype = vae_dtype or dtype if part == "vae" else dtype
+            parts[part] = load_part(checkpoint, part, part_dtype, devices[part], on_bytes_read)
         return cls(
             tokenizer=tokenizer, scheduler=load_scheduler(checkpoint), prompt_template=template, **parts
         )

@@ -50,7 +50,9 @@ class SizeRules:
         generation = factor * transformer["patch_size"]
         cell = vision["patch_size"] * vision["spatial_merge_size"] / vision_scale
         if cell != int(cell):
-            raise CheckpointError(f"A merge cell of the vision tower covers {cell} pixels; whole ones are wanted.")
+            raise CheckpointError(
+                f"A merge cell of the vision tower covers {cell} pixels; whole ones are wanted."
+            )
         longest = transformer["pos_embed_max_size"] * generation
         return cls(
             generation_multiple=generation,

@@ -1,0 +1,14 @@
+"""The pack as ComfyUI sees it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .edit import DeepGenEdit
+from .loader import DeepGenLoader
+from .text_to_image import DeepGenTextToImage
+
+
+class DeepGenExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [DeepGenLoader, DeepGenTextToImage, DeepGenEdit]

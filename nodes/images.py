@@ -1,0 +1,25 @@
+"""IMAGE tensors to PIL and back: the only place where the two meet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+def to_pil(image: Tensor) -> list[Image.Image]:
+    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL pictures."""
+    from PIL import Image
+
+    values = (image.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    if values.shape[-1] == 1:
+        values = values[..., 0]
+    return [Image.fromarray(picture) for picture in values]
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """[b, 3, H, W] in [0, 1] as an IMAGE batch [b, H, W, 3] (NCHW to BHWC)."""
+    return pixels.permute(0, 2, 3, 1).contiguous()

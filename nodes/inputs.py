@@ -1,0 +1,90 @@
+"""Inputs that several nodes share, and what is checked before a workflow is queued."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+
+Pipeline = io.Custom("DEEPGEN_PIPELINE")
+
+# The position grid of DeepGen 1.0 covers 384 x 384 patches of 16 pixels (transformer/config.json). A smaller
+# checkpoint refuses what is too large for it when it runs.
+LONGEST_SIDE = 6144
+
+CATEGORY = "DeepGen"
+
+
+def pipeline() -> io.Input:
+    return Pipeline.Input(
+        "pipeline",
+        display_name="pipeline",
+        tooltip="The model from DeepGen Loader; one loader serves every node.",
+    )
+
+
+def prompt(tooltip: str) -> io.Input:
+    return io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip=tooltip)
+
+
+def negative_prompt(default: str = "") -> io.Input:
+    return io.String.Input(
+        "negative_prompt",
+        multiline=True,
+        dynamic_prompts=True,
+        default=default,
+        tooltip="What the picture should keep away from. Has no effect where cfg is 1 or less.",
+    )
+
+
+def seed() -> io.Input:
+    return io.Int.Input(
+        "seed",
+        default=42,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="The same seed with the same settings gives the same picture, on every device.",
+    )
+
+
+def steps() -> io.Input:
+    return io.Int.Input(
+        "steps",
+        default=50,
+        min=1,
+        max=1000,
+        tooltip="Denoising steps. 50 is what the model was evaluated with; 25 is a quick look.",
+    )
+
+
+def cfg() -> io.Input:
+    return io.Float.Input(
+        "cfg",
+        default=4.0,
+        min=0.0,
+        max=30.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Guidance scale: how strongly the prompt is followed. 4 is the model's default; "
+        "at 1 or less there is no guidance and a step takes half the time.",
+    )
+
+
+def side(name: str, multiple: int, tooltip: str) -> io.Input:
+    return io.Int.Input(name, default=512, min=multiple, max=LONGEST_SIDE, step=multiple, tooltip=tooltip)
+
+
+def check_sides(multiple: int, **sides: int | None) -> bool | str:
+    """For ``validate_inputs``: True, or what is wrong. None stands for a side that comes from another node."""
+    for name, value in sides.items():
+        if value is None:
+            continue
+        if value % multiple or not multiple <= value <= LONGEST_SIDE:
+            below = min(max(value // multiple * multiple, multiple), LONGEST_SIDE)
+            above = min(max(-(-value // multiple) * multiple, multiple), LONGEST_SIDE)
+            nearest = f"{below}" if below == above else f"{below} or {above}"
+            return (
+                f"{name} is {value}; a multiple of {multiple} from {multiple} to {LONGEST_SIDE} is wanted. "
+                f"Nearest: {nearest}."
+            )
+    return True

@@ -1,0 +1,56 @@
+"""DeepGenLoader: the model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .inputs import CATEGORY, Pipeline
+from .models import find_model, model_names
+
+
+class DeepGenLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DeepGenLoader",
+            display_name="DeepGen Loader",
+            category=CATEGORY,
+            description="Loads DeepGen 1.0 from models/deepgen. One loader serves generation and editing; "
+            "ComfyUI chooses the device.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=model_names(),
+                    default=model_names()[0],
+                    tooltip="A folder in models/deepgen (or a 'deepgen' entry of extra_model_paths.yaml).",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", "bfloat16", "float16", "float32"],
+                    default="auto",
+                    tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13 GB), float32 on a CPU "
+                    "that does not compute in bfloat16 (26 GB).",
+                ),
+            ],
+            outputs=[
+                Pipeline.Output(
+                    display_name="pipeline", tooltip="For DeepGen Text to Image and DeepGen Edit."
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
+        if model is None:
+            return True
+        try:
+            find_model(model)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model: str, dtype: str) -> io.NodeOutput:
+        from .memory import load_pipeline
+
+        return io.NodeOutput(load_pipeline(find_model(model), dtype))

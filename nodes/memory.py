@@ -1,0 +1,129 @@
+"""ComfyUI decides where the parts of DeepGen are, and can ask for the memory back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import comfy.latent_formats
+import comfy.model_management as mm
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..deepgen_npu.devices import prepare_thread
+
+
+if TYPE_CHECKING:
+    from ..deepgen_npu.pipeline import DeepGenPipeline
+
+
+class _Stage(torch.nn.Module):
+    """What a ModelPatcher holds. It cannot hold the models themselves: it sets ``model.device``, which is a
+    read-only property of diffusers and transformers classes.
+    """
+
+    def __init__(self, **parts: torch.nn.Module):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        # latent_preview reads it from here.
+        self.latent_format = comfy.latent_formats.SD3()
+
+
+class DeepGenVLM(_Stage):
+    """The name is what ComfyUI's log shows when it loads or unloads the stage."""
+
+
+class DeepGenDiT(_Stage):
+    pass
+
+
+class DeepGenVAE(_Stage):
+    pass
+
+
+class ComfyPlacement:
+    """A placement of `DeepGenPipeline` on ComfyUI's memory manager: one ModelPatcher for each stage.
+
+    VLM, connector with DiT, and VAE are loaded whole just before they run; ComfyUI moves other models out only
+    as far as needed, and ours when somebody else needs the room or presses "Unload models".
+    """
+
+    def __init__(self, pipe: DeepGenPipeline):
+        self.denoiser = ModelPatcher(
+            DeepGenDiT(connector=pipe.connector, transformer=pipe.transformer),
+            load_device=mm.get_torch_device(),
+            offload_device=mm.unet_offload_device(),
+        )
+        text = ModelPatcher(
+            DeepGenVLM(vlm=pipe.vlm),
+            load_device=mm.text_encoder_device(),
+            offload_device=mm.text_encoder_offload_device(),
+        )
+        vae = ModelPatcher(
+            DeepGenVAE(vae=pipe.vae), load_device=mm.vae_device(), offload_device=mm.vae_offload_device()
+        )
+        self._patchers = {
+            "vlm": text,
+            "connector": self.denoiser,
+            "transformer": self.denoiser,
+            "vae": vae,
+        }
+        self._activations: dict[str, int] = {}
+
+    def expect(self, pipe: DeepGenPipeline, height: int, width: int, batch: int, references: int) -> None:
+        """Estimate the memory that each stage needs beside its weights, for ComfyUI to keep free.
+
+        The VAE's estimate is ComfyUI's own for the SD3 VAE (comfy/sd.py: 2178 x 64 bytes for each latent pixel
+        and byte of dtype in the decoder). Activations of DiT and VLM are a few live tensors of the widest layer
+        (the 4 x wide feed-forward) for each token.
+        """
+        itemsize = pipe.dtype.itemsize
+        tokens = (height // 16) * (width // 16) * (1 + references) + 512
+        width_of_dit = pipe.transformer.inner_dim
+        vae_pixels = (height // 8) * (width // 8) * batch
+        self._activations = {
+            "vlm": tokens * pipe.vlm.config.get_text_config().hidden_size * 24 * itemsize * batch,
+            "connector": 0,
+            "transformer": tokens * width_of_dit * 24 * itemsize * 2 * batch,
+            "vae": 2178 * 64 * vae_pixels * pipe.vae.dtype.itemsize,
+        }
+
+    def activate(self, part: str) -> torch.device:
+        mm.throw_exception_if_processing_interrupted()
+        patcher = self._patchers[part]
+        mm.load_models_gpu([patcher], memory_required=self._activations.get(part, 0), force_full_load=True)
+        prepare_thread(patcher.load_device)
+        return patcher.load_device
+
+
+def load_pipeline(folder: Any, dtype_name: str) -> DeepGenPipeline:
+    """Read a checkpoint to where ComfyUI keeps idle models, with a progress bar over the bytes."""
+    import comfy.utils
+
+    from ..deepgen_npu.checkpoint import Checkpoint
+    from ..deepgen_npu.devices import resolve_dtype
+    from ..deepgen_npu.pipeline import DeepGenPipeline
+
+    checkpoint = Checkpoint.open(folder)
+    dtype = resolve_dtype(dtype_name, mm.get_torch_device())
+    total = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
+    bar = comfy.utils.ProgressBar(total)
+
+    def on_bytes_read(count: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        bar.update(count)
+
+    pipe = DeepGenPipeline.from_checkpoint(
+        checkpoint,
+        dtype,
+        devices={
+            "vlm": mm.text_encoder_offload_device(),
+            "connector": mm.unet_offload_device(),
+            "transformer": mm.unet_offload_device(),
+            "vae": mm.vae_offload_device(),
+        },
+        vae_dtype=mm.vae_dtype(mm.vae_device(), [dtype]),
+        on_bytes_read=on_bytes_read,
+    )
+    pipe.placement = ComfyPlacement(pipe)
+    return pipe

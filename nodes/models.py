@@ -1,0 +1,68 @@
+"""The folder ``models/deepgen`` and the models in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..deepgen_npu.checkpoint import is_model_folder, model_folders, modelscope_spelling
+from ..deepgen_npu.download import MODEL_ID
+
+
+FOLDER = "deepgen"
+
+# Offered even before it is there, so that a shared workflow names the same model on every machine.
+PUBLISHED = MODEL_ID.split("/")[1]
+
+
+def register_model_folder() -> None:
+    """Make ``models/deepgen`` known to ComfyUI; a ``deepgen:`` entry in extra_model_paths.yaml adds to it."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+
+
+def model_names() -> list[str]:
+    """Names for the loader's list: the published model first, then every other checkpoint folder."""
+    others = sorted(name for name in _folders() if name != PUBLISHED)
+    return [PUBLISHED, *others]
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model name.
+
+    Only folders found inside the registered model folders have names, so no workflow can point elsewhere.
+
+    Raises:
+        ValueError: When there is no such model; the message tells how to get it.
+    """
+    folders = _folders()
+    if name in folders:
+        return folders[name]
+    roots = folder_paths.get_folder_paths(FOLDER)
+    if name == PUBLISHED:
+        # ModelScope spells the folder's name differently.
+        for other, folder in folders.items():
+            if other.rsplit("/", 1)[-1] in (PUBLISHED, modelscope_spelling(PUBLISHED)):
+                return folder
+        target = os.path.join(roots[0], PUBLISHED)
+        raise ValueError(
+            f"model: {PUBLISHED} is not downloaded yet. In the folder of this node pack run: "
+            f'python -m deepgen_npu download --to "{target}" '
+            "(14 GB; add --source modelscope where Hugging Face cannot be reached), then press R."
+        )
+    raise ValueError(
+        f"model: there is no model {name!r} in {' or '.join(roots)}. "
+        f"Found: {', '.join(sorted(folders)) or 'none'}. Put its folder there and press R."
+    )
+
+
+def _folders() -> dict[str, Path]:
+    """Checkpoint folders by their path below the registered folder that holds them, with forward slashes."""
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        if is_model_folder(root):
+            found.setdefault(root.name, root)
+        for folder in model_folders(root):
+            found.setdefault(folder.relative_to(root).as_posix(), folder)
+    return found
