@@ -72,8 +72,7 @@ class Checkpoint:
         """
         folder = find_model_folder(folder)
         configs = {
-            part: _read_json(folder, f"{part}/config.json")
-            for part in ("vlm", "connector", "transformer", "vae")
+            part: _read_json(folder, f"{part}/config.json") for part in ("vlm", "connector", "transformer", "vae")
         }
         configs["scheduler"] = _read_json(folder, "scheduler/scheduler_config.json")
         template = _read_json(folder, "prompt_template.json")
@@ -234,8 +233,7 @@ def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(
-                f"{folder / index_name} names the shard {shard!r}; "
-                "a .safetensors file beside the index is wanted."
+                f"{folder / index_name} names the shard {shard!r}; a .safetensors file beside the index is wanted."
             )
         if not (folder / part / shard).is_file():
             raise CheckpointError(
@@ -270,9 +268,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
             )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise CheckpointError(
-                f"{path} ({size} bytes) is cut off or is no safetensors file. {how_to_download()}"
-            )
+            raise CheckpointError(f"{path} ({size} bytes) is cut off or is no safetensors file. {how_to_download()}")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
@@ -287,9 +283,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
                 for name, entry in header.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} has a damaged safetensors header ({error}). {how_to_download()}"
-            ) from None
+            raise CheckpointError(f"{path} has a damaged safetensors header ({error}). {how_to_download()}") from None
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=8 + length)
     if end != size:
         raise CheckpointError(
@@ -308,9 +302,7 @@ def _check_bridges(checkpoint: Checkpoint) -> None:
     def number(config: Mapping[str, Any], key: str, where: str) -> int:
         value = config.get(key)
         if not isinstance(value, int):
-            raise CheckpointError(
-                f"{where} of {checkpoint.folder} has no number {key!r} (it says {value!r})."
-            )
+            raise CheckpointError(f"{where} of {checkpoint.folder} has no number {key!r} (it says {value!r}).")
         return value
 
     hidden = number(text, "hidden_size", "vlm/config.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import npu
+from .npu import DeviceError
 
 
 DTYPES = {
@@ -22,7 +23,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
 
     Raises:
         ValueError: For a name that is none of these.
-        RuntimeError: When the device is not there (`npu.NpuUnavailableError` for an NPU).
+        DeviceError: When the device is not there.
     """
     name = "auto" if device is None else str(device)
     if name == "auto":
@@ -39,13 +40,13 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
     if kind == "npu":
         npu.require_npu(index)
     elif not torch.cuda.is_available():
-        raise RuntimeError(
+        raise DeviceError(
             "cuda was asked for, but this PyTorch finds no CUDA device "
             f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}). "
             "Choose --device auto or --device cpu."
         )
     elif index >= torch.cuda.device_count():
-        raise RuntimeError(
+        raise DeviceError(
             f"cuda:{index} was asked for; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
         )
     return torch.device(kind, index)
@@ -95,9 +96,7 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(device)
 
 
-def random_noise(
-    shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype
-) -> torch.Tensor:
+def random_noise(shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype) -> torch.Tensor:
     """Standard normal noise.
 
     From a CPU generator (or PyTorch's global one) it is drawn in float32 on the CPU, so that a seed means

@@ -7,8 +7,8 @@ import functools
 import torch
 
 
-class NpuUnavailableError(RuntimeError):
-    """An NPU was asked for and this machine cannot give it; the message says why and what to do."""
+class DeviceError(RuntimeError):
+    """A device was asked for that this machine does not have; the message says why and what to do."""
 
 
 _FALLBACK = "To run without an NPU, choose --device auto or --device cpu."
@@ -19,19 +19,19 @@ def import_torch_npu() -> None:
     """Import torch_npu, which adds ``torch.npu``.
 
     Raises:
-        NpuUnavailableError: When it is not installed or does not load.
+        DeviceError: When it is not installed or does not load.
     """
     try:
         import torch_npu  # pyright: ignore[reportMissingImports]  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch_npu":
-            raise NpuUnavailableError(f"torch_npu needs the package {error.name}: pip install it.") from error
-        raise NpuUnavailableError(
+            raise DeviceError(f"torch_npu needs the package {error.name}: pip install it.") from error
+        raise DeviceError(
             "An NPU was asked for, but torch_npu is not installed in this Python. Install the release that "
             f"belongs to your torch {torch.__version__} (see requirements-npu.txt). {_FALLBACK}"
         ) from None
     except Exception as error:
-        raise NpuUnavailableError(
+        raise DeviceError(
             f"torch_npu is installed but does not load ({error}). Source the CANN environment first "
             "(source /usr/local/Ascend/ascend-toolkit/set_env.sh) and check that torch_npu belongs to torch "
             f"{torch.__version__}. {_FALLBACK}"
@@ -42,7 +42,7 @@ def npu_count() -> int:
     """Number of usable NPUs; 0 also where torch_npu is missing or broken."""
     try:
         import_torch_npu()
-    except NpuUnavailableError:
+    except DeviceError:
         return 0
     return torch.npu.device_count() if torch.npu.is_available() else 0
 
@@ -51,17 +51,17 @@ def require_npu(index: int) -> None:
     """Make sure that card ``index`` exists and set it up for the calling thread.
 
     Raises:
-        NpuUnavailableError: When there is no such card.
+        DeviceError: When there is no such card.
     """
     import_torch_npu()
     count = npu_count()
     if count == 0:
-        raise NpuUnavailableError(
+        raise DeviceError(
             "torch_npu is installed, but it finds no NPU. Check the driver with `npu-smi info` and that "
             f"ASCEND_RT_VISIBLE_DEVICES does not hide the card. {_FALLBACK}"
         )
     if index >= count:
-        raise NpuUnavailableError(f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}.")
+        raise DeviceError(f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}.")
     set_up_thread(index)
 
 

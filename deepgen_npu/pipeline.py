@@ -25,7 +25,7 @@ from .placement import ModelOffload, Placement, StayInPlace
 from .prompts import PromptTemplate, tokenize
 from .sizes import SizeRules
 from .transformer import predict_velocity
-from .vision_language import VISION_SCALE, encode_references, image_token_count, stacked_hidden_states
+from .vision_language import encode_references, image_token_count, stacked_hidden_states
 from .weights import BytesRead, load_part, load_scheduler, load_tokenizer
 
 
@@ -93,9 +93,7 @@ class DeepGenPipeline:
         self.scheduler = scheduler
         self.prompt_template = prompt_template
         self.placement = placement or StayInPlace(self._models)
-        self.sizes = SizeRules.from_configs(
-            transformer.config, vae.config, vlm.config.vision_config.to_dict(), VISION_SCALE
-        )
+        self.sizes = SizeRules.from_configs(transformer.config, vae.config, vlm.config.vision_config.to_dict())
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
@@ -164,9 +162,7 @@ class DeepGenPipeline:
         for part in PARTS:
             part_dtype = vae_dtype or dtype if part == "vae" else dtype
             parts[part] = load_part(checkpoint, part, part_dtype, devices[part], on_bytes_read)
-        return cls(
-            tokenizer=tokenizer, scheduler=load_scheduler(checkpoint), prompt_template=template, **parts
-        )
+        return cls(tokenizer=tokenizer, scheduler=load_scheduler(checkpoint), prompt_template=template, **parts)
 
     @property
     def _models(self) -> dict[str, Any]:
@@ -262,9 +258,7 @@ class DeepGenPipeline:
             FloatingPointError: When the latents are not finite.
         """
         if output_type not in pictures.OUTPUT_TYPES:
-            raise ValueError(
-                f"output_type is {output_type!r}; wanted one of {', '.join(pictures.OUTPUT_TYPES)}."
-            )
+            raise ValueError(f"output_type is {output_type!r}; wanted one of {', '.join(pictures.OUTPUT_TYPES)}.")
         self._check_steps(num_inference_steps, guidance_scale)
         batch = len(self._prompts(prompt)) * _positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
@@ -273,12 +267,8 @@ class DeepGenPipeline:
             latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
         self._check_latents(latents, batch, height, width)
 
-        conditioning = self.encode(
-            prompt, references or None, negative_prompt, height, width, num_images_per_prompt
-        )
-        latents = self.denoise(
-            conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end
-        )
+        conditioning = self.encode(prompt, references or None, negative_prompt, height, width, num_images_per_prompt)
+        latents = self.denoise(conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end)
         return DeepGenPipelineOutput(images=self.decode(latents, output_type))
 
     # Stage 1
@@ -296,12 +286,8 @@ class DeepGenPipeline:
         """Encode prompts and references; arguments as in `__call__`."""
         references = pictures.as_list(image)
         self.sizes.check(height, width, editing=bool(references))
-        embeds = self.encode_prompt(
-            prompt, references or None, negative_prompt, height, width, num_images_per_prompt
-        )
-        latents = [
-            self.encode_image(pictures.to_pixels(reference, height, width)[None]) for reference in references
-        ]
+        embeds = self.encode_prompt(prompt, references or None, negative_prompt, height, width, num_images_per_prompt)
+        latents = [self.encode_image(pictures.to_pixels(reference, height, width)[None]) for reference in references]
         return Conditioning(*embeds, height=height, width=width, reference_latents=latents)
 
     @torch.no_grad()
@@ -326,8 +312,7 @@ class DeepGenPipeline:
         prompts = self._prompts(prompt)
         if not isinstance(negative_prompt, str):
             raise TypeError(
-                f"negative_prompt is {type(negative_prompt).__name__}; "
-                "a string is wanted (one for the whole batch)."
+                f"negative_prompt is {type(negative_prompt).__name__}; a string is wanted (one for the whole batch)."
             )
         copies = _positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
@@ -432,8 +417,7 @@ class DeepGenPipeline:
         prompt_embeds, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
         rows = len(prompt_embeds)
         references = [
-            reference.to(device, dtype).expand(rows, -1, -1, -1)
-            for reference in conditioning.reference_latents
+            reference.to(device, dtype).expand(rows, -1, -1, -1) for reference in conditioning.reference_latents
         ]
 
         timesteps, sigmas = self._set_timesteps(num_inference_steps, latents)

@@ -55,9 +55,7 @@ class PromptTemplate:
 
     def for_editing(self, prompt: str, image_tokens: Sequence[int]) -> str:
         """The edit turn: one block of placeholders for each reference, a line break, the prompt."""
-        blocks = "".join(
-            self.image_start + self.image_token * count + self.image_end for count in image_tokens
-        )
+        blocks = "".join(self.image_start + self.image_token * count + self.image_end for count in image_tokens)
         return self.instruction.replace("{input}", f"{blocks}\n{prompt}", 1)
 
     def check(self, prompt: str) -> None:

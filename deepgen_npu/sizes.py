@@ -13,6 +13,10 @@ from .checkpoint import CheckpointError
 # DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3).
 TRAINED_SIDE = 512
 
+# The vision tower sees pictures at 28/32 of their size, so that one of its 28-pixel merge cells covers exactly
+# 32 pixels, that is one 2x2 group of DiT patches (original: interpolate with scale_factor 28/32).
+VISION_SCALE = 28 / 32
+
 
 @dataclass(frozen=True)
 class SizeRules:
@@ -39,7 +43,6 @@ class SizeRules:
         transformer: Mapping[str, Any],
         vae: Mapping[str, Any],
         vision: Mapping[str, Any],
-        vision_scale: float,
     ) -> SizeRules:
         """Derive the rules from the configs of DiT, VAE and vision tower.
 
@@ -48,11 +51,9 @@ class SizeRules:
         """
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         generation = factor * transformer["patch_size"]
-        cell = vision["patch_size"] * vision["spatial_merge_size"] / vision_scale
+        cell = vision["patch_size"] * vision["spatial_merge_size"] / VISION_SCALE
         if cell != int(cell):
-            raise CheckpointError(
-                f"A merge cell of the vision tower covers {cell} pixels; whole ones are wanted."
-            )
+            raise CheckpointError(f"A merge cell of the vision tower covers {cell} pixels; whole ones are wanted.")
         longest = transformer["pos_embed_max_size"] * generation
         return cls(
             generation_multiple=generation,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import stacked_states
+from .sizes import VISION_SCALE
 
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 # Normalisation of CLIP, which Qwen2-VL's image processor uses.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-
-# The tower sees pictures at 28/32 of their size, so that one of its 28-pixel merge cells covers exactly
-# 32 pixels, that is one 2x2 group of DiT patches (original: interpolate with scale_factor 28/32).
-VISION_SCALE = 28 / 32
 
 
 def image_token_count(height: int, width: int, cell: int) -> int:
@@ -45,9 +42,7 @@ def encode_references(vlm: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -
     mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
     normalised = ((scaled + 1) / 2 - mean) / std
-    patches, grid = to_patches(
-        normalised, config.patch_size, config.temporal_patch_size, config.spatial_merge_size
-    )
+    patches, grid = to_patches(normalised, config.patch_size, config.temporal_patch_size, config.spatial_merge_size)
     output = visual(patches, grid_thw=grid)
     # transformers 5 returns an object whose pooler_output is what 4.x returns.
     merged = getattr(output, "pooler_output", output)
@@ -73,9 +68,7 @@ def to_patches(pixels: Tensor, patch: int, temporal: int, merge: int) -> tuple[T
     return frames.reshape(n * rows * columns, -1), grid
 
 
-def rope_positions(
-    input_ids: Tensor, valid: Tensor, image_token_id: int, cells: Sequence[tuple[int, int]]
-) -> Tensor:
+def rope_positions(input_ids: Tensor, valid: Tensor, image_token_id: int, cells: Sequence[tuple[int, int]]) -> Tensor:
     """Positions of the multimodal rotary embedding.
 
     Text counts up on all three axes from the first token that is no padding. In an image block that begins

@@ -9,7 +9,8 @@ converting 10 GB that way peaks at 15.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 
-BytesRead = Callable[[int], None]
+BytesRead = Callable[[int], object]
 
 
 def load_part(
@@ -103,9 +104,7 @@ def read_tensor(
         dtype: None keeps the stored one.
     """
     if stored.dtype not in _DTYPES:
-        raise CheckpointError(
-            f"{stored.file} stores {stored.dtype}; weights in {', '.join(_DTYPES)} are wanted."
-        )
+        raise CheckpointError(f"{stored.file} stores {stored.dtype}; weights in {', '.join(_DTYPES)} are wanted.")
     source = _DTYPES[stored.dtype]
     target = torch.empty(stored.shape, dtype=dtype or source, device=device)
     flat = target.view(-1)
@@ -138,10 +137,24 @@ def _empty_vlm(checkpoint: Checkpoint) -> Any:
     from accelerate import init_empty_weights
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config = Qwen2_5_VLConfig.from_dict(dict(checkpoint.configs["vlm"]))
-    # Buffers are the rotary frequencies, which no file holds: they are made for real.
-    with init_empty_weights(include_buffers=False):
-        return Qwen2_5_VLForConditionalGeneration(config)
+    with _quiet_transformers():
+        config = Qwen2_5_VLConfig.from_dict(dict(checkpoint.configs["vlm"]))
+        # Buffers are the rotary frequencies, which no file holds: they are made for real.
+        with init_empty_weights(include_buffers=False):
+            return Qwen2_5_VLForConditionalGeneration(config)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers 5 remarks on the spelling of rope settings in configs that 4.5x wrote; both mean the same."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _empty_diffusers_model(checkpoint: Checkpoint, part: str) -> Any:
@@ -161,9 +174,7 @@ def _vlm_name(name: str) -> str:
     return f"model.language_model.{name.removeprefix('model.')}"
 
 
-def _check_names(
-    model: Module, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, part: str
-) -> None:
+def _check_names(model: Module, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, part: str) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if part == "vlm" and "lm_head.weight" not in stored:
         expected.pop("lm_head.weight")
@@ -175,8 +186,7 @@ def _check_names(
     for name, shape in expected.items():
         if stored[name].shape != shape:
             raise CheckpointError(
-                f"{where}: {name} has the shape {list(stored[name].shape)}, "
-                f"but config.json gives {list(shape)}."
+                f"{where}: {name} has the shape {list(stored[name].shape)}, but config.json gives {list(shape)}."
             )
 
 

@@ -54,9 +54,7 @@ class DeepGenEdit(io.ComfyNode):
                     for number in (2, 3, 4)
                 ),
             ],
-            outputs=[
-                io.Image.Output(display_name="image", tooltip="The edited pictures, one batch.")
-            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The edited pictures, one batch.")],
         )
 
     @classmethod
@@ -89,13 +87,14 @@ class DeepGenEdit(io.ComfyNode):
         import torch
 
         from .images import to_image, to_pil
+        from .memory import placement_of
         from .progress import step_callback
 
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
         if size_mode == FOLLOW:
             height, width = pipeline.sizes.follow(image.shape[1], image.shape[2])
         pipeline.sizes.check(height, width, editing=True)
-        pipeline.placement.expect(pipeline, height, width, 1, references=len(groups[0]))
+        placement_of(pipeline).expect(pipeline, height, width, 1, references=len(groups[0]))
         callback = step_callback(pipeline, steps, pictures=len(groups))
         # One draw for the whole batch: picture k has the same noise however many there are.
         noise = pipeline.prepare_latents(len(groups), height, width, seed=seed)

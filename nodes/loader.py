@@ -32,11 +32,7 @@ class DeepGenLoader(io.ComfyNode):
                     "that does not compute in bfloat16 (26 GB).",
                 ),
             ],
-            outputs=[
-                Pipeline.Output(
-                    display_name="pipeline", tooltip="For DeepGen Text to Image and DeepGen Edit."
-                )
-            ],
+            outputs=[Pipeline.Output(display_name="pipeline", tooltip="For DeepGen Text to Image and DeepGen Edit.")],
         )
 
     @classmethod

@@ -96,6 +96,13 @@ class ComfyPlacement:
         return patcher.load_device
 
 
+def placement_of(pipe: DeepGenPipeline) -> ComfyPlacement:
+    """The placement that `load_pipeline` gave a pipeline."""
+    if not isinstance(pipe.placement, ComfyPlacement):
+        raise TypeError("pipeline: connect the output of DeepGen Loader.")
+    return pipe.placement
+
+
 def load_pipeline(folder: Any, dtype_name: str) -> DeepGenPipeline:
     """Read a checkpoint to where ComfyUI keeps idle models, with a progress bar over the bytes."""
     import comfy.utils

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import comfy.model_management as mm
 import latent_preview
 
+from .memory import placement_of
+
 
 if TYPE_CHECKING:
     from ..deepgen_npu.pipeline import DeepGenPipeline, StepCallback
@@ -19,7 +21,7 @@ def step_callback(pipe: DeepGenPipeline, steps: int, pictures: int = 1) -> StepC
     from a copy on the CPU: an asynchronous copy off an NPU might be read too early.
     """
     total = steps * pictures
-    report = latent_preview.prepare_callback(pipe.placement.denoiser, total)
+    report = latent_preview.prepare_callback(placement_of(pipe).denoiser, total)
     done = 0
 
     def callback(pipe, step, timestep, tensors):

@@ -22,18 +22,12 @@ class DeepGenTextToImage(io.ComfyNode):
                 inputs.pipeline(),
                 inputs.prompt("What to draw, in English or Chinese. Put text to render in quotation marks."),
                 inputs.negative_prompt(),
-                inputs.side(
-                    "width", MULTIPLE, "In pixels, a multiple of 16. Trained at the area of 512 x 512."
-                ),
-                inputs.side(
-                    "height", MULTIPLE, "In pixels, a multiple of 16. Trained at the area of 512 x 512."
-                ),
+                inputs.side("width", MULTIPLE, "In pixels, a multiple of 16. Trained at the area of 512 x 512."),
+                inputs.side("height", MULTIPLE, "In pixels, a multiple of 16. Trained at the area of 512 x 512."),
                 inputs.seed(),
                 inputs.steps(),
                 inputs.cfg(),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, tooltip="Number of pictures made at once."
-                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of pictures made at once."),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The pictures, one batch.")],
         )
@@ -56,9 +50,10 @@ class DeepGenTextToImage(io.ComfyNode):
         batch_size: int,
     ) -> io.NodeOutput:
         from .images import to_image
+        from .memory import placement_of
         from .progress import step_callback
 
-        pipeline.placement.expect(pipeline, height, width, batch_size, references=0)
+        placement_of(pipeline).expect(pipeline, height, width, batch_size, references=0)
         pixels = pipeline(
             prompt,
             negative_prompt=negative_prompt,

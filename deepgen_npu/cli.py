@@ -1,0 +1,338 @@
+"""The command line: ``inference.py`` and ``python -m deepgen_npu generate|edit|check|download``.
+
+Arguments are checked, and the checkpoint's headers read, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import PARTS, Checkpoint, CheckpointError, how_to_download, resolve_model
+from .download import MODEL_ID, SOURCES, DownloadError, find_downloaded
+from .sizes import SizeRules
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .pipeline import DeepGenPipeline
+
+DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
+
+
+class UsageError(ValueError):
+    """A command line that cannot work."""
+
+
+def inference(argv: Sequence[str] | None = None) -> int:
+    """The command of ``inference.py``: generates, or edits where there is an ``--input_image``."""
+    parser = argparse.ArgumentParser(
+        prog="inference.py", description="Generate a picture with DeepGen 1.0, or edit one."
+    )
+    _add_picture_arguments(parser, editing=None)
+    return _run(parser, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of ``python -m deepgen_npu``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deepgen_npu", description="DeepGen 1.0 on Ascend NPU, CUDA and CPU."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    generate = commands.add_parser("generate", help="generate a picture from a prompt")
+    _add_picture_arguments(generate, editing=False)
+    edit = commands.add_parser("edit", help="edit a picture as a prompt says")
+    _add_picture_arguments(edit, editing=True)
+
+    check = commands.add_parser("check", help="check that a model folder is whole")
+    check.add_argument("model_path", help="the folder, or a Hugging Face id that was downloaded")
+    check.set_defaults(run=_check)
+
+    download = commands.add_parser("download", help=f"download {MODEL_ID} (14 GB), or continue to")
+    download.add_argument("--source", choices=SOURCES, default="huggingface")
+    download.add_argument(
+        "--to",
+        metavar="DIR",
+        help="folder that receives the files; by default models/deepgen of the ComfyUI this pack is installed in, "
+        "or else the hub's own cache",
+    )
+    download.set_defaults(run=_download)
+    return _run(parser, argv)
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    # Progress bars go to stderr: keep the lines in their order also where both go to a file.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError) as error:
+        # What the user can mend reads as one line; anything else keeps its traceback.
+        if isinstance(error, RuntimeError) and not _is_for_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _is_for_users(error: RuntimeError) -> bool:
+    from .devices import DeviceError
+
+    return isinstance(error, (DeviceError, DownloadError))
+
+
+def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None:
+    add = parser.add_argument
+    add(
+        "--model_path",
+        metavar="DIR",
+        help="folder in the layout of DeepGen-1.0-diffusers, or a Hugging Face id, which is downloaded if need be "
+        "(default: where `python -m deepgen_npu download` puts the model)",
+    )
+    if editing is None or editing:
+        add("--prompt", default=None if editing else DEFAULT_PROMPT, required=bool(editing), help="what to do")
+        add(
+            "--input_image",
+            nargs="+",
+            metavar="FILE",
+            required=bool(editing),
+            help="picture to edit; further files are further references",
+        )
+        add(
+            "--follow_input",
+            action="store_true",
+            help="keep the shape of the input, at the area the model was trained at, instead of height and width",
+        )
+    else:
+        add("--prompt", default=DEFAULT_PROMPT, help="what to draw (default: %(default)r)")
+    add("--negative_prompt", default="", help="what to keep away from")
+    add("--output_image", default="output_deepgen.png", metavar="FILE", help="(default: %(default)s)")
+    add("--height", type=int, default=512, help="in pixels (default: %(default)s)")
+    add("--width", type=int, default=512, help="in pixels (default: %(default)s)")
+    add("--seed", type=int, default=42, help="(default: %(default)s)")
+    add("--num_inference_steps", type=int, default=50, help="(default: %(default)s)")
+    add("--guidance_scale", type=float, default=4.0, help="(default: %(default)s)")
+    add("--num_images", type=int, default=1, help="number of pictures (default: %(default)s)")
+    add(
+        "--device",
+        default="npu",
+        help="npu, npu:N, cuda, cuda:N, cpu, or auto for the best there is (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="precision (default: %(default)s)",
+    )
+    add("--offload", action="store_true", help="keep only the running part on the device, to save its memory")
+    add(
+        "--noise",
+        choices=("cpu", "device"),
+        default="cpu",
+        help="where a seed's noise is drawn: cpu gives the same picture on every device, device the noise of the "
+        "original implementation (default: %(default)s)",
+    )
+    parser.set_defaults(run=_make_picture, input_image=None, follow_input=False)
+
+
+def _make_picture(arguments: argparse.Namespace) -> None:
+    output = _output_path(arguments.output_image)
+    references = [_open_picture(name) for name in arguments.input_image or []]
+    checkpoint = Checkpoint.open(resolve_model(arguments.model_path or _downloaded_model()))
+    rules = SizeRules.from_configs(
+        checkpoint.configs["transformer"], checkpoint.configs["vae"], checkpoint.vision_config
+    )
+    height, width = arguments.height, arguments.width
+    if arguments.follow_input:
+        if not references:
+            raise UsageError("--follow_input needs an --input_image.")
+        from .images import to_rgb
+
+        upright = to_rgb(references[0])
+        height, width = rules.follow(upright.height, upright.width)
+    rules.check(height, width, editing=bool(references))
+    for name in ("num_inference_steps", "num_images"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} is {getattr(arguments, name)}; a whole number from 1 is wanted.")
+    if not 0 <= arguments.seed < 2**64:
+        raise UsageError(f"--seed is {arguments.seed}; a whole number from 0 to 2**64 - 1 is wanted.")
+
+    import torch
+
+    from .devices import resolve_device, synchronize
+
+    device = resolve_device(arguments.device)
+    print(f"Target device: {device}")
+    pipe = _load(checkpoint, arguments.dtype, device, arguments.offload)
+
+    if arguments.noise == "device" and device.type != "cpu":
+        generator = torch.Generator(device).manual_seed(arguments.seed)
+        noise = pipe.prepare_latents(arguments.num_images, height, width, generator=generator)
+    else:
+        noise = pipe.prepare_latents(arguments.num_images, height, width, seed=arguments.seed)
+    steps = arguments.num_inference_steps
+    print(f"Starting inference on {device} ({steps} steps)...")
+    start = time.perf_counter()
+    conditioning = pipe.encode(
+        arguments.prompt, references or None, arguments.negative_prompt, height, width, arguments.num_images
+    )
+    synchronize(device)
+    encoded = time.perf_counter()
+    latents = pipe.denoise(conditioning, noise, steps, arguments.guidance_scale)
+    synchronize(device)
+    denoised = time.perf_counter()
+    images = pipe.decode(latents, "pil")
+    end = time.perf_counter()
+    print(
+        f"Encoding {encoded - start:.2f}s, denoising {denoised - encoded:.2f}s "
+        f"({steps / (denoised - encoded):.2f} it/s), decoding {end - denoised:.2f}s"
+    )
+    print(f"Inference completed in {end - start:.2f}s")
+    parameters = {
+        "model": checkpoint.folder.name,
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "input_images": [Path(name).name for name in arguments.input_image or []],
+        "height": height,
+        "width": width,
+        "seed": arguments.seed,
+        "noise": arguments.noise,
+        "num_inference_steps": steps,
+        "guidance_scale": arguments.guidance_scale,
+        "device": str(device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
+    for index, image in enumerate(images):
+        path = output if len(images) == 1 else output.with_stem(f"{output.stem}_{index + 1}")
+        _save(image, path, {**parameters, "index": index})
+        size = path.stat().st_size / 1000
+        print(f"Image saved at: {path} ({image.width}x{image.height}, {size:.0f} kB)")
+
+
+def _load(checkpoint: Checkpoint, dtype_name: str, device: Any, offload: bool) -> DeepGenPipeline:
+    import torch
+    from tqdm.auto import tqdm
+
+    from .devices import resolve_dtype
+    from .pipeline import DeepGenPipeline
+
+    print(f"Loading pipeline from: {checkpoint.folder}")
+    start = time.perf_counter()
+    total = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
+    where = torch.device("cpu") if offload else device
+    dtype = resolve_dtype(dtype_name, device)
+    with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        pipe = DeepGenPipeline.from_checkpoint(
+            checkpoint, dtype, dict.fromkeys(PARTS, where), on_bytes_read=bar.update
+        )
+    if offload:
+        pipe.enable_model_cpu_offload(device)
+    print(f"All components loaded in {time.perf_counter() - start:.1f}s ({str(dtype).removeprefix('torch.')})")
+    for part in PARTS:
+        parameters = list(pipe.components[part].parameters())
+        size = sum(parameter.numel() * parameter.itemsize for parameter in parameters)
+        place = f"{parameters[0].device}" + (f", on {device} while it runs" if offload else "")
+        print(f"  {part}: {place}, {_amount(size)}")
+    return pipe
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
+
+
+def _open_picture(name: str) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(name)
+        image.load()
+    except FileNotFoundError:
+        raise UsageError(f"--input_image {name}: there is no such file.") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise UsageError(f"--input_image {name} cannot be read as a picture ({error}).") from None
+    return image
+
+
+def _output_path(name: str) -> Path:
+    """The path to write to, found wrong before minutes are spent on the picture."""
+    from PIL import Image
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UsageError(f"--output_image {name} is a folder; a file name is wanted.")
+    writable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    if path.suffix.lower() not in writable:
+        raise UsageError(f"--output_image {name}: a name that ends in .png (or .jpg, .webp, ...) is wanted.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--output_image {name}: the folder {path.parent} cannot be written to.")
+    return path
+
+
+def _save(image: Image.Image, path: Path, parameters: dict[str, Any]) -> None:
+    """Write beside and rename: an interrupted run leaves the old file or the new one, never half of one."""
+    from PIL.PngImagePlugin import PngInfo
+
+    options = {}
+    if path.suffix.lower() == ".png":
+        text = PngInfo()
+        text.add_itxt("deepgen", json.dumps(parameters, ensure_ascii=False))
+        options["pnginfo"] = text
+    unfinished = path.with_stem(f".{path.stem}.unfinished")
+    try:
+        image.save(unfinished, **options)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    checkpoint = Checkpoint.open(resolve_model(arguments.model_path))
+    print(f"{checkpoint.folder} is whole.")
+    for part in PARTS:
+        tensors = checkpoint.tensors[part]
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        print(f"  {part}: {len(tensors)} tensors, {_amount(size)}")
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from .download import download
+
+    target = Path(arguments.to).expanduser() if arguments.to else _comfyui_target()
+    print(f"Downloading {MODEL_ID} from {arguments.source} to {target or 'its cache'} ...")
+    folder = download(arguments.source, target)
+    try:
+        checkpoint = Checkpoint.open(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"The download ended, but: {error}") from None
+    print(f"Complete: {checkpoint.folder}")
+
+
+def _downloaded_model() -> Path:
+    folder = _comfyui_target()
+    if folder is None or not folder.is_dir():
+        folder = find_downloaded()
+    if folder is None:
+        raise UsageError(f"No --model_path was given and {MODEL_ID} is not downloaded. {how_to_download()}")
+    return folder
+
+
+def _comfyui_target() -> Path | None:
+    """models/deepgen of the ComfyUI in whose custom_nodes this pack lies, or None."""
+    pack = Path(__file__).absolute().parents[1]
+    comfyui = pack.parents[1]
+    if pack.parent.name == "custom_nodes" and (comfyui / "models").is_dir():
+        return comfyui / "models" / "deepgen" / MODEL_ID.split("/")[1]
+    return None
