@@ -487,10 +487,10 @@ class DeepGenPipeline:
     # Checks
 
     def _prompts(self, prompt: str | Sequence[str]) -> list[str]:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if prompt is not None else []
-        if not prompts or not all(isinstance(text, str) for text in prompts):
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
             raise TypeError(f"prompt is {prompt!r}; a string or a list of strings is wanted.")
-        return prompts
+        return list(prompts)
 
     def _check_steps(self, num_inference_steps: int, guidance_scale: float) -> None:
         _positive("num_inference_steps", num_inference_steps)

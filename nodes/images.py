@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
 
 def to_pil(image: Tensor) -> list[Image.Image]:
-    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL pictures."""
+    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL pictures.
+
+    Levels are rounded down, as SaveImage does: editing a picture straight away and editing it after it was saved
+    and loaded again give the same result.
+    """
     from PIL import Image
 
-    values = (image.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    values = (image.float().clamp(0, 1) * 255).byte().cpu().numpy()
     if values.shape[-1] == 1:
         values = values[..., 0]
     return [Image.fromarray(picture) for picture in values]

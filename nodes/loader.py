@@ -8,6 +8,9 @@ from .inputs import CATEGORY, Pipeline
 from .models import find_model, model_names
 
 
+DTYPES = ["auto", "bfloat16", "float16", "float32"]
+
+
 class DeepGenLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,7 +29,7 @@ class DeepGenLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=["auto", "bfloat16", "float16", "float32"],
+                    options=DTYPES,
                     default="auto",
                     tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13 GB), float32 on a CPU "
                     "that does not compute in bfloat16 (26 GB).",
@@ -36,7 +39,10 @@ class DeepGenLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str | None = None) -> bool | str:
+    def validate_inputs(cls, model: str | None = None, dtype: str | None = None) -> bool | str:
+        # ComfyUI 0.3.64 does not check the values of a V3 list itself.
+        if dtype is not None and dtype not in DTYPES:
+            return f"dtype is {dtype!r}; one of {', '.join(DTYPES)} is wanted."
         if model is None:
             return True
         try:

@@ -36,9 +36,7 @@ def differences(pipe: DeepGenPipeline, name: str) -> dict[str, float]:
         seen[f"negative_{key}"] = getattr(conditioning, f"negative_{key}")
     for index, latents in enumerate(conditioning.reference_latents):
         seen[f"reference_latents_{index}"] = latents[0]
-    seen["initial_latents"] = pipe.prepare_latents(
-        len(call["prompt"]), call["height"], call["width"], seed=42
-    )
+    seen["initial_latents"] = pipe.prepare_latents(len(call["prompt"]), call["height"], call["width"], seed=42)
     outputs = []
     hook = pipe.transformer.proj_out.register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
     try:
@@ -50,8 +48,4 @@ def differences(pipe: DeepGenPipeline, name: str) -> dict[str, float]:
     first = outputs[0].unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))
     seen["first_model_output"] = first.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
     seen["image"] = pipe.decode_latents(seen["final_latents"])
-    return {
-        key: (seen[key].float().cpu() - golden[key].float()).abs().max().item()
-        for key in golden
-        if key in seen
-    }
+    return {key: (seen[key].float().cpu() - golden[key].float()).abs().max().item() for key in golden if key in seen}

@@ -1,0 +1,182 @@
+"""A loopback server that imitates what a download needs of Hugging Face and of ModelScope."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request that reached the server; ``file`` is the repository file it was about."""
+
+    method: str
+    path: str
+    file: str | None = None
+    range: str | None = None
+
+
+@dataclass
+class Hub:
+    """What the server offers, how it misbehaves, and what it was asked.
+
+    Attributes:
+        model_id: The only repository.
+        files: Its content by path.
+        log: Every request, in order of arrival.
+        stop_at: For a file, the offset at which the connection is dropped, and how often.
+        status: For a route ("info", "sizes", "file"), an HTTP status to answer instead.
+    """
+
+    model_id: str
+    files: dict[str, bytes]
+    url: str = ""
+    log: list[Request] = field(default_factory=list)
+    stop_at: dict[str, tuple[int, int]] = field(default_factory=dict)
+    status: dict[str, int] = field(default_factory=dict)
+
+    def asked_for(self, *methods: str) -> list[str]:
+        """The repository files that were requested, with repeats."""
+        wanted = methods or ("GET", "HEAD")
+        return [item.file for item in self.log if item.file and item.method in wanted]
+
+    def etag(self, path: str) -> str:
+        return hashlib.sha256(self.files[path]).hexdigest()
+
+    def entry(self, path: str, sizes: bool = True) -> dict[str, Any]:
+        """A file as the two Hugging Face listings show it; safetensors are LFS files there."""
+        size, digest = len(self.files[path]), self.etag(path)
+        shown: dict[str, Any] = {"type": "file", "path": path, "rfilename": path}
+        if sizes:
+            shown |= {"size": size, "oid": digest[:40], "blobId": digest[:40]}
+            if path.endswith(".safetensors"):
+                large = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
+                shown["lfs"] = large
+        return shown
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        path, query = unquote(parts.path), parse_qs(parts.query)
+        repo = self.hub.model_id
+        file = None
+        if path.startswith(f"/{repo}/resolve/"):
+            file = path.removeprefix(f"/{repo}/resolve/").split("/", 1)[1]
+        elif path == f"/api/v1/models/{repo}/repo":
+            file = query["FilePath"][0]
+        self.hub.log.append(Request(self.command, self.path, file, self.headers.get("Range")))
+
+        refused = self.hub.status.get("file" if file else "info")
+        if refused is None and "blobs" in query:
+            refused = self.hub.status.get("sizes")
+        if refused is not None:
+            self._refuse(refused)
+        elif file is not None:
+            self._send_file(file)
+        elif path.startswith(f"/api/models/{repo}/tree/"):
+            self._send_json([self.hub.entry(name) for name in self.hub.files])
+        elif path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/main"):
+            listing = [self.hub.entry(name, "blobs" in query) for name in self.hub.files]
+            self._send_json({"id": repo, "sha": COMMIT, "siblings": listing, "tags": []})
+        elif path == f"/api/v1/models/{repo}/repo/files":
+            listing = [
+                {"Path": name, "Name": name, "Type": "blob", "Size": len(content)}
+                | {"Sha256": self.hub.etag(name), "Revision": COMMIT}
+                for name, content in self.hub.files.items()
+            ]
+            self._send_json({"Code": 200, "Success": True, "Data": {"Files": listing}})
+        elif path == f"/api/v1/models/{repo}/revisions":
+            branches = {"Branches": [{"Revision": "master", "CreatedAt": 0}], "Tags": []}
+            self._send_json({"Code": 200, "Success": True, "Data": {"RevisionMap": branches}})
+        elif path == f"/api/v1/models/{repo}":
+            self._send_json({"Code": 200, "Success": True, "Data": {"Name": repo}})
+        else:
+            self._refuse(404)
+
+    def _refuse(self, status: int) -> None:
+        code = {401: "RepoNotFound", 403: "GatedRepo", 404: "RepoNotFound"}.get(status)
+        body = json.dumps({"error": "refused", "Code": status, "Message": "refused"}).encode()
+        self._start(status, len(body), {"X-Error-Code": code} if code else {})
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def _send_json(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self._start(200, len(body), {"Content-Type": "application/json"})
+        self.wfile.write(body)
+
+    def _send_file(self, name: str) -> None:
+        if name not in self.hub.files:
+            self._refuse(404)
+            return
+        content = self.hub.files[name]
+        first, last = 0, len(content) - 1
+        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers["ETag"] = (
+            f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.etag(name)[:40])}"'
+        )
+        status = 200
+        asked = self.headers.get("Range")
+        if asked:
+            start, _, end = asked.removeprefix("bytes=").partition("-")
+            first, last = int(start), int(end) if end else last
+            if first >= len(content):
+                self._refuse(416)
+                return
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            status = 206
+        body = content[first : last + 1]
+        self._start(status, len(body), headers)
+        if self.command == "HEAD":
+            return
+        offset, times = self.hub.stop_at.get(name, (0, 0))
+        if times and first + len(body) > offset:
+            self.hub.stop_at[name] = (offset, times - 1)
+            self.wfile.write(body[: max(0, offset - first)])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def _start(self, status: int, length: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+
+@contextmanager
+def serve(model_id: str, files: dict[str, bytes]) -> Iterator[Hub]:
+    """Serve one repository on a free port of 127.0.0.1 until the block ends."""
+    hub = Hub(model_id, files)
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

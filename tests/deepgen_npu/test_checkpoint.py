@@ -1,0 +1,261 @@
+"""The published folder: whole, broken in every way, found under every name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from golden import TINY
+from safetensors.torch import load_file, save_file
+
+from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
+from deepgen_npu.checkpoint import find_model_folder, resolve_model
+from deepgen_npu.weights import load_part, read_tensor
+
+
+def edit_json(path, **changes):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.update(changes)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_reference_checkpoint_is_whole():
+    checkpoint = Checkpoint.open(TINY)
+    counts = {part: (len(tensors), checkpoint.elements(part)) for part, tensors in checkpoint.tensors.items()}
+    assert counts == {
+        "vlm": (488, 446_304),
+        "connector": (39, 43_612),
+        "transformer": (159, 191_232),
+        "vae": (244, 90_791),
+    }
+
+
+def test_no_code_of_the_folder_runs(tiny):
+    marker = tiny / "executed"
+    (tiny / "deepgen_pipeline.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
+    for part in ("vlm", "tokenizer", "transformer", "vae", "scheduler"):
+        (tiny / part / "modeling.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
+        for config in (tiny / part).glob("*config.json"):
+            auto_map = dict.fromkeys(("AutoModel", "AutoConfig"), "modeling.Model")
+            edit_json(config, auto_map={**auto_map, "AutoTokenizer": ["modeling.Model", None]})
+    DeepGenPipeline.from_pretrained(tiny, torch_dtype=torch.float32, device="cpu")
+    assert not marker.exists()
+
+
+def test_pickles_are_not_read(tiny):
+    weights = tiny / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"vae/diffusion_pytorch_model\.safetensors is missing"):
+        DeepGenPipeline.from_pretrained(tiny)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "prompt_template.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "connector/config.json",
+        "connector/model.safetensors",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "vlm/config.json",
+        "vlm/model.safetensors.index.json",
+        "vlm/model-00001-of-00002.safetensors",
+        "vlm/model-00002-of-00002.safetensors",
+    ],
+)
+def test_a_missing_file_is_named(tiny, name):
+    (tiny / name).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tiny)
+    assert name.replace(".index.json", "") in str(caught.value) or name in str(caught.value)
+    assert "python -m deepgen_npu download" in str(caught.value)
+
+
+def test_the_check_needs_neither_torch_nor_weights(tiny):
+    """It is over before anything slow starts."""
+    import subprocess
+    import sys
+
+    (tiny / "vae" / "config.json").unlink()
+    script = (
+        "import sys\n"
+        "from deepgen_npu.checkpoint import Checkpoint, CheckpointError\n"
+        "try:\n    Checkpoint.open(sys.argv[1])\n"
+        "except CheckpointError as error:\n    print(error)\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", script, str(tiny)], capture_output=True, text=True, check=True, cwd=TINY.parents[3]
+    ).stdout
+    assert "vae/config.json is missing" in output and output.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("vlm/model-00002-of-00002.safetensors", "the download is not complete"),
+        ("connector/model.safetensors", "the download is not complete"),
+    ],
+)
+def test_a_cut_off_file_is_noticed(tiny, file, words):
+    path = tiny / file
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=words):
+        Checkpoint.open(tiny)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
+        (b"", "cut off or is no safetensors file"),
+        (b"\xff" * 200, "cut off or is no safetensors file"),
+        (b'\x08\0\0\0\0\0\0\0{"a": 1}', "damaged safetensors header"),
+        (b"\x02\0\0\0\0\0\0\0[]", "damaged safetensors header"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_noticed(tiny, content, words):
+    (tiny / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        Checkpoint.open(tiny)
+
+
+def test_damaged_json_is_named(tiny):
+    (tiny / "vae" / "config.json").write_text('{"a": ', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"vae.config\.json is not valid JSON"):
+        Checkpoint.open(tiny)
+
+
+def test_a_tensor_that_the_index_promises_is_missed(tiny):
+    shard = tiny / "vlm" / "model-00002-of-00002.safetensors"
+    tensors = load_file(shard)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight, which .* places in vlm/model-00002"):
+        Checkpoint.open(tiny)
+
+
+def test_an_index_cannot_point_out_of_the_folder(tiny):
+    index = tiny / "vlm" / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    edit_json(index, weight_map={**weight_map, "model.norm.weight": "../vae/diffusion_pytorch_model.safetensors"})
+    with pytest.raises(CheckpointError, match="beside the index is wanted"):
+        Checkpoint.open(tiny)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "numbers"),
+    [
+        ("connector/config.json", {"projector_1_in": 160}, ("160", "192")),
+        ("connector/config.json", {"projector_2_out": 41}, ("41", "40")),
+        ("connector/config.json", {"projector_3_out": 65}, ("65", "64")),
+        ("connector/config.json", {"llm_hidden_size": 33}, ("33", "32")),
+        ("connector/config.json", {"projector_1_out": 49}, ("49", "48")),
+        ("transformer/config.json", {"joint_attention_dim": 128}, ("128", "64")),
+        ("transformer/config.json", {"pooled_projection_dim": 39}, ("39", "40")),
+        ("transformer/config.json", {"in_channels": 4}, ("4", "16")),
+        ("vae/config.json", {"latent_channels": "16"}, ("latent_channels", "'16'")),
+    ],
+)
+def test_bridges_that_do_not_fit_are_named_with_both_numbers(tiny, file, changes, numbers):
+    edit_json(tiny / file, **changes)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tiny)
+    for number in numbers:
+        assert number in str(caught.value)
+
+
+def test_names_and_shapes_must_match_the_config(tiny):
+    path = tiny / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    whole = dict(tensors)
+    tensors["decoder.extra.weight"] = torch.zeros(1)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"has decoder\.extra\.weight, which its config"):
+        load_part(Checkpoint.open(tiny), "vae", torch.float32)
+    tensors = dict(whole)
+    tensors.pop("decoder.conv_in.bias")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"lacks decoder\.conv_in\.bias"):
+        load_part(Checkpoint.open(tiny), "vae", torch.float32)
+    tensors = dict(whole)
+    tensors["decoder.conv_in.bias"] = torch.zeros(3)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"decoder\.conv_in\.bias has the shape \[3\].*\[16\]"):
+        load_part(Checkpoint.open(tiny), "vae", torch.float32)
+
+
+def test_a_foreign_tokenizer_is_noticed(tiny):
+    edit_json(tiny / "prompt_template.json", IMG_CONTEXT_TOKEN="<|video_pad|>")
+    with pytest.raises(CheckpointError, match=r"video_pad.* is token 269 .* image_token_id .* is 268"):
+        DeepGenPipeline.from_pretrained(tiny)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_are_read_as_safetensors_reads_them(dtype, monkeypatch):
+    monkeypatch.setattr("deepgen_npu.weights._CHUNK_BYTES", 1000)  # so that reading in pieces is what is tested
+    for part in ("connector", "vae"):
+        stored = Checkpoint.open(TINY).tensors[part]
+        expected = load_file(next(iter(stored.values())).file)
+        read = []
+        for name, tensor in stored.items():
+            got = read_tensor(tensor, dtype, on_bytes_read=read.append)
+            assert torch.equal(got, expected[name].to(dtype or expected[name].dtype)), name
+        assert sum(read) == sum(tensor.nbytes for tensor in stored.values())
+
+
+def test_the_vlm_may_be_saved_by_newer_transformers(tiny, pipe):
+    folder = tiny / "vlm"
+    tensors = {}
+    for shard in folder.glob("*.safetensors"):
+        tensors.update(load_file(shard))
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    renamed = {
+        f"model.{name}" if name.startswith("visual.") else f"model.language_model.{name.removeprefix('model.')}": value
+        for name, value in tensors.items()
+    }
+    save_file(renamed, folder / "model.safetensors")
+    model = load_part(Checkpoint.open(tiny), "vlm", torch.float32)
+    for (name, ours), (other, expected) in zip(model.state_dict().items(), pipe.vlm.state_dict().items(), strict=True):
+        assert name == other and torch.equal(ours, expected), name
+
+
+class TestFinding:
+    def test_the_modelscope_spelling(self, tmp_path):
+        shutil.copytree(TINY, tmp_path / "DeepGen-1___0-diffusers")
+        assert find_model_folder(tmp_path / "DeepGen-1.0-diffusers").name == "DeepGen-1___0-diffusers"
+
+    def test_a_cache_that_holds_one_model(self, tmp_path):
+        folder = tmp_path / "cache" / "deepgenteam" / "DeepGen-1___0-diffusers"
+        shutil.copytree(TINY, folder)
+        assert find_model_folder(tmp_path / "cache") == folder
+        shutil.copytree(TINY, folder.with_name("other"))
+        with pytest.raises(CheckpointError, match="holds several checkpoints"):
+            find_model_folder(tmp_path / "cache")
+
+    def test_nothing_there(self, tmp_path):
+        for wrong, words in (
+            (tmp_path / "nothing", "There is no folder"),
+            (tmp_path, "model_index.json is missing"),
+            (TINY / "model_index.json", "is a file"),
+        ):
+            with pytest.raises(CheckpointError, match=words):
+                resolve_model(wrong)
+
+    def test_an_id_in_a_cache_needs_no_network(self, tmp_path, monkeypatch):
+        folder = tmp_path / "models" / "somebody" / "tiny-1___0"
+        shutil.copytree(TINY, folder)
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+        monkeypatch.setattr("deepgen_npu.download.download", lambda **_: pytest.fail("it was downloaded"))
+        assert resolve_model("somebody/tiny-1.0") == folder

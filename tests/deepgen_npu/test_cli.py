@@ -1,0 +1,177 @@
+"""The commands of the adaptation report, run as they are written there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden import TINY
+from PIL import Image
+
+from deepgen_npu import cli
+
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model_path", str(TINY), "--device", "cpu", "--height", "64", "--width", "64", "--num_inference_steps", "2"]
+
+
+def inference(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "inference.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        encoding="utf-8",
+    )
+
+
+def test_defaults_are_those_of_the_report(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cli, "_make_picture", lambda arguments: seen.update(vars(arguments)))
+    assert cli.inference([]) == 0
+    wanted = {
+        "output_image": "output_deepgen.png",
+        "input_image": None,
+        "height": 512,
+        "width": 512,
+        "seed": 42,
+        "num_inference_steps": 50,
+        "guidance_scale": 4.0,
+        "device": "npu",
+    }
+    assert {key: seen[key] for key in wanted} == wanted
+
+
+def test_generate_then_edit(tmp_path):
+    """Both commands of the report, with its arguments; the second edits what the first made."""
+    first = inference(
+        "--model_path", str(TINY),
+        "--prompt", "a photo of a blue pizza and a yellow baseball glove",
+        "--output_image", "output.png",
+        "--height", "64", "--width", "96",
+        "--seed", "42",
+        "--num_inference_steps", "3",
+        "--guidance_scale", "4.0",
+        "--device", "cpu",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    for line in ("Target device: cpu", "Loading pipeline from: ", "Inference completed in ", " it/s)"):
+        assert line in first.stdout
+    for part in ("vlm", "connector", "transformer", "vae"):
+        assert f"  {part}: cpu, " in first.stdout
+    assert "Image saved at: output.png (96x64, " in first.stdout
+    assert "3/3" in first.stderr, "a progress bar over the steps"
+
+    second = inference(
+        "--model_path", str(TINY),
+        "--prompt", "\u628a\u5929\u7a7a\u53d8\u6210\u7ea2\u8272",
+        "--input_image", "output.png",
+        "--output_image", "output_edit.png",
+        "--height", "64", "--width", "64",
+        "--seed", "42",
+        "--device", "cpu",
+        "--dtype", "float32",
+        "--num_inference_steps", "2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    edited = Image.open(tmp_path / "output_edit.png")
+    assert edited.size == (64, 64) and edited.mode == "RGB"
+    parameters = json.loads(edited.text["deepgen"])
+    assert parameters["prompt"] == "\u628a\u5929\u7a7a\u53d8\u6210\u7ea2\u8272"
+    assert parameters["input_images"] == ["output.png"]
+    assert parameters["seed"] == 42 and parameters["num_inference_steps"] == 2 and parameters["dtype"] == "float32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output.png", "output_edit.png"]
+
+
+def test_the_picture_is_the_pipelines(pipe, tmp_path):
+    output = tmp_path / "new" / "a.png"
+    assert (
+        cli.main(["generate", *SMALL, "--dtype", "float32", "--prompt", "a cat", "--output_image", str(output)]) == 0
+    )
+    (expected,) = pipe("a cat", height=64, width=64, num_inference_steps=2, seed=42).images
+    assert np.array_equal(np.asarray(Image.open(output)), np.asarray(expected))
+
+
+def test_several_pictures_and_references(tmp_path):
+    reference = tmp_path / "photo.jpg"
+    Image.open(ROOT / "assets" / "coffee.jpg").save(reference)
+    output = tmp_path / "a.jpg"
+    arguments = ["--prompt", "x", "--num_images", "2", "--output_image", str(output), "--offload"]
+    assert cli.main(["edit", *SMALL, *arguments, "--input_image", str(reference), str(reference)]) == 0
+    assert sorted(path.name for path in tmp_path.glob("a*")) == ["a_1.jpg", "a_2.jpg"]
+
+
+def test_an_edit_can_follow_its_input(tmp_path):
+    output = tmp_path / "a.png"
+    arguments = ["--prompt", "x", "--follow_input", "--output_image", str(output)]
+    assert cli.main(["edit", *SMALL, *arguments, "--input_image", str(ROOT / "assets" / "coffee.jpg")]) == 0
+    assert Image.open(output).size == (384, 320)  # 600 x 400 at the largest area of the tiny model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "npu"], "torch_npu is not installed"),
+        (["--device", "tpu"], "wanted auto, npu"),
+        (["--height", "100"], "Nearest: 96 or 112"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--num_inference_steps", "0"], "--num_inference_steps is 0"),
+        (["--num_images", "0"], "--num_images is 0"),
+        (["--output_image", "a.txt"], "ends in .png"),
+        (["--output_image", "."], "is a folder"),
+        (["--input_image", "nothing.png"], "there is no such file"),
+        (["--input_image", str(ROOT / "LICENSE")], "cannot be read as a picture"),
+        (["--model_path", "nowhere"], "There is no folder nowhere"),
+        (["--follow_input"], "needs an --input_image"),
+        (["--prompt", "<|image_pad|>"], "stands for a picture"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.inference([*SMALL, *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4), "red").save(path)
+    old = path.read_bytes()
+
+    def stop(self, name, **options):
+        Path(name).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cli._save(Image.new("RGB", (4, 4)), path, {})
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def test_check(tiny, capsys):
+    assert cli.main(["check", str(tiny)]) == 0
+    assert "is whole" in capsys.readouterr().out
+    (tiny / "vae" / "config.json").unlink()
+    assert cli.main(["check", str(tiny)]) == 2
+    assert "vae/config.json is missing" in capsys.readouterr().err
+
+
+def test_without_a_model_it_says_how_to_get_one(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_downloaded", lambda: None)
+    assert cli.inference(["--device", "cpu"]) == 2
+    assert "python -m deepgen_npu download" in capsys.readouterr().err
+
+
+def test_the_pack_in_a_comfyui_downloads_to_its_models(tmp_path, monkeypatch):
+    assert cli._comfyui_target() is None
+    pack = tmp_path / "ComfyUI" / "custom_nodes" / "deepgen" / "deepgen_npu"
+    (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
+    monkeypatch.setattr(cli, "__file__", str(pack / "cli.py"))
+    assert cli._comfyui_target() == tmp_path / "ComfyUI" / "models" / "deepgen" / "DeepGen-1.0-diffusers"

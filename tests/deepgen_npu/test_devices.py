@@ -1,0 +1,73 @@
+"""Choices of device, dtype and noise."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deepgen_npu import devices
+from deepgen_npu.devices import random_noise, resolve_device, resolve_dtype
+
+
+def test_devices_of_this_machine():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    assert resolve_device("auto").type in ("npu", "cuda", "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "npu:x", "cuda:-1", "", "cpu;"])
+def test_unknown_names(name):
+    with pytest.raises(ValueError, match="wanted auto, npu"):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_missing_cuda_device():
+    with pytest.raises(devices.DeviceError, match="finds no CUDA device"):
+        resolve_device("cuda:1")
+
+
+def test_a_missing_npu():
+    with pytest.raises(devices.DeviceError, match=r"torch_npu is not installed.*--device cpu"):
+        resolve_device("npu")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_dtype(monkeypatch, fast):
+    monkeypatch.setattr(devices, "cpu_has_fast_bfloat16", lambda: fast)
+    assert resolve_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if fast else torch.float32)
+    for kind in ("npu", "cuda"):
+        # torch knows the name npu only once torch_npu is imported.
+        device = SimpleNamespace(type=kind)
+        assert resolve_dtype("auto", device) == resolve_dtype(None, device) == torch.bfloat16
+
+
+def test_fast_bfloat16_is_what_the_cpu_says():
+    assert isinstance(devices.cpu_has_fast_bfloat16(), bool)
+
+
+def test_named_dtypes():
+    cpu = torch.device("cpu")
+    for name in ("float32", "bfloat16", "float16"):
+        assert resolve_dtype(name, cpu) == resolve_dtype(getattr(torch, name), cpu) == getattr(torch, name)
+    for wrong in ("fp8", torch.float64, torch.int8):
+        with pytest.raises(ValueError, match="wanted auto, float32, bfloat16, float16"):
+            resolve_dtype(wrong, cpu)
+
+
+def test_noise_of_a_seed_is_float32_whatever_the_model():
+    def generator():
+        return torch.Generator().manual_seed(42)
+
+    expected = torch.randn(2, 16, 4, 4, generator=generator())
+    for dtype in (torch.float32, torch.bfloat16):
+        noise = random_noise((2, 16, 4, 4), generator(), dtype)
+        assert noise.dtype == torch.float32 and torch.equal(noise, expected)
+
+
+def test_a_pictures_noise_does_not_depend_on_how_many_follow():
+    one = random_noise((1, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
+    three = random_noise((3, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
+    assert torch.equal(one[0], three[0])

@@ -1,0 +1,253 @@
+"""What a user does with the pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden import TINY
+from PIL import Image
+
+from deepgen_npu import DeepGenPipeline
+
+
+SMALL = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 7}
+
+
+def picture(seed=0, size=(96, 64), mode="RGB"):
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def run(pipe, prompt="a red circle", **changes):
+    return pipe(prompt, **{**SMALL, "output_type": "pt", **changes}).images
+
+
+class TestResults:
+    def test_output_types(self, pipe):
+        pt = run(pipe)
+        assert pt.shape == (1, 3, 64, 64) and pt.dtype == torch.float32 and 0 <= pt.min() and pt.max() <= 1
+        array = run(pipe, output_type="np")
+        assert np.array_equal(array, pt.permute(0, 2, 3, 1).numpy())
+        (pil,) = run(pipe, output_type="pil")
+        assert pil.size == (64, 64)
+        assert np.array_equal(np.asarray(pil), (array[0] * 255).round().astype(np.uint8))
+        latents = run(pipe, output_type="latent")
+        assert latents.shape == (1, 16, 8, 8)
+        assert torch.equal(pipe.decode(latents, "pt"), pt)
+
+    @pytest.mark.parametrize("image", [None, picture()])
+    def test_reruns_are_bit_identical(self, pipe, image):
+        torch.manual_seed(1)
+        first = run(pipe, image=image)
+        torch.manual_seed(2)  # a global random number anywhere would show
+        assert torch.equal(run(pipe, image=image), first)
+        assert not torch.equal(run(pipe, image=image, seed=8), first)
+
+    def test_the_call_is_its_three_stages(self, pipe):
+        conditioning = pipe.encode("a red circle", height=64, width=64)
+        latents = pipe.prepare_latents(1, 64, 64, seed=7)
+        latents = pipe.denoise(conditioning, latents, num_inference_steps=2)
+        assert torch.equal(pipe.decode(latents, "pt"), run(pipe))
+
+    def test_sizes_need_not_be_square(self, pipe):
+        assert run(pipe, height=48, width=112).shape == (1, 3, 48, 112)
+        assert run(pipe, image=picture(), height=96, width=160).shape == (1, 3, 96, 160)
+
+    def test_seed_generator_and_latents_agree(self, pipe):
+        expected = run(pipe)
+        assert torch.equal(run(pipe, seed=None, generator=torch.Generator().manual_seed(7)), expected)
+        noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(7))
+        assert torch.equal(run(pipe, seed=None, latents=noise), expected)
+
+    def test_the_largest_seed_works(self, pipe):
+        run(pipe, seed=2**64 - 1, num_inference_steps=1)
+
+
+class TestPrompts:
+    def test_batches_and_copies_come_in_the_originals_order(self, pipe):
+        prompts = ["a red circle", "ein blaues Quadrat"]
+        pictures = run(pipe, prompts, num_images_per_prompt=2)
+        assert pictures.shape == (4, 3, 64, 64)
+        noise = pipe.prepare_latents(4, 64, 64, seed=7)
+        for index in range(4):
+            # p1, p2, p1, p2, each with its own noise. The pair is kept together: padding takes part.
+            pair = noise[[index, index]]
+            alone = run(pipe, prompts, seed=None, latents=pair)[index % 2]
+            torch.testing.assert_close(pictures[index], alone, atol=1e-4, rtol=0)
+        assert (pictures[0] - pictures[2]).abs().max() > 0.01
+
+    def test_padding_counts_as_in_the_original(self, pipe):
+        alone = pipe.encode_prompt("a cat", height=64, width=64)[1]
+        beside = pipe.encode_prompt(["a cat", "a cat on a very long and winding road"], height=64, width=64)[1]
+        assert (alone[0] - beside[0]).abs().max() > 1e-4
+
+    @pytest.mark.parametrize(
+        "prompt", ["", " ", "{input}", "100 % \\ \"quoted\" 'x' {}", "\u4e00\u53ea\u732b", "\U0001f408", "word " * 800]
+    )
+    def test_any_text_is_a_prompt(self, pipe, prompt):
+        # The trained part of the tiny model's positions is no limit, as it is none for the published model.
+        plain = run(pipe, "a red circle", num_inference_steps=1)
+        assert (run(pipe, prompt, num_inference_steps=1) - plain).abs().max() > 0
+
+    def test_negative_prompts_count_only_with_guidance(self, pipe):
+        noise = pipe.prepare_latents(1, 64, 64, seed=7)
+        steered = [run(pipe, negative_prompt=negative, seed=None, latents=noise) for negative in ("aaaaaa", "bbbbbb")]
+        assert not torch.equal(*steered)
+        # The same length, so that the padding of the joint batch is the same.
+        free = [
+            run(pipe, negative_prompt=negative, seed=None, latents=noise, guidance_scale=1.0)
+            for negative in ("aaaaaa", "bbbbbb")
+        ]
+        torch.testing.assert_close(*free, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("scale", [0.0, 1.0])
+    def test_without_guidance_only_the_prompt_is_evaluated(self, pipe, scale):
+        rows = []
+        hook = pipe.transformer.proj_out.register_forward_hook(lambda *a: rows.append(len(a[-1])))
+        try:
+            run(pipe, guidance_scale=scale)
+            assert rows == [1, 1]
+            rows.clear()
+            run(pipe, guidance_scale=1.01)
+            assert rows == [2, 2]
+        finally:
+            hook.remove()
+
+
+class TestReferences:
+    def test_every_reference_counts(self, pipe):
+        one, two = picture(1), picture(2)
+        results = [run(pipe, image=image) for image in (None, one, [one], [one, two], [two, one], [one, two, two])]
+        assert torch.equal(results[1], results[2])
+        for first, second in ((0, 1), (1, 3), (3, 4), (3, 5)):
+            assert (results[first] - results[second]).abs().max() > 1e-3
+
+    def test_a_batch_shares_the_references(self, pipe):
+        pictures = run(pipe, ["a", "b"], image=[picture(1), picture(2)], num_images_per_prompt=2)
+        assert pictures.shape == (4, 3, 64, 64)
+
+    def test_reference_latents_are_the_mode_in_scaled_space(self, pipe):
+        pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+        latents = pipe.encode_image(pixels)
+        mode = pipe.vae.encode(pixels).latent_dist.mode()
+        torch.testing.assert_close(latents, (mode - 0.0609) * 1.5305)
+        assert (pipe.decode_latents(latents) - pipe.vae.decode(mode).sample).abs().max() < 1e-4
+
+
+class TestCallback:
+    def test_it_sees_every_step_with_latents_and_x0(self, pipe):
+        seen = []
+        latents = run(
+            pipe, num_inference_steps=3, output_type="latent", callback_on_step_end=lambda *a: seen.append(a)
+        )
+        assert [step for _, step, _, _ in seen] == [0, 1, 2]
+        assert [float(timestep) for _, _, timestep, _ in seen] == pytest.approx(pipe.scheduler.timesteps.tolist())
+        assert all(given is pipe for given, *_ in seen)
+        last = seen[-1][3]
+        assert torch.equal(last["latents"], latents)
+        # The last step goes to sigma 0, so there the estimate is the result.
+        torch.testing.assert_close(last["x0"], latents, atol=1e-5, rtol=1e-5)
+        first = seen[0][3]
+        assert first["x0"].shape == latents.shape and (first["x0"] - first["latents"]).abs().max() > 0.1
+
+    def test_it_may_replace_the_latents(self, pipe):
+        noise = pipe.prepare_latents(1, 64, 64, seed=9)
+        result = run(pipe, output_type="latent", callback_on_step_end=lambda p, step, t, given: {"latents": noise})
+        assert torch.equal(result, noise)
+
+    def test_an_exception_ends_the_run_and_the_next_is_unharmed(self, pipe):
+        expected = run(pipe)
+        steps = []
+
+        def stop(pipe, step, timestep, tensors):
+            steps.append(step)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, num_inference_steps=5, callback_on_step_end=stop)
+        assert steps == [0]
+        assert torch.is_grad_enabled()
+        assert torch.equal(run(pipe), expected)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"height": 100}, ["height is 100", "16", "96 or 112"]),
+            ({"width": 400}, ["width is 400", "384"]),
+            ({"width": 0}, ["width is 0", "Nearest: 16"]),
+            ({"height": 48, "image": picture()}, ["height is 48", "editing", "32 or 64"]),
+            ({"height": 64.0}, ["height is 64.0", "whole number"]),
+            ({"num_inference_steps": 0}, ["num_inference_steps is 0"]),
+            ({"num_images_per_prompt": 0}, ["num_images_per_prompt is 0"]),
+            ({"output_type": "jpg"}, ["output_type is 'jpg'", "pil"]),
+            ({"guidance_scale": "4"}, ["guidance_scale is '4'"]),
+            ({"seed": -1}, ["seed is -1"]),
+            ({"seed": 1, "generator": torch.Generator()}, ["Both seed and generator"]),
+            ({"latents": torch.zeros(1, 16, 8, 9)}, ["[1, 16, 8, 9]", "[1, 16, 8, 8]"]),
+            ({"image": "cat.png"}, ["image holds str", "PIL"]),
+            ({"image": []}, ["empty list"]),
+            ({"prompt": 5}, ["prompt is 5"]),
+            ({"prompt": []}, ["prompt is []"]),
+            ({"prompt": "<|image_pad|> a"}, ["<|image_pad|>"]),
+            ({"negative_prompt": ["a"]}, ["negative_prompt is list"]),
+        ],
+    )
+    def test_bad_input_is_refused_before_anything_runs(self, pipe, monkeypatch, changes, words):
+        def too_late(part):
+            raise AssertionError(f"{part} ran")
+
+        monkeypatch.setattr(pipe.placement, "activate", too_late)
+        with pytest.raises((ValueError, TypeError)) as caught:
+            pipe(**{"prompt": "a", **SMALL, **changes})
+        for word in words:
+            assert word in str(caught.value)
+
+    def test_latents_that_are_not_finite_are_an_error_that_helps(self, pipe):
+        noise = pipe.prepare_latents(1, 64, 64, seed=1)
+        noise[0, 3, 2, 1] = float("nan")
+        with pytest.raises(FloatingPointError, match=r"NaN or infinite in torch.float32.*guidance_scale"):
+            run(pipe, seed=None, latents=noise)
+
+    def test_the_advice_names_another_dtype(self):
+        pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype="float16", device="cpu")
+        pipe.set_progress_bar_config(disable=True)
+        pipe.transformer.proj_out.bias.fill_(float("inf"))
+        with pytest.raises(FloatingPointError, match=r"torch_dtype=torch\.bfloat16 or torch\.float32"):
+            run(pipe)
+
+
+class TestPlacement:
+    def test_offload_gives_the_same_picture_and_keeps_one_part_at_a_time(self, pipe, monkeypatch):
+        expected = run(pipe, image=picture())
+        moves = []
+        offloaded = DeepGenPipeline(**pipe.components)
+        offloaded.set_progress_bar_config(disable=True)
+        offloaded.enable_model_cpu_offload("cpu")
+        activate = offloaded.placement.activate
+        monkeypatch.setattr(offloaded.placement, "activate", lambda part: moves.append(part) or activate(part))
+        assert torch.equal(run(offloaded, image=picture()), expected)
+        assert moves == ["vlm", "connector", "vae", "transformer", "vae"]
+
+    def test_dtypes_of_the_parts(self):
+        pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype="bfloat16", device="cpu")
+        for part in (pipe.vlm, pipe.connector, pipe.transformer, pipe.vae):
+            assert {parameter.dtype for parameter in part.parameters()} == {torch.bfloat16}
+            assert not any(parameter.requires_grad for parameter in part.parameters())
+            assert not part.training
+        # Casting these would move the result away from the published one.
+        assert pipe.vlm.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+
+    def test_components_rebuild_the_pipeline(self, pipe):
+        again = DeepGenPipeline(**pipe.components)
+        again.set_progress_bar_config(disable=True)
+        assert torch.equal(run(again), run(pipe))
+
+    def test_to_names_a_device_that_is_not_there(self, pipe):
+        with pytest.raises(RuntimeError, match="torch_npu is not installed"):
+            pipe.to("npu")
+        with pytest.raises(ValueError, match="wanted auto, npu"):
+            pipe.to("gpu")
+        assert pipe.to("cpu") is pipe

@@ -1,0 +1,62 @@
+"""Workflows in API format, small enough for the tiny checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+Graph = dict[str, dict[str, Any]]
+
+
+def loader(model: str = "somebody/reference", dtype: str = "float32") -> dict[str, Any]:
+    return {"class_type": "DeepGenLoader", "inputs": {"model": model, "dtype": dtype}}
+
+
+def generation(**changes: Any) -> dict[str, Any]:
+    inputs = {
+        "pipeline": ["loader", 0],
+        "prompt": "a red circle",
+        "negative_prompt": "",
+        "width": 64,
+        "height": 64,
+        "seed": 42,
+        "steps": 3,
+        "cfg": 4.0,
+        "batch_size": 1,
+    }
+    return {"class_type": "DeepGenTextToImage", "inputs": {**inputs, **changes}}
+
+
+def edit(image: str, **changes: Any) -> dict[str, Any]:
+    inputs = {
+        "pipeline": ["loader", 0],
+        "image": [image, 0],
+        "prompt": "make it blue",
+        "negative_prompt": "",
+        "size_mode": "width and height",
+        "width": 64,
+        "height": 64,
+        "seed": 42,
+        "steps": 3,
+        "cfg": 4.0,
+    }
+    return {"class_type": "DeepGenEdit", "inputs": {**inputs, **changes}}
+
+
+def save(image: str) -> dict[str, Any]:
+    return {"class_type": "SaveImage", "inputs": {"images": [image, 0], "filename_prefix": "test"}}
+
+
+def load_image(name: str) -> dict[str, Any]:
+    return {"class_type": "LoadImage", "inputs": {"image": name}}
+
+
+def chain(**changes: Any) -> Graph:
+    """Generate, then edit what was generated, from one loader; both pictures are kept."""
+    return {
+        "loader": loader(),
+        "generate": generation(),
+        "edit": edit("generate", **changes),
+        "generated": save("generate"),
+        "edited": save("edit"),
+    }
