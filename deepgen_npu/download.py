@@ -225,9 +225,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _prepare(
-    files: list[_File], present: Callable[[_File], int], folder: Path, model_id: str
-) -> list[_File]:
+def _prepare(files: list[_File], present: Callable[[_File], int], folder: Path, model_id: str) -> list[_File]:
     """Keep the data files; refuse a repository of another kind and a disk that is too full."""
     wanted = [
         file
@@ -257,9 +255,7 @@ def _amount(count: int) -> str:
 
 
 def _checked(folder: Path, wanted: list[_File]) -> Path:
-    missing = [
-        name for name in {INDEX_FILE, *(f.name for f in wanted)} if not (folder / name).is_file()
-    ]
+    missing = [name for name in {INDEX_FILE, *(f.name for f in wanted)} if not (folder / name).is_file()]
     if missing:
         raise DownloadError(
             f"The download into {folder} ended without {', '.join(sorted(missing))}. Start it "
@@ -278,9 +274,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             seen += [other for other in more if other not in seen]
 
 
-def _explain(
-    error: Exception, source: str, model_id: str, revision: str | None, target: Path | None
-) -> str:
+def _explain(error: Exception, source: str, model_id: str, revision: str | None, target: Path | None) -> str:
     chain = list(_chain(error))
     kinds = {base.__name__ for item in chain for base in type(item).__mro__}
     replies = [getattr(item, "response", None) for item in chain] + chain

@@ -111,7 +111,7 @@ class DeepGenPipeline:
         pretrained_model_name_or_path: str | os.PathLike[str],
         torch_dtype: torch.dtype | str | None = "auto",
         device: str | torch.device | None = None,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | None = None,
         on_bytes_read: BytesRead | None = None,
     ) -> DeepGenPipeline:
         """Load the published folder part by part. No code of the folder is executed.
@@ -123,7 +123,8 @@ class DeepGenPipeline:
                 bfloat16 on NPU, CUDA and CPUs that compute in it, float32 on other CPUs.
             device: Where the weights are read to. None reads them to the CPU; ``auto`` for the dtype then
                 means that of the device that ``auto`` finds, since that is where they will go.
-            attn_implementation: The VLM's attention in transformers: ``sdpa``, ``eager`` or a flash attention.
+            attn_implementation: The VLM's attention in transformers: ``sdpa`` (its own choice, with None), ``eager``
+                or a flash attention.
             on_bytes_read: Called with the size of each piece read, for a progress bar.
 
         Raises:
@@ -138,7 +139,8 @@ class DeepGenPipeline:
             devices=dict.fromkeys(PARTS, where),
             on_bytes_read=on_bytes_read,
         )
-        pipe.vlm.set_attn_implementation(attn_implementation)
+        if attn_implementation is not None:
+            pipe.vlm.set_attn_implementation(attn_implementation)
         return pipe
 
     @classmethod

@@ -8,9 +8,10 @@ converting 10 GB that way peaks at 15.
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import RawIOBase
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,6 @@ from .connector import Connector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 32 * 1024 * 1024
 _DTYPES = {
@@ -56,18 +55,15 @@ def load_part(
     """
     stored = checkpoint.tensors[part]
     if part == "vlm":
-        model = _empty_vlm(checkpoint)
-        stored = {_vlm_name(name): tensor for name, tensor in stored.items()}
-    elif part == "connector":
-        with torch.device("meta"):
-            model = Connector(dict(checkpoint.configs[part]))
-    else:
-        model = _empty_diffusers_model(checkpoint, part)
+        stored = {vlm_name(name): tensor for name, tensor in stored.items()}
+    model = empty_model(part, checkpoint.configs[part])
     model.requires_grad_(False)
     _check_names(model, stored, checkpoint, part)
     # Outside inference mode: ComfyUI moves models between devices in and out of it.
     with torch.inference_mode(False):
-        state = {name: read_tensor(tensor, dtype, device, on_bytes_read) for name, tensor in stored.items()}
+        # One buffer for all: the allocator would leave a hole between two weights for each one freed.
+        buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
+        state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
         model.load_state_dict(state, strict=False, assign=True)
         if part == "vlm":
             # The published folder leaves lm_head out: it is the embedding, and image generation never uses it.
@@ -97,35 +93,39 @@ def read_tensor(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     on_bytes_read: BytesRead | None = None,
+    buffer: Tensor | None = None,
 ) -> Tensor:
     """Read one tensor into memory of its own.
 
     Args:
         dtype: None keeps the stored one.
+        buffer: Bytes to read into where dtype or device change on the way; None makes one.
     """
     if stored.dtype not in _DTYPES:
         raise CheckpointError(f"{stored.file} stores {stored.dtype}; weights in {', '.join(_DTYPES)} are wanted.")
     source = _DTYPES[stored.dtype]
     target = torch.empty(stored.shape, dtype=dtype or source, device=device)
     flat = target.view(-1)
-    direct = target.dtype == source and target.device.type == "cpu"
-    step = _CHUNK_BYTES // source.itemsize
-    buffer = None if direct else torch.empty(min(step, target.numel()), dtype=source)
+    if target.dtype == source and target.device.type == "cpu":
+        landing, step = None, max(1, _CHUNK_BYTES // source.itemsize)
+    else:
+        landing = (torch.empty(_CHUNK_BYTES, dtype=torch.uint8) if buffer is None else buffer).view(source)
+        step = landing.numel()
     with stored.file.open("rb", buffering=0) as file:
         file.seek(stored.offset)
         for start in range(0, target.numel(), step):
             piece = flat[start : start + step]
-            landing = piece if buffer is None else buffer[: piece.numel()]
-            _read_into(file, landing, stored)
-            if buffer is not None:
-                piece.copy_(landing)
+            read = piece if landing is None else landing[: piece.numel()]
+            _read_into(file, read, stored)
+            if landing is not None:
+                piece.copy_(read)
             if on_bytes_read is not None:
-                on_bytes_read(landing.numel() * source.itemsize)
+                on_bytes_read(read.numel() * source.itemsize)
     return target
 
 
-def _read_into(file, landing: Tensor, stored: StoredTensor) -> None:
-    view = memoryview(landing.view(torch.uint8).numpy())
+def _read_into(file: RawIOBase, target: Tensor, stored: StoredTensor) -> None:
+    view = memoryview(target.view(torch.uint8).numpy())
     while len(view):
         count = file.readinto(view)
         if not count:
@@ -133,15 +133,24 @@ def _read_into(file, landing: Tensor, stored: StoredTensor) -> None:
         view = view[count:]
 
 
-def _empty_vlm(checkpoint: Checkpoint) -> Any:
-    from accelerate import init_empty_weights
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def empty_model(part: str, config: Mapping[str, Any]) -> Any:
+    """The model of a part as its config describes it, with parameters that occupy no memory (meta device)."""
+    config = copy.deepcopy(dict(config))  # transformers 5 writes into it
+    if part == "connector":
+        with torch.device("meta"):
+            return Connector(config)
+    if part == "vlm":
+        from accelerate import init_empty_weights
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    with _quiet_transformers():
-        config = Qwen2_5_VLConfig.from_dict(dict(checkpoint.configs["vlm"]))
         # Buffers are the rotary frequencies, which no file holds: they are made for real.
-        with init_empty_weights(include_buffers=False):
-            return Qwen2_5_VLForConditionalGeneration(config)
+        with _quiet_transformers(), init_empty_weights(include_buffers=False):
+            return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config))
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    model_class = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
+    with torch.device("meta"):
+        return model_class.from_config(config)
 
 
 @contextmanager
@@ -157,15 +166,7 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _empty_diffusers_model(checkpoint: Checkpoint, part: str) -> Any:
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
-
-    model_class = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
-    with torch.device("meta"):
-        return model_class.from_config(dict(checkpoint.configs[part]))
-
-
-def _vlm_name(name: str) -> str:
+def vlm_name(name: str) -> str:
     """The name in today's transformers of a tensor saved by 4.5x (``visual.*``, ``model.*``) or later."""
     if name.startswith(("model.visual.", "model.language_model.", "lm_head.")):
         return name

@@ -132,9 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.files[name]
         first, last = 0, len(content) - 1
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        headers["ETag"] = (
-            f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.etag(name)[:40])}"'
-        )
+        headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.etag(name)[:40])}"'
         status = 200
         asked = self.headers.get("Range")
         if asked:

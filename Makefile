@@ -1,0 +1,52 @@
+# make demo   generates and edits a picture on the CPU, in a virtual environment of its own
+# make test   everything that CI runs: lint, types, and the tests on both library pairs and in ComfyUI
+#
+# PyTorch comes from wherever pip is set up to find it. On Linux a plain pip brings a CUDA build of several GB;
+# pytorch.org tells how to point pip at the CPU builds, for instance with PIP_EXTRA_INDEX_URL.
+
+PYTHON ?= python3
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint test-library test-ascend-pair comfyui-environments benchmark clean
+
+demo: .venv/runtime-installed
+	.venv/bin/python scripts/demo.py
+
+test: lint test-library test-ascend-pair
+
+lint: .venv/tests-installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+# The newer library pair, and the tests that need a ComfyUI.
+test-library: .venv/tests-installed comfyui-environments
+	.venv/bin/python -m pytest
+
+# The library pair of the Ascend stack. ComfyUI 0.3.64 runs with it in the tests above.
+test-ascend-pair: .venv-ascend/tests-installed
+	.venv-ascend/bin/python -m pytest tests/deepgen_npu
+
+comfyui-environments: .venv/tests-installed
+	.venv/bin/python scripts/make_comfyui_environments.py
+
+benchmark: .venv/tests-installed
+	.venv/bin/python scripts/bench_load.py
+
+.venv/runtime-installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt torch numpy Pillow tqdm -r requirements.txt
+	touch $@
+
+.venv/tests-installed: .venv/runtime-installed requirements-dev.txt
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+.venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt
+	$(PYTHON) -m venv .venv-ascend
+	.venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt torch
+	grep -v -E '^(modelscope|-r)' requirements-dev.txt | .venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements.txt -r /dev/stdin
+	touch $@
+
+clean:
+	rm -rf .venv .venv-ascend .venv-comfyui-* demo .pytest_cache .ruff_cache

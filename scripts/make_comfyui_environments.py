@@ -1,0 +1,63 @@
+"""Virtual environments for the ComfyUI checkouts that the tests run against.
+
+A checkout whose interpreter is known (COMFYUI_PYTHON, or an environment of its own) is left alone. For every
+other one ``.venv-comfyui-<version>`` is made here, with ComfyUI's requirements and a library pair each:
+ComfyUI 0.3.64 with that of the Ascend stack, newer ones with the newer pair.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from comfyui_bench.checkouts import Checkout, find_checkouts  # noqa: E402
+
+
+# Compiled against CUDA builds of torch where pip offers no other; the tests' launcher copes with that, and
+# their dependencies would replace torch.
+_WITHOUT_DEPENDENCIES = {"torchvision": "torchvision==0.28.0"}
+_LEFT_OUT = {"torchaudio"}
+
+
+def make(checkout: Checkout) -> None:
+    assert checkout.version is not None
+    folder = ROOT / f".venv-comfyui-{checkout.version}"
+    done = folder / "installed"
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    constraints = "constraints-ascend.txt" if checkout.version_tuple < (0, 4) else "constraints.txt"
+    if done.is_file():
+        return
+    print(f"Making {folder.name} for {checkout.path} ...", flush=True)
+    venv.create(folder, with_pip=True, clear=True)
+    names = {*_WITHOUT_DEPENDENCIES, *_LEFT_OUT}
+    lines = (checkout.path / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line.strip() not in names]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    with tempfile.TemporaryDirectory() as temporary:
+        requirements = Path(temporary) / "requirements.txt"
+        requirements.write_text("\n".join(wanted), encoding="utf-8")
+        limits = ["-c", str(ROOT / constraints)]
+        subprocess.run([*install, *limits, "torch"], check=True)
+        subprocess.run([*install, *limits, "-r", str(requirements), "-r", str(ROOT / "requirements.txt")], check=True)
+    subprocess.run([*install, "--no-deps", *_WITHOUT_DEPENDENCIES.values()], check=True)
+    done.touch()
+
+
+def main() -> None:
+    for checkout in find_checkouts():
+        if checkout.version and (checkout.python is None or checkout.python.is_relative_to(ROOT)):
+            make(checkout)
+        elif checkout.problem:
+            print(f"{checkout.path}: {checkout.problem}")
+
+
+if __name__ == "__main__":
+    main()
