@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, CheckpointError
-    from .pipeline import Conditioning, DeepGenPipeline, DeepGenPipelineOutput
+    from .denoising import Conditioning
+    from .pipeline import DeepGenPipeline, DeepGenPipelineOutput
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,7 @@ __all__ = [
 _HOME = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "checkpoint",
-    "Conditioning": "pipeline",
+    "Conditioning": "denoising",
     "DeepGenPipeline": "pipeline",
     "DeepGenPipelineOutput": "pipeline",
 }

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import arguments as checks
 from .checkpoint import PARTS, Checkpoint, CheckpointError, how_to_download, resolve_model
 from .download import MODEL_ID, SOURCES, DownloadError, find_downloaded
 from .sizes import SizeRules
@@ -163,11 +164,9 @@ def _make_picture(arguments: argparse.Namespace) -> None:
         upright = to_rgb(references[0])
         height, width = rules.follow(upright.height, upright.width)
     rules.check(height, width, editing=bool(references))
-    for name in ("num_inference_steps", "num_images"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} is {getattr(arguments, name)}; a whole number from 1 is wanted.")
-    if not 0 <= arguments.seed < 2**64:
-        raise UsageError(f"--seed is {arguments.seed}; a whole number from 0 to 2**64 - 1 is wanted.")
+    checks.positive("num_inference_steps", arguments.num_inference_steps)
+    checks.positive("num_images", arguments.num_images)
+    checks.seed(arguments.seed)
 
     import torch
 

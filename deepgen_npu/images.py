@@ -10,9 +10,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
 def as_list(image: object) -> list[Image.Image]:
     """One picture, several or none, as a list.
 

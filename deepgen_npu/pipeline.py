@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import arguments
 from . import images as pictures
 from .checkpoint import PARTS, Checkpoint, CheckpointError, resolve_model
+from .denoising import Conditioning, denoise, require_finite
 from .devices import random_noise, resolve_device, resolve_dtype
 from .placement import ModelOffload, Placement, StayInPlace
 from .prompts import PromptTemplate, tokenize
 from .sizes import SizeRules
-from .transformer import predict_velocity
 from .vision_language import encode_references, image_token_count, stacked_hidden_states
 from .weights import BytesRead, load_part, load_scheduler, load_tokenizer
 
@@ -36,29 +37,6 @@ if TYPE_CHECKING:
     from .connector import Connector
 
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
-
-
-@dataclass
-class Conditioning:
-    """What `DeepGenPipeline.encode` returns and `DeepGenPipeline.denoise` takes.
-
-    Attributes:
-        prompt_embeds: [b, L, joint_attention_dim].
-        pooled_prompt_embeds: [b, pooled_projection_dim].
-        negative_prompt_embeds: [b, L, joint_attention_dim].
-        negative_pooled_prompt_embeds: [b, pooled_projection_dim].
-        height: Of the picture to make, in pixels.
-        width: Of the picture to make, in pixels.
-        reference_latents: One [1, C, H/8, W/8] for each reference, in scaled latent space.
-    """
-
-    prompt_embeds: Tensor
-    pooled_prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor
-    negative_pooled_prompt_embeds: Tensor
-    height: int
-    width: int
-    reference_latents: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -259,10 +237,9 @@ class DeepGenPipeline:
             TypeError, ValueError: For arguments that cannot work, before anything slow.
             FloatingPointError: When the latents are not finite.
         """
-        if output_type not in pictures.OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; wanted one of {', '.join(pictures.OUTPUT_TYPES)}.")
-        self._check_steps(num_inference_steps, guidance_scale)
-        batch = len(self._prompts(prompt)) * _positive("num_images_per_prompt", num_images_per_prompt)
+        arguments.output_type(output_type)
+        arguments.steps(num_inference_steps, guidance_scale)
+        batch = len(arguments.prompts(prompt)) * arguments.positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
         self.sizes.check(height, width, editing=bool(references))
         if latents is None:
@@ -311,12 +288,9 @@ class DeepGenPipeline:
             prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds, shaped
             as in `Conditioning`.
         """
-        prompts = self._prompts(prompt)
-        if not isinstance(negative_prompt, str):
-            raise TypeError(
-                f"negative_prompt is {type(negative_prompt).__name__}; a string is wanted (one for the whole batch)."
-            )
-        copies = _positive("num_images_per_prompt", num_images_per_prompt)
+        prompts = arguments.prompts(prompt)
+        arguments.negative_prompt(negative_prompt)
+        copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
         self.sizes.check(height, width, editing=bool(references))
         texts = [*prompts, *[negative_prompt] * len(prompts)]
@@ -381,9 +355,7 @@ class DeepGenPipeline:
         if seed is not None:
             if generator is not None:
                 raise ValueError("Both seed and generator were given; one of them is wanted.")
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-                raise ValueError(f"seed is {seed!r}; a whole number from 0 to 2**64 - 1 is wanted.")
-            generator = torch.Generator("cpu").manual_seed(seed)
+            generator = torch.Generator("cpu").manual_seed(arguments.seed(seed))
         return random_noise(self._latent_shape(batch_size, height, width), generator, self.transformer.dtype)
 
     @torch.no_grad()
@@ -403,64 +375,29 @@ class DeepGenPipeline:
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
         """
-        self._check_steps(num_inference_steps, guidance_scale)
+        arguments.steps(num_inference_steps, guidance_scale)
         batch = len(conditioning.prompt_embeds)
         self._check_latents(latents, batch, conditioning.height, conditioning.width)
         device = self.placement.activate("transformer")
-        dtype = self.transformer.dtype
-        latents = latents.to(device, dtype)
 
-        # Rows of the guided batch: [negative, positive].
-        guided = guidance_scale > 1
-        prompt_embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-        if guided:
-            prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
-            pooled = torch.cat([conditioning.negative_pooled_prompt_embeds, pooled])
-        prompt_embeds, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
-        rows = len(prompt_embeds)
-        references = [
-            reference.to(device, dtype).expand(rows, -1, -1, -1) for reference in conditioning.reference_latents
-        ]
+        def on_step(step: int, timestep: Tensor, latents: Tensor, x0: Tensor) -> Tensor:
+            assert callback_on_step_end is not None
+            replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
+            return (replaced or {}).get("latents", latents)
 
-        timesteps, sigmas = self._set_timesteps(num_inference_steps, latents)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for step, timestep in enumerate(timesteps):
-                velocity = predict_velocity(
-                    self.transformer,
-                    torch.cat([latents] * 2) if guided else latents,
-                    timestep.expand(rows),
-                    prompt_embeds,
-                    pooled,
-                    references,
-                )
-                if guided:
-                    negative, positive = velocity.chunk(2)
-                    velocity = negative + guidance_scale * (positive - negative)
-                previous = latents
-                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    x0 = previous.float() - sigmas[step] * velocity.float()
-                    replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
-                    latents = (replaced or {}).get("latents", latents)
-                progress_bar.update()
-        self._require_finite(latents)
-        return latents
-
-    def _set_timesteps(self, num_inference_steps: int, latents: Tensor) -> tuple[Tensor, Tensor]:
-        arguments = {}
-        if self.scheduler.config["use_dynamic_shifting"]:
-            # Not used by the published settings: mu grows with the number of image tokens.
-            patch = self.transformer.config["patch_size"]
-            tokens = (latents.shape[-2] // patch) * (latents.shape[-1] // patch)
-            config = self.scheduler.config
-            slope = (config["max_shift"] - config["base_shift"]) / (
-                config["max_image_seq_len"] - config["base_image_seq_len"]
+            latents = denoise(
+                self.transformer,
+                self.scheduler,
+                conditioning.to(device, self.transformer.dtype),
+                latents.to(device, self.transformer.dtype),
+                num_inference_steps,
+                guidance_scale,
+                on_step if callback_on_step_end is not None else None,
+                progress_bar.update,
             )
-            arguments["mu"] = config["base_shift"] + slope * (tokens - config["base_image_seq_len"])
-        self.scheduler.set_timesteps(num_inference_steps, device=latents.device, **arguments)
-        # Without it the scheduler searches for its first timestep, which waits for the device.
-        self.scheduler.set_begin_index(0)
-        return self.scheduler.timesteps, self.scheduler.sigmas
+        require_finite(latents, "The latents")
+        return latents
 
     # Stage 3
 
@@ -483,21 +420,10 @@ class DeepGenPipeline:
         latents = latents.to(device, self.vae.dtype)
         config = self.vae.config
         pixels = self.vae.decode(latents / config["scaling_factor"] + config["shift_factor"]).sample
-        self._require_finite(pixels, "The VAE's output")
+        require_finite(pixels, "The VAE's output")
         return pixels
 
     # Checks
-
-    def _prompts(self, prompt: str | Sequence[str]) -> list[str]:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
-            raise TypeError(f"prompt is {prompt!r}; a string or a list of strings is wanted.")
-        return list(prompts)
-
-    def _check_steps(self, num_inference_steps: int, guidance_scale: float) -> None:
-        _positive("num_inference_steps", num_inference_steps)
-        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
-            raise TypeError(f"guidance_scale is {guidance_scale!r}; a number is wanted.")
 
     def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor
@@ -510,23 +436,3 @@ class DeepGenPipeline:
                 f"latents have the shape {list(latents.shape)}; {list(wanted)} is wanted for "
                 f"{batch} picture(s) of {height} x {width} pixels."
             )
-
-    def _require_finite(self, values: Tensor, what: str = "The latents") -> None:
-        if not torch.isfinite(values).all():
-            advice = (
-                "Load the model with torch_dtype=torch.float32"
-                if values.dtype == torch.bfloat16
-                else "Load the model with torch_dtype=torch.bfloat16 or torch.float32"
-                if values.dtype == torch.float16
-                else "Check the checkpoint's files (python -m deepgen_npu check)"
-            )
-            raise FloatingPointError(
-                f"{what} became NaN or infinite in {values.dtype} on {values.device}; the picture would be "
-                f"black. {advice}, or lower guidance_scale."
-            )
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; a whole number from 1 is wanted.")
-    return value

@@ -1,0 +1,144 @@
+"""The denoising loop: from noise and conditioning to finished latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .transformer import predict_velocity
+
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+OnStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Conditioning:
+    """What a picture is made from: `DeepGenPipeline.encode` returns it, `denoise` takes it.
+
+    Attributes:
+        prompt_embeds: [b, L, joint_attention_dim].
+        pooled_prompt_embeds: [b, pooled_projection_dim].
+        negative_prompt_embeds: [b, L, joint_attention_dim].
+        negative_pooled_prompt_embeds: [b, pooled_projection_dim].
+        height: Of the picture to make, in pixels.
+        width: Of the picture to make, in pixels.
+        reference_latents: One [1, C, H/8, W/8] for each reference, in scaled latent space.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor
+    negative_pooled_prompt_embeds: Tensor
+    height: int
+    width: int
+    reference_latents: list[Tensor] = field(default_factory=list)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds.to(device, dtype),
+            pooled_prompt_embeds=self.pooled_prompt_embeds.to(device, dtype),
+            negative_prompt_embeds=self.negative_prompt_embeds.to(device, dtype),
+            negative_pooled_prompt_embeds=self.negative_pooled_prompt_embeds.to(device, dtype),
+            reference_latents=[latents.to(device, dtype) for latents in self.reference_latents],
+        )
+
+
+def denoise(
+    transformer: SD3Transformer2DModel,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    conditioning: Conditioning,
+    latents: Tensor,
+    num_inference_steps: int,
+    guidance_scale: float,
+    on_step: OnStep | None = None,
+    on_progress: Callable[[], object] | None = None,
+) -> Tensor:
+    """Integrate the flow from noise to data with the scheduler's steps.
+
+    Args:
+        conditioning: On the device and in the dtype of ``transformer``, as is ``latents``.
+        latents: [b, C, h, w] noise.
+        guidance_scale: Of classifier-free guidance, v = v_negative + scale (v_positive - v_negative). At 1 or
+            less only the positive rows are evaluated.
+        on_step: Called after each step with its number, its timestep, the latents and x0, the estimate of the
+            finished latents in float32. It returns the latents to go on with.
+        on_progress: Called after each step.
+
+    Returns:
+        [b, C, h, w].
+    """
+    guided = guidance_scale > 1
+    prompt_embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+    if guided:
+        # The original's order of rows: [negative, positive].
+        prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
+        pooled = torch.cat([conditioning.negative_pooled_prompt_embeds, pooled])
+    rows = len(prompt_embeds)
+    references = [reference.expand(rows, -1, -1, -1) for reference in conditioning.reference_latents]
+
+    timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformer.config["patch_size"])
+    for step, timestep in enumerate(timesteps):
+        velocity = predict_velocity(
+            transformer,
+            torch.cat([latents] * 2) if guided else latents,
+            timestep.expand(rows),
+            prompt_embeds,
+            pooled,
+            references,
+        )
+        if guided:
+            negative, positive = velocity.chunk(2)
+            velocity = negative + guidance_scale * (positive - negative)
+        previous = latents
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        if on_step is not None:
+            x0 = previous.float() - sigmas[step] * velocity.float()
+            latents = on_step(step, timestep, latents, x0)
+        if on_progress is not None:
+            on_progress()
+    return latents
+
+
+def set_timesteps(
+    scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, latents: Tensor, patch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Timesteps [n] in 0..1000 on the device of ``latents``, and sigmas [n + 1] in 0..1 on the CPU."""
+    config = scheduler.config
+    arguments = {}
+    if config["use_dynamic_shifting"]:
+        # The published settings do not use it; mu grows with the number of image tokens.
+        tokens = (latents.shape[-2] // patch_size) * (latents.shape[-1] // patch_size)
+        slope = (config["max_shift"] - config["base_shift"]) / (
+            config["max_image_seq_len"] - config["base_image_seq_len"]
+        )
+        arguments["mu"] = config["base_shift"] + slope * (tokens - config["base_image_seq_len"])
+    scheduler.set_timesteps(num_inference_steps, device=latents.device, **arguments)
+    # Without it the scheduler searches for its first timestep, which waits for the device.
+    scheduler.set_begin_index(0)
+    return scheduler.timesteps, scheduler.sigmas
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuse a result that would become a black picture.
+
+    Raises:
+        FloatingPointError: With advice, when a value is NaN or infinite.
+    """
+    if torch.isfinite(values).all():
+        return
+    advice = {
+        torch.float16: "Choose bfloat16 or float32 as dtype (torch_dtype in the library)",
+        torch.bfloat16: "Choose float32 as dtype (torch_dtype in the library)",
+    }.get(values.dtype, "Check the files with `python -m deepgen_npu check FOLDER`")
+    raise FloatingPointError(
+        f"{what} became NaN or infinite in {values.dtype} on {values.device}; the picture would be black. "
+        f"{advice}, or lower the guidance scale."
+    )
