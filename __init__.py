@@ -4,8 +4,6 @@ ComfyUI calls `comfy_entrypoint` once. Nothing heavy is imported here or by the 
 not slow ComfyUI's start.
 """
 
-WEB_DIRECTORY = "./web"
-
 
 async def comfy_entrypoint():
     from .nodes.extension import DeepGenExtension

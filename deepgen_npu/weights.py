@@ -36,6 +36,8 @@ _DTYPES = {
 BytesRead = Callable[[int], object]
 
 
+# ComfyUI calls this in inference mode and later moves the model outside of it, which tensors made there refuse.
+@torch.inference_mode(False)
 def load_part(
     checkpoint: Checkpoint,
     part: str,
@@ -59,18 +61,16 @@ def load_part(
     model = empty_model(part, checkpoint.configs[part])
     model.requires_grad_(False)
     _check_names(model, stored, checkpoint, part)
-    # Outside inference mode: ComfyUI moves models between devices in and out of it.
-    with torch.inference_mode(False):
-        # One buffer for all: the allocator would leave a hole between two weights for each one freed.
-        buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
-        state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
-        model.load_state_dict(state, strict=False, assign=True)
-        if part == "vlm":
-            # The published folder leaves lm_head out: it is the embedding, and image generation never uses it.
-            if "lm_head.weight" not in state:
-                model.lm_head.weight = model.model.language_model.embed_tokens.weight
-            # Rotary frequencies were computed on the CPU while everything else was empty.
-            model.to(device)
+    # One buffer for all: the allocator would leave a hole between two weights for each one freed.
+    buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
+    state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    if part == "vlm":
+        # The published folder leaves lm_head out: it is the embedding, and image generation never uses it.
+        if "lm_head.weight" not in state:
+            model.lm_head.weight = model.model.language_model.embed_tokens.weight
+        # Rotary frequencies were computed on the CPU while everything else was empty.
+        model.to(device)
     return model.eval()
 
 

@@ -231,6 +231,26 @@ def test_the_vlm_may_be_saved_by_newer_transformers(tiny, pipe):
         assert name == other and torch.equal(ours, expected), name
 
 
+def test_the_text_config_may_be_flat(tiny, pipe):
+    """As in the configs that transformers wrote before it nested them."""
+    path = tiny / "vlm" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config.pop("text_config")
+    text.pop("model_type")
+    path.write_text(json.dumps({**text, **config}), encoding="utf-8")
+    flat = DeepGenPipeline.from_pretrained(tiny, torch_dtype=torch.float32, device="cpu")
+    for ours, expected in zip(
+        flat.encode_prompt("a cat", height=64, width=64), pipe.encode_prompt("a cat", height=64, width=64), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_loaded_in_inference_mode_can_be_moved_outside():
+    with torch.inference_mode():
+        model = load_part(Checkpoint.open(TINY), "vlm", torch.float32)
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+
+
 class TestFinding:
     def test_the_modelscope_spelling(self, tmp_path):
         shutil.copytree(TINY, tmp_path / "DeepGen-1___0-diffusers")
@@ -252,6 +272,12 @@ class TestFinding:
         ):
             with pytest.raises(CheckpointError, match=words):
                 resolve_model(wrong)
+
+    def test_an_id_in_no_cache_is_downloaded(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("deepgen_npu.checkpoint.find_downloaded", lambda model_id: None)
+        asked = []
+        monkeypatch.setattr("deepgen_npu.download.download", lambda model_id: asked.append(model_id) or TINY)
+        assert resolve_model("somebody/tiny-1.0") == TINY and asked == ["somebody/tiny-1.0"]
 
     def test_an_id_in_a_cache_needs_no_network(self, tmp_path, monkeypatch):
         folder = tmp_path / "models" / "somebody" / "tiny-1___0"
