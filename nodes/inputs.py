@@ -43,7 +43,7 @@ def seed() -> io.Input:
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="The same seed with the same settings gives the same picture, on every device.",
+        tooltip="The same seed with the same settings gives the same picture; on another device, the same noise.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_versions_agree():
 
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     assert f'version = "{deepgen_npu.__version__}"' in lines
+
+
+def test_requirements_agree():
+    """ComfyUI-Manager reads one, pip and the registry the other."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = {line for line in lines if line and not line.startswith("#")}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert set(re.findall(r'^    "([a-z_]+>=[^"]+)",$', project, re.MULTILINE)) == wanted
+    # Whatever else they hold: nothing that replaces somebody's torch.
+    assert not any(re.match(r"torch|torch_npu|torchvision|numpy", line) for line in wanted)
+    assert all("==" not in line and "<" not in line for line in wanted)
 
 
 def test_no_device_is_named_in_the_pack():
