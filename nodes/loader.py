@@ -31,8 +31,8 @@ class DeepGenLoader(io.ComfyNode):
                     "dtype",
                     options=DTYPES,
                     default="auto",
-                    tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13 GB), float32 on a CPU "
-                    "that does not compute in bfloat16 (26 GB).",
+                    tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13.5 GB), float32 on a CPU "
+                    "that does not compute in bfloat16 (27 GB).",
                 ),
             ],
             outputs=[Pipeline.Output(display_name="pipeline", tooltip="For DeepGen Text to Image and DeepGen Edit.")],

@@ -33,7 +33,8 @@ def lay_out_models(base: Path) -> None:
     (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     shutil.copytree(TINY, base / "elsewhere")
     shutil.copytree(TINY, base / "more_models" / "from_extra_path")
-    (base / "extra_model_paths.yaml").write_text(f"deepgen_models:\n    deepgen: {base / 'more_models'}\n", encoding="utf-8")
+    section = f"deepgen_models:\n    deepgen: {base / 'more_models'}\n"
+    (base / "extra_model_paths.yaml").write_text(section, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
