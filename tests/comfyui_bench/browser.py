@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import time
@@ -162,7 +163,8 @@ class ComfyPage:
 
     def serialize(self) -> dict[str, Any]:
         """The graph on the canvas in UI format."""
-        return self.page.evaluate("() => window.app.graph.serialize()")
+        # As JSON: handed over as an object, undefined entries would come out as null, which the schema refuses.
+        return json.loads(self.page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
 
     def queue_and_wait(self, timeout: float = 120.0) -> dict[str, Any]:
         """Queue the graph as the Run button does; returns the history entry of the prompt.
@@ -206,6 +208,11 @@ class ComfyPage:
         """Texts of the dialogs in view, such as the one about missing nodes."""
         found = self.page.locator(DIALOGS)
         return [item.inner_text() for item in found.all() if item.is_visible()]
+
+    def alerts(self) -> list[str]:
+        """Texts of the messages that pop up at the edge, such as the one about an invalid workflow."""
+        self.page.wait_for_timeout(300)
+        return [item.inner_text() for item in self.page.locator(".p-toast-message").all()]
 
     def close_dialogs(self) -> None:
         for _ in range(5):

@@ -99,13 +99,13 @@ class TestInComfyUI:
 
     def test_the_front_end_reads_it_as_its_twin(self, comfy_page, name):
         comfy_page.load_graph(ui(name))
-        assert comfy_page.missing_nodes() == []
+        assert comfy_page.missing_nodes() == [] and comfy_page.dialogs() == [] and comfy_page.alerts() == []
         assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
         # Saved and opened again it is still the same.
         saved = comfy_page.serialize()
         comfy_page.load_graph(saved)
         assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
-        assert comfy_page.console_errors == [] and comfy_page.page_errors == []
+        assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
 
 
 def test_a_saved_picture_restores_its_workflow(comfy, comfy_client, comfy_page, tmp_path):
