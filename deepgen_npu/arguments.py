@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import operator
 from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, SupportsIndex
 
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -22,22 +31,55 @@ def negative_prompt(text: str) -> str:
     return text
 
 
-def positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; a whole number from 1 is wanted.")
-    return value
+def whole(name: str, value: SupportsIndex, low: int, high: int | None, wanted: str) -> int:
+    """An integer of any kind (also numpy's) from ``low`` to ``high``, as an int."""
+    number = None
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+    if number is None or number < low or (high is not None and number > high):
+        raise ValueError(f"{name} is {value!r}; {wanted} is wanted.")
+    return number
 
 
-def seed(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise ValueError(f"seed is {value!r}; a whole number from 0 to 2**64 - 1 is wanted.")
-    return value
+def positive(name: str, value: SupportsIndex) -> int:
+    return whole(name, value, 1, None, "a whole number from 1")
 
 
-def steps(num_inference_steps: int, guidance_scale: float) -> None:
-    positive("num_inference_steps", num_inference_steps)
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
+def seed(value: SupportsIndex) -> int:
+    return whole("seed", value, 0, 2**64 - 1, "a whole number from 0 to 2**64 - 1")
+
+
+def steps(num_inference_steps: SupportsIndex, guidance_scale: float) -> tuple[int, float]:
+    count = positive("num_inference_steps", num_inference_steps)
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real):
         raise TypeError(f"guidance_scale is {guidance_scale!r}; a number is wanted.")
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale is {guidance_scale!r}; a finite number is wanted.")
+    return count, float(guidance_scale)
+
+
+def generator(value: torch.Generator | None) -> torch.Generator | None:
+    if value is not None and not hasattr(value, "initial_seed"):
+        raise TypeError(
+            f"generator is {type(value).__name__}; one torch.Generator is wanted, which draws the noise of the batch."
+        )
+    return value
+
+
+def replaced_latents(returned: dict[str, Tensor] | None, latents: Tensor) -> Tensor:
+    """The latents to go on with after ``callback_on_step_end``."""
+    if returned is None:
+        return latents
+    if not isinstance(returned, dict):
+        raise TypeError(f"callback_on_step_end returned {type(returned).__name__}; a dict or None is wanted.")
+    replaced = returned.get("latents", latents)
+    if replaced.shape != latents.shape:
+        raise ValueError(
+            f"callback_on_step_end returned latents of the shape {list(replaced.shape)}; "
+            f"{list(latents.shape)} is wanted."
+        )
+    return replaced.to(latents)
 
 
 def output_type(name: str) -> str:

@@ -8,6 +8,7 @@ executed: its ``deepgen_pipeline.py`` and ``model_index.json`` class names are i
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import struct
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .download import MODEL_ID, find_downloaded
+from .download import MODEL_ID, DownloadError, download, find_downloaded
 
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("vlm", "connector", "transformer", "vae")
 
@@ -167,8 +170,8 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
 def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """A local checkpoint folder for a path or a Hugging Face id (``owner/name``).
 
-    An id is looked up in the Hugging Face and ModelScope caches first and downloaded when it is in
-    neither. Only data files are downloaded.
+    An id is looked up in the Hugging Face and ModelScope caches first and downloaded when it is whole in
+    neither; an interrupted download goes on. Only data files are downloaded.
 
     Raises:
         CheckpointError: When a path holds no checkpoint.
@@ -178,11 +181,15 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     if Path(text).expanduser().exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return find_model_folder(text)
     found = find_downloaded(text)
-    if found is None:
-        from .download import download
-
-        found = download(model_id=text)
-    return find_model_folder(found)
+    if found is not None:
+        try:
+            return Checkpoint.open(found).folder
+        except CheckpointError as error:
+            logger.info("%s is to be completed: %s", found, error)
+    try:
+        return find_model_folder(download(model_id=text))
+    except DownloadError as error:
+        raise DownloadError(f"There is no folder {text} here. Taken as the id of a model: {error}") from error
 
 
 def how_to_download() -> str:
@@ -195,7 +202,7 @@ def how_to_download() -> str:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{name} is missing in {folder}. {how_to_download()}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -230,7 +237,7 @@ def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / index_name} has no weight_map. {how_to_download()}")
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted(set(map(str, weight_map.values()))):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(
                 f"{folder / index_name} names the shard {shard!r}; a .safetensors file beside the index is wanted."
@@ -314,6 +321,9 @@ def _check_bridges(checkpoint: Checkpoint) -> None:
     if not isinstance(checkpoint.configs["vlm"].get("vision_config"), dict):
         raise CheckpointError(f"vlm/config.json of {checkpoint.folder} has no object 'vision_config'.")
     width = number(encoder, "hidden_size", "connector/config.json")
+    number(connector, "num_queries", "connector/config.json")
+    for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        number(encoder, key, "connector/config.json")
 
     def of_connector(key: str) -> tuple[str, int]:
         return f"connector {key}", number(connector, key, "connector/config.json")

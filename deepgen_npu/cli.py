@@ -73,7 +73,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     # Progress bars go to stderr: keep the lines in their order also where both go to a file.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         arguments.run(arguments)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError) as error:
@@ -102,8 +102,11 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
         help="folder in the layout of DeepGen-1.0-diffusers, or a Hugging Face id, which is downloaded if need be "
         "(default: where `python -m deepgen_npu download` puts the model)",
     )
-    if editing is None or editing:
-        add("--prompt", default=None if editing else DEFAULT_PROMPT, required=bool(editing), help="what to do")
+    if editing:
+        add("--prompt", required=True, help="what to change")
+    else:
+        add("--prompt", default=DEFAULT_PROMPT, help="what to draw, or to change (default: %(default)r)")
+    if editing is not False:
         add(
             "--input_image",
             nargs="+",
@@ -116,8 +119,6 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
             action="store_true",
             help="keep the shape of the input, at the area the model was trained at, instead of height and width",
         )
-    else:
-        add("--prompt", default=DEFAULT_PROMPT, help="what to draw (default: %(default)r)")
     add("--negative_prompt", default="", help="what to keep away from")
     add("--output_image", default="output_deepgen.png", metavar="FILE", help="(default: %(default)s)")
     add("--height", type=int, default=512, help="in pixels (default: %(default)s)")
@@ -164,7 +165,7 @@ def _make_picture(arguments: argparse.Namespace) -> None:
         upright = to_rgb(references[0])
         height, width = rules.follow(upright.height, upright.width)
     rules.check(height, width, editing=bool(references))
-    checks.positive("num_inference_steps", arguments.num_inference_steps)
+    checks.steps(arguments.num_inference_steps, arguments.guidance_scale)
     checks.positive("num_images", arguments.num_images)
     checks.seed(arguments.seed)
 

@@ -110,7 +110,7 @@ def denoise(
 def set_timesteps(
     scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, latents: Tensor, patch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps [n] in 0..1000 on the device of ``latents``, and sigmas [n + 1] in 0..1 on the CPU."""
+    """Timesteps [n] in 0..1000 on the device of ``latents``, and sigmas [n + 1] in 0..1."""
     config = scheduler.config
     arguments = {}
     if config["use_dynamic_shifting"]:

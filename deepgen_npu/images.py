@@ -40,7 +40,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if image.mode == "F" and values.max() <= 255:
             full_scale = 1.0 if values.max() <= 1 else 255.0
         image = Image.fromarray((values * (255.0 / full_scale)).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image)

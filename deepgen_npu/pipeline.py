@@ -109,11 +109,12 @@ class DeepGenPipeline:
             CheckpointError: When something is missing or does not fit, before any weights are read.
         """
         checkpoint = Checkpoint.open(resolve_model(pretrained_model_name_or_path))
-        target = resolve_device(device or "auto")
-        where = target if device is not None else torch.device("cpu")
+        where = resolve_device(device or "cpu")
+        # Only "auto" needs to know where an unplaced pipeline will go: looking sets devices up.
+        undecided = device is None and torch_dtype in (None, "auto")
         pipe = cls.from_checkpoint(
             checkpoint,
-            resolve_dtype(torch_dtype, target),
+            resolve_dtype(torch_dtype, resolve_device("auto") if undecided else where),
             devices=dict.fromkeys(PARTS, where),
             on_bytes_read=on_bytes_read,
         )
@@ -238,17 +239,22 @@ class DeepGenPipeline:
             FloatingPointError: When the latents are not finite.
         """
         arguments.output_type(output_type)
-        arguments.steps(num_inference_steps, guidance_scale)
+        num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
         batch = len(arguments.prompts(prompt)) * arguments.positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
-        self.sizes.check(height, width, editing=bool(references))
+        height, width = self.sizes.check(height, width, editing=bool(references))
         if latents is None:
             latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
         self._check_latents(latents, batch, height, width)
 
-        conditioning = self.encode(prompt, references or None, negative_prompt, height, width, num_images_per_prompt)
-        latents = self.denoise(conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end)
-        return DeepGenPipelineOutput(images=self.decode(latents, output_type))
+        try:
+            conditioning = self.encode(
+                prompt, references or None, negative_prompt, height, width, num_images_per_prompt
+            )
+            latents = self.denoise(conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end)
+            return DeepGenPipelineOutput(images=self.decode(latents, output_type))
+        finally:
+            self.placement.release()
 
     # Stage 1
 
@@ -263,11 +269,34 @@ class DeepGenPipeline:
         num_images_per_prompt: int = 1,
     ) -> Conditioning:
         """Encode prompts and references; arguments as in `__call__`."""
-        references = pictures.as_list(image)
-        self.sizes.check(height, width, editing=bool(references))
-        embeds = self.encode_prompt(prompt, references or None, negative_prompt, height, width, num_images_per_prompt)
-        latents = [self.encode_image(pictures.to_pixels(reference, height, width)[None]) for reference in references]
-        return Conditioning(*embeds, height=height, width=width, reference_latents=latents)
+        return self.encode_each(
+            prompt, [pictures.as_list(image)], negative_prompt, height, width, num_images_per_prompt
+        )[0]
+
+    @torch.no_grad()
+    def encode_each(
+        self,
+        prompt: str | Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        negative_prompt: str = "",
+        height: int = 512,
+        width: int = 512,
+        num_images_per_prompt: int = 1,
+    ) -> list[Conditioning]:
+        """`encode` for several sets of references and the same prompts.
+
+        The sets go through one part of the model after the other, so that a part that has to be moved to the
+        device is moved once, however many sets there are.
+        """
+        height, width = self.sizes.check(height, width, editing=any(images))
+        copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
+        stacked = [self._stack_states(prompt, group, negative_prompt, height, width) for group in images]
+        embeds = [self._bridge(states, copies) for states in stacked]
+        latents = [
+            [self.encode_image(pictures.to_pixels(reference, height, width)[None]) for reference in group]
+            for group in images
+        ]
+        return [Conditioning(*one, height, width, refs) for one, refs in zip(embeds, latents, strict=True)]
 
     @torch.no_grad()
     def encode_prompt(
@@ -288,15 +317,24 @@ class DeepGenPipeline:
             prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds, shaped
             as in `Conditioning`.
         """
-        prompts = arguments.prompts(prompt)
-        arguments.negative_prompt(negative_prompt)
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
-        self.sizes.check(height, width, editing=bool(references))
-        texts = [*prompts, *[negative_prompt] * len(prompts)]
+        height, width = self.sizes.check(height, width, editing=bool(references))
+        return self._bridge(self._stack_states(prompt, references, negative_prompt, height, width), copies)
+
+    def _stack_states(
+        self,
+        prompt: str | Sequence[str],
+        references: Sequence[Image.Image],
+        negative_prompt: str,
+        height: int,
+        width: int,
+    ) -> Tensor:
+        """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden]."""
+        prompts = arguments.prompts(prompt)
+        texts = [*prompts, *[arguments.negative_prompt(negative_prompt)] * len(prompts)]
         for text in texts:
             self.prompt_template.check(text)
-
         features, cells = None, []
         if references:
             cell = self.sizes.vision_cell
@@ -312,8 +350,10 @@ class DeepGenPipeline:
             pixels = torch.stack([pictures.to_pixels(reference, height, width) for reference in references])
             features = encode_references(self.vlm, pixels.to(device, self.vlm.dtype)).flatten(0, 1)
         meta_queries = self.connector.meta_queries.to(device)
-        stacked = stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
+        return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
 
+    def _bridge(self, stacked: Tensor, copies: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The connector's output, split into prompts and negative prompts and repeated for the copies."""
         device = self.placement.activate("connector")
         sequence, pooled = self.connector(stacked.to(device, self.connector.dtype))
         prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
@@ -339,7 +379,7 @@ class DeepGenPipeline:
         """
         device = self.placement.activate("vae")
         mode = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
-        return (mode - self.vae.config["shift_factor"]) * self.vae.config["scaling_factor"]
+        return (mode - self._vae_shift) * self.vae.config["scaling_factor"]
 
     # Stage 2
 
@@ -356,7 +396,8 @@ class DeepGenPipeline:
             if generator is not None:
                 raise ValueError("Both seed and generator were given; one of them is wanted.")
             generator = torch.Generator("cpu").manual_seed(arguments.seed(seed))
-        return random_noise(self._latent_shape(batch_size, height, width), generator, self.transformer.dtype)
+        shape = self._latent_shape(batch_size, height, width)
+        return random_noise(shape, arguments.generator(generator), self.transformer.dtype)
 
     @torch.no_grad()
     def denoise(
@@ -375,7 +416,7 @@ class DeepGenPipeline:
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
         """
-        arguments.steps(num_inference_steps, guidance_scale)
+        num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
         batch = len(conditioning.prompt_embeds)
         self._check_latents(latents, batch, conditioning.height, conditioning.width)
         device = self.placement.activate("transformer")
@@ -383,12 +424,13 @@ class DeepGenPipeline:
         def on_step(step: int, timestep: Tensor, latents: Tensor, x0: Tensor) -> Tensor:
             assert callback_on_step_end is not None
             replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
-            return (replaced or {}).get("latents", latents)
+            return arguments.replaced_latents(replaced, latents)
 
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             latents = denoise(
                 self.transformer,
-                self.scheduler,
+                # Its own copy: a scheduler counts steps, and runs may overlap (threads, a run inside a callback).
+                type(self.scheduler).from_config(self.scheduler.config),
                 conditioning.to(device, self.transformer.dtype),
                 latents.to(device, self.transformer.dtype),
                 num_inference_steps,
@@ -417,13 +459,17 @@ class DeepGenPipeline:
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The VAE decoder's output: [b, 3, H, W], about [-1, 1], not clamped, in the VAE's dtype."""
         device = self.placement.activate("vae")
-        latents = latents.to(device, self.vae.dtype)
-        config = self.vae.config
-        pixels = self.vae.decode(latents / config["scaling_factor"] + config["shift_factor"]).sample
+        latents = latents.to(device, self.vae.dtype) / self.vae.config["scaling_factor"] + self._vae_shift
+        # One at a time: a batch would need a gigabyte for each picture of 512 x 512.
+        pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
         require_finite(pixels, "The VAE's output")
         return pixels
 
     # Checks
+
+    @property
+    def _vae_shift(self) -> float:
+        return self.vae.config["shift_factor"] or 0.0
 
     def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor
@@ -431,6 +477,8 @@ class DeepGenPipeline:
 
     def _check_latents(self, latents: Tensor, batch: int, height: int, width: int) -> None:
         wanted = self._latent_shape(batch, height, width)
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"latents is {type(latents).__name__}; a torch.Tensor is wanted.")
         if tuple(latents.shape) != wanted:
             raise ValueError(
                 f"latents have the shape {list(latents.shape)}; {list(wanted)} is wanted for "

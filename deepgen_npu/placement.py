@@ -20,6 +20,10 @@ class Placement(Protocol):
         """Make ``vlm``, ``connector``, ``transformer`` or ``vae`` ready to run and say where it runs."""
         ...
 
+    def release(self) -> None:
+        """A run has ended, well or not: nothing needs to stay ready."""
+        ...
+
 
 class StayInPlace:
     """Parts run where they are."""
@@ -32,12 +36,15 @@ class StayInPlace:
         prepare_thread(device)
         return device
 
+    def release(self) -> None:
+        pass
+
 
 class ModelOffload:
     """Parts wait on the CPU; one at a time is on the device.
 
-    A part comes to the device when its stage begins and leaves it when another part's stage begins, so at
-    most the largest part and its activations are there.
+    A part comes to the device when its stage begins and leaves it when another part's stage begins or the run
+    ends, so at most the largest part and its activations are there.
     """
 
     def __init__(self, parts: Mapping[str, Module], device: torch.device):
@@ -46,8 +53,11 @@ class ModelOffload:
 
     def activate(self, part: str) -> torch.device:
         prepare_thread(self.device)
-        for name, module in self._parts.items():
-            if name != part:
-                module.to("cpu")
+        self.release(keep=part)
         self._parts[part].to(self.device)
         return self.device
+
+    def release(self, keep: str | None = None) -> None:
+        for name, module in self._parts.items():
+            if name != keep:
+                module.to("cpu")

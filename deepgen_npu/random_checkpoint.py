@@ -164,7 +164,6 @@ def _shapes(part: str, config: Mapping[str, Any]) -> Shapes:
     """Shapes by stored name, in the order of the model's modules."""
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(part, config).state_dict().items()}
     if part == "vlm":
-        shapes.pop("lm_head.weight")
         shapes = {_legacy_vlm_name(name): shape for name, shape in shapes.items()}
     return shapes
 

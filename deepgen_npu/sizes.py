@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import arguments
 from .checkpoint import CheckpointError
 
 
@@ -66,8 +68,11 @@ class SizeRules:
     def multiple(self, editing: bool) -> int:
         return self.editing_multiple if editing else self.generation_multiple
 
-    def check(self, height: int, width: int, editing: bool) -> None:
+    def check(self, height: int, width: int, editing: bool) -> tuple[int, int]:
         """Refuse a size that the model cannot make.
+
+        Returns:
+            (height, width) as plain integers.
 
         Raises:
             ValueError: Naming the side, its value and the nearest allowed values.
@@ -75,9 +80,11 @@ class SizeRules:
         multiple = self.multiple(editing)
         largest = self.longest_side // multiple * multiple
         task = "editing" if editing else "generation"
-        for name, side in (("height", height), ("width", width)):
-            if isinstance(side, bool) or not isinstance(side, int):
-                raise ValueError(f"{name} is {side!r}; a whole number of pixels is wanted.")
+        sides = {
+            name: arguments.whole(name, side, -sys.maxsize, None, "a whole number of pixels")
+            for name, side in (("height", height), ("width", width))
+        }
+        for name, side in sides.items():
             if side % multiple == 0 and multiple <= side <= largest:
                 continue
             lower = min(max(side // multiple * multiple, multiple), largest)
@@ -87,6 +94,7 @@ class SizeRules:
                 f"{name} is {side}, which {task} does not allow: multiples of {multiple} from {multiple} "
                 f"to {largest} are wanted. Nearest: {nearest}."
             )
+        return sides["height"], sides["width"]
 
     def follow(self, height: int, width: int, editing: bool = True) -> tuple[int, int]:
         """The size with the shape of a height x width picture at the area that the model was trained at.

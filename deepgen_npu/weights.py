@@ -9,6 +9,7 @@ converting 10 GB that way peaks at 15.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import RawIOBase
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Identity, Module
 
 from .checkpoint import Checkpoint, CheckpointError, StoredTensor
 from .connector import Connector
@@ -57,20 +58,16 @@ def load_part(
     """
     stored = checkpoint.tensors[part]
     if part == "vlm":
-        stored = {vlm_name(name): tensor for name, tensor in stored.items()}
+        stored = {vlm_name(name): tensor for name, tensor in stored.items() if not name.startswith("lm_head.")}
     model = empty_model(part, checkpoint.configs[part])
     model.requires_grad_(False)
     _check_names(model, stored, checkpoint, part)
     # One buffer for all: the allocator would leave a hole between two weights for each one freed.
     buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
     state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
-    model.load_state_dict(state, strict=False, assign=True)
-    if part == "vlm":
-        # The published folder leaves lm_head out: it is the embedding, and image generation never uses it.
-        if "lm_head.weight" not in state:
-            model.lm_head.weight = model.model.language_model.embed_tokens.weight
-        # Rotary frequencies were computed on the CPU while everything else was empty.
-        model.to(device)
+    model.load_state_dict(state, assign=True)
+    # Rotary frequencies, which no file holds, were computed on the CPU.
+    model.to(device)
     return model.eval()
 
 
@@ -134,23 +131,52 @@ def _read_into(file: RawIOBase, target: Tensor, stored: StoredTensor) -> None:
 
 
 def empty_model(part: str, config: Mapping[str, Any]) -> Any:
-    """The model of a part as its config describes it, with parameters that occupy no memory (meta device)."""
+    """The model of a part as its config describes it, with parameters that occupy no memory (meta device).
+
+    The VLM comes without its ``lm_head``: the published folder leaves it out, since it is the embedding once more,
+    and image generation never uses it. Its rotary frequencies are real.
+    """
     config = copy.deepcopy(dict(config))  # transformers 5 writes into it
     if part == "connector":
         with torch.device("meta"):
             return Connector(config)
     if part == "vlm":
-        from accelerate import init_empty_weights
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-        # Buffers are the rotary frequencies, which no file holds: they are made for real.
-        with _quiet_transformers(), init_empty_weights(include_buffers=False):
-            return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config))
+        for settings in (config, config.get("text_config", {}), config.get("vision_config", {})):
+            for key in [key for key in settings if "attn_implementation" in key]:
+                del settings[key]  # of the machine that saved it
+        # The device of a with statement belongs to this thread; accelerate's init_empty_weights would put the
+        # modules of every other thread on the meta device as well.
+        with _quiet_transformers():
+            with torch.device("meta"):
+                model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config))
+            model.lm_head = Identity()
+            _make_rotary_buffers(model)
+        return model
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
     model_class = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
     with torch.device("meta"):
         return model_class.from_config(config)
+
+
+def _make_rotary_buffers(vlm: Any) -> None:
+    """Compute the rotary frequencies, which no file holds, of a VLM that was built on the meta device."""
+    text, vision = vlm.config.get_text_config(), vlm.config.vision_config
+    for module in vlm.modules():
+        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            continue
+        kind = type(module)
+        config = vision if "Vision" in kind.__name__ else text
+        # transformers 4.5x makes the vision tower's from the half of a head's width.
+        by_config = next(iter(inspect.signature(kind).parameters)) == "config"
+        made = kind(config) if by_config else kind(vision.hidden_size // vision.num_heads // 2)
+        for name, value in vars(made).items():
+            if isinstance(value, Tensor):
+                setattr(module, name, value)
+        for name, buffer in made.named_buffers():
+            setattr(module, name, buffer)
 
 
 @contextmanager
@@ -177,8 +203,6 @@ def vlm_name(name: str) -> str:
 
 def _check_names(model: Module, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, part: str) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if part == "vlm" and "lm_head.weight" not in stored:
-        expected.pop("lm_head.weight")
     where = f"{part}/ of {checkpoint.folder}"
     if missing := sorted(expected.keys() - stored.keys()):
         raise CheckpointError(f"{where} lacks {_few(missing)}, which its config.json calls for.")

@@ -98,21 +98,14 @@ class DeepGenEdit(io.ComfyNode):
         callback = step_callback(pipeline, steps, pictures=len(groups))
         # One draw for the whole batch: picture k has the same noise however many there are.
         noise = pipeline.prepare_latents(len(groups), height, width, seed=seed)
-        edited = [
-            pipeline(
-                prompt,
-                [to_pil(reference)[0] for reference in group],
-                negative_prompt=negative_prompt,
-                height=height,
-                width=width,
-                num_inference_steps=steps,
-                guidance_scale=cfg,
-                latents=noise[index : index + 1],
-                output_type="pt",
-                callback_on_step_end=callback,
-            ).images
-            for index, group in enumerate(groups)
+        # Stage by stage for all of them, so that no stage has to be loaded twice.
+        pictures = [[to_pil(reference)[0] for reference in group] for group in groups]
+        conditionings = pipeline.encode_each(prompt, pictures, negative_prompt, height, width)
+        latents = [
+            pipeline.denoise(conditioning, noise[index : index + 1], steps, cfg, callback)
+            for index, conditioning in enumerate(conditionings)
         ]
+        edited = [pipeline.decode(one, "pt") for one in latents]
         return io.NodeOutput(to_image(torch.cat(edited)))
 
 

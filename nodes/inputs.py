@@ -17,7 +17,6 @@ CATEGORY = "DeepGen"
 def pipeline() -> io.Input:
     return Pipeline.Input(
         "pipeline",
-        display_name="pipeline",
         tooltip="The model from DeepGen Loader; one loader serves every node.",
     )
 

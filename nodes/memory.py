@@ -29,6 +29,18 @@ class _Stage(torch.nn.Module):
         self.latent_format = comfy.latent_formats.SD3()
 
 
+class _WholePatcher(ModelPatcher):
+    """Moves a stage as a whole or not at all.
+
+    The layers of diffusers and transformers cannot fetch their weights while they run, as ComfyUI's own can. With
+    --novram ComfyUI would give a stage no memory in spite of force_full_load, leave it on the CPU, and run it there
+    with inputs on the device.
+    """
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        return super().partially_load(device_to, extra_memory=1e32, force_patch_weights=force_patch_weights)
+
+
 class DeepGenVLM(_Stage):
     """The name is what ComfyUI's log shows when it loads or unloads the stage."""
 
@@ -49,17 +61,17 @@ class ComfyPlacement:
     """
 
     def __init__(self, pipe: DeepGenPipeline):
-        self.denoiser = ModelPatcher(
+        self.denoiser = _WholePatcher(
             DeepGenDiT(connector=pipe.connector, transformer=pipe.transformer),
             load_device=mm.get_torch_device(),
             offload_device=mm.unet_offload_device(),
         )
-        text = ModelPatcher(
+        text = _WholePatcher(
             DeepGenVLM(vlm=pipe.vlm),
             load_device=mm.text_encoder_device(),
             offload_device=mm.text_encoder_offload_device(),
         )
-        vae = ModelPatcher(
+        vae = _WholePatcher(
             DeepGenVAE(vae=pipe.vae), load_device=mm.vae_device(), offload_device=mm.vae_offload_device()
         )
         self._patchers = {
@@ -80,7 +92,7 @@ class ComfyPlacement:
         itemsize = pipe.dtype.itemsize
         tokens = (height // 16) * (width // 16) * (1 + references) + 512
         width_of_dit = pipe.transformer.inner_dim
-        vae_pixels = (height // 8) * (width // 8) * batch
+        vae_pixels = (height // 8) * (width // 8)  # pictures are decoded one by one
         self._activations = {
             "vlm": tokens * pipe.vlm.config.get_text_config().hidden_size * 24 * itemsize * batch,
             "connector": 0,
@@ -94,6 +106,9 @@ class ComfyPlacement:
         mm.load_models_gpu([patcher], memory_required=self._activations.get(part, 0), force_full_load=True)
         prepare_thread(patcher.load_device)
         return patcher.load_device
+
+    def release(self) -> None:
+        """Nothing: ComfyUI frees memory when it needs some."""
 
 
 def placement_of(pipe: DeepGenPipeline) -> ComfyPlacement:
@@ -129,7 +144,8 @@ def load_pipeline(folder: Any, dtype_name: str) -> DeepGenPipeline:
             "transformer": mm.unet_offload_device(),
             "vae": mm.vae_offload_device(),
         },
-        vae_dtype=mm.vae_dtype(mm.vae_device(), [dtype]),
+        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
+        vae_dtype=mm.vae_dtype(mm.vae_device(), [] if dtype == torch.float32 else [torch.bfloat16]),
         on_bytes_read=on_bytes_read,
     )
     pipe.placement = ComfyPlacement(pipe)

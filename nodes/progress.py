@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import comfy.cli_args
 import comfy.model_management as mm
 import latent_preview
 
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
     from ..deepgen_npu.pipeline import DeepGenPipeline, StepCallback
 
 
+_ON_CPU = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+
+
 def step_callback(pipe: DeepGenPipeline, steps: int, pictures: int = 1) -> StepCallback:
     """A ``callback_on_step_end`` for a run of ``pictures`` x ``steps`` steps under one progress bar.
 
-    The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished picture. It is taken
-    from a copy on the CPU: an asynchronous copy off an NPU might be read too early.
+    The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished picture. Latent2RGB
+    gets a copy on the CPU, since ComfyUI would copy its picture off an NPU without waiting; TAESD runs on the
+    device.
     """
     total = steps * pictures
     report = latent_preview.prepare_callback(placement_of(pipe).denoiser, total)
@@ -27,7 +32,10 @@ def step_callback(pipe: DeepGenPipeline, steps: int, pictures: int = 1) -> StepC
     def callback(pipe, step, timestep, tensors):
         nonlocal done
         mm.throw_exception_if_processing_interrupted()
-        report(done, tensors["x0"].cpu(), tensors["latents"], total)
+        x0 = tensors["x0"]
+        if comfy.cli_args.args.preview_method in _ON_CPU:
+            x0 = x0.cpu()
+        report(done, x0, tensors["latents"], total)
         done += 1
 
     return callback

@@ -50,6 +50,7 @@ BUILD = """
         app.graph.add(node);
         node.pos = spec.box.slice(0, 2);
         node.setSize(spec.box.slice(2));
+        if (spec.title) node.title = spec.title;
         for (const [name, value] of Object.entries(spec.widgets)) {
             const widget = spec.type === "MarkdownNote" ? node.widgets[0] : node.widgets.find(w => w.name === name);
             if (!widget) throw new Error(`${spec.type} has no widget ${name}`);
@@ -106,6 +107,8 @@ def build(page: ComfyPage, sample: Sample) -> tuple[dict[str, Any], dict[str, An
     page.page.evaluate(BUILD, {"nodes": [vars(node) for node in sample.nodes], "groups": groups})
     workflow = tidy(sample.name, page.serialize())
     page.load_graph(workflow)
+    # Once more: what a user gets who opens the file and saves it.
+    workflow = tidy(sample.name, page.serialize())
     if complaints := page.alerts() + page.dialogs():
         raise RuntimeError(f"{sample.name}: the front end says {complaints}")
     return workflow, page.graph_to_prompt()
@@ -122,6 +125,7 @@ def tidy(name: str, workflow: dict[str, Any]) -> dict[str, Any]:
         for slot in (*node.get("inputs", ()), *node.get("outputs", ())):
             slot.pop("localized_name", None)
         if node["type"] != "MarkdownNote":
+            node["properties"]["Node name for S&R"] = node["type"]
             ours = node["type"].startswith("DeepGen")
             node["properties"]["cnr_id"] = "deepgen" if ours else "comfy-core"
             node["properties"]["ver"] = OUR_VERSION if ours else CORE_VERSION

@@ -21,6 +21,7 @@ class Node:
     box: tuple[int, int, int, int]  # x, y, width, height
     widgets: dict[str, Any] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)  # input name: key of the node that feeds it
+    title: str = ""
 
 
 @dataclass
@@ -36,7 +37,7 @@ def loader() -> Node:
 
 def note(name: str) -> Node:
     text = "\n\n".join([TEXTS[name]["en"], TEXTS["model"]["en"], "---", TEXTS[name]["zh"], TEXTS["model"]["zh"]])
-    return Node("note", "MarkdownNote", (0, 200, 380, 660), {"text": text})
+    return Node("note", "MarkdownNote", (0, 200, 380, 660), {"text": text}, title="Read me")
 
 
 def generate(key: str, column: int, y: int, prompt: str) -> Node:
@@ -75,12 +76,12 @@ SAMPLES = [
             save("save_photo", 2, 0, "photo", "deepgen_photo"),
             generate(
                 "text",
-                1,
-                680,
+                3,
+                0,
                 'A weathered wooden signpost at the edge of a misty forest trail. The words "DeepGen 1.0" are carved '
                 "into it and painted white.",
             ),
-            save("save_text", 2, 680, "text", "deepgen_text"),
+            save("save_text", 4, 0, "text", "deepgen_text"),
         ],
         {
             "Step 1 - Load model": ["loader"],

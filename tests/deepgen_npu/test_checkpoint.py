@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
 from deepgen_npu.checkpoint import find_model_folder, resolve_model
+from deepgen_npu.download import DownloadError
 from deepgen_npu.weights import load_part, read_tensor
 
 
@@ -251,6 +253,60 @@ def test_weights_loaded_in_inference_mode_can_be_moved_outside():
     assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
 
 
+def test_loading_in_two_threads(pipe):
+    """Other threads' modules must not end up without memory, nor these."""
+    made = []
+
+    def load(_):
+        return DeepGenPipeline.from_pretrained(TINY, torch_dtype=torch.float32, device="cpu")
+
+    with ThreadPoolExecutor(3) as threads:
+        loads = [threads.submit(load, None) for _ in range(4)]
+        while not all(one.done() for one in loads):
+            made.append(torch.nn.Linear(2, 2).weight.device.type)
+    assert set(made) == {"cpu"}
+    expected = pipe.encode_prompt("a cat", height=64, width=64)[0]
+    assert all(torch.equal(one.result().encode_prompt("a cat", height=64, width=64)[0], expected) for one in loads)
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_the_embedding_is_there_once(pipe):
+    """ComfyUI would count a tied lm_head as a second one of 0.6 GB."""
+    assert not any("lm_head" in name for name in pipe.vlm.state_dict())
+
+
+def test_settings_of_the_machine_that_saved_it_do_not_count(tiny):
+    edit_json(tiny / "vlm" / "config.json", _attn_implementation="flash_attention_2")
+    pipe = DeepGenPipeline.from_pretrained(tiny, torch_dtype=torch.float32, device="cpu")
+    assert pipe.vlm.model.language_model.config._attn_implementation == "sdpa"
+
+
+def test_a_vae_without_shift(tiny):
+    edit_json(tiny / "vae" / "config.json", shift_factor=None)
+    pipe = DeepGenPipeline.from_pretrained(tiny, torch_dtype=torch.float32, device="cpu")
+    pixels = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(pipe.encode_image(pixels), pipe.vae.encode(pixels).latent_dist.mode() * 1.5305)
+
+
+def test_a_byte_order_mark_is_no_damage(tiny):
+    path = tiny / "vae" / "config.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    Checkpoint.open(tiny)
+
+
+@pytest.mark.parametrize("key", ["num_queries", "connector"])
+def test_a_connector_config_without_its_numbers(tiny, key):
+    path = tiny / "connector" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if key == "connector":
+        del config["connector"]["num_hidden_layers"]
+    else:
+        del config[key]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has no number"):
+        Checkpoint.open(tiny)
+
+
 class TestFinding:
     def test_the_modelscope_spelling(self, tmp_path):
         shutil.copytree(TINY, tmp_path / "DeepGen-1___0-diffusers")
@@ -274,14 +330,26 @@ class TestFinding:
                 resolve_model(wrong)
 
     def test_an_id_in_no_cache_is_downloaded(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("deepgen_npu.checkpoint.find_downloaded", lambda model_id: None)
-        asked = []
-        monkeypatch.setattr("deepgen_npu.download.download", lambda model_id: asked.append(model_id) or TINY)
-        assert resolve_model("somebody/tiny-1.0") == TINY and asked == ["somebody/tiny-1.0"]
+        half = tmp_path / "half"
+        half.mkdir()
+        (half / "model_index.json").write_text("{}", encoding="utf-8")
+        for found in (None, half):  # an interrupted download goes on
+            monkeypatch.setattr("deepgen_npu.checkpoint.find_downloaded", lambda model_id, found=found: found)
+            asked = []
+            monkeypatch.setattr(
+                "deepgen_npu.checkpoint.download", lambda model_id, asked=asked: asked.append(model_id) or TINY
+            )
+            assert resolve_model("somebody/tiny-1.0") == TINY and asked == ["somebody/tiny-1.0"]
+
+    def test_a_mistyped_path_is_not_only_a_network_error(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(DownloadError, match=r"There is no folder models/tiny here.*HF_HUB_OFFLINE is set"):
+            resolve_model("models/tiny")
 
     def test_an_id_in_a_cache_needs_no_network(self, tmp_path, monkeypatch):
         folder = tmp_path / "models" / "somebody" / "tiny-1___0"
         shutil.copytree(TINY, folder)
         monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
-        monkeypatch.setattr("deepgen_npu.download.download", lambda **_: pytest.fail("it was downloaded"))
+        monkeypatch.setattr("deepgen_npu.checkpoint.download", lambda **_: pytest.fail("it was downloaded"))
         assert resolve_model("somebody/tiny-1.0") == folder

@@ -67,6 +67,16 @@ def test_noise_of_a_seed_is_float32_whatever_the_model():
         assert noise.dtype == torch.float32 and torch.equal(noise, expected)
 
 
+def test_noise_of_a_devices_generator_is_drawn_there_in_the_models_dtype(monkeypatch):
+    """As the original draws it. The device is a pretence: only the request is looked at."""
+    generator = SimpleNamespace(device=torch.device("meta"))
+    requests = []
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: requests.append((shape, options)) or "noise")
+    assert random_noise((1, 16, 4, 4), generator, torch.bfloat16) == "noise"
+    wanted = {"generator": generator, "device": torch.device("meta"), "dtype": torch.bfloat16}
+    assert requests == [(((1, 16, 4, 4),), wanted)]
+
+
 def test_a_pictures_noise_does_not_depend_on_how_many_follow():
     one = random_noise((1, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
     three = random_noise((3, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)

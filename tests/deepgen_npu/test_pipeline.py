@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from golden import TINY
 from PIL import Image
 
 from deepgen_npu import DeepGenPipeline
+from deepgen_npu.placement import StayInPlace
 
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 7}
@@ -59,6 +62,16 @@ class TestResults:
         assert torch.equal(run(pipe, seed=None, generator=torch.Generator().manual_seed(7)), expected)
         noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(7))
         assert torch.equal(run(pipe, seed=None, latents=noise), expected)
+
+    def test_numbers_may_be_numpys(self, pipe):
+        expected = run(pipe)
+        numbers = {
+            "seed": np.int64(7),
+            "height": np.int32(64),
+            "width": np.uint16(64),
+            "num_inference_steps": np.int8(2),
+        }
+        assert torch.equal(run(pipe, **numbers, guidance_scale=np.float32(4)), expected)
 
     def test_the_largest_seed_works(self, pipe):
         run(pipe, seed=2**64 - 1, num_inference_steps=1)
@@ -142,7 +155,7 @@ class TestCallback:
             pipe, num_inference_steps=3, output_type="latent", callback_on_step_end=lambda *a: seen.append(a)
         )
         assert [step for _, step, _, _ in seen] == [0, 1, 2]
-        assert [float(timestep) for _, _, timestep, _ in seen] == pytest.approx(pipe.scheduler.timesteps.tolist())
+        assert [float(timestep) for _, _, timestep, _ in seen] == pytest.approx([1000, 750, 8.9286], rel=0.2)
         assert all(given is pipe for given, *_ in seen)
         last = seen[-1][3]
         assert torch.equal(last["latents"], latents)
@@ -155,6 +168,20 @@ class TestCallback:
         noise = pipe.prepare_latents(1, 64, 64, seed=9)
         result = run(pipe, output_type="latent", callback_on_step_end=lambda p, step, t, given: {"latents": noise})
         assert torch.equal(result, noise)
+
+    @pytest.mark.parametrize(
+        ("returned", "words"),
+        [
+            ([], "returned list"),
+            ({"latents": torch.zeros(1, 16, 8, 9)}, r"\[1, 16, 8, 9\]; \[1, 16, 8, 8\] is wanted"),
+        ],
+    )
+    def test_what_it_returns_is_checked(self, pipe, returned, words):
+        with pytest.raises((TypeError, ValueError), match=words):
+            run(pipe, callback_on_step_end=lambda *_: returned)
+
+    def test_replaced_latents_may_have_another_dtype(self, pipe):
+        run(pipe, callback_on_step_end=lambda p, step, t, given: {"latents": given["latents"].double()})
 
     def test_an_exception_ends_the_run_and_the_next_is_unharmed(self, pipe):
         expected = run(pipe)
@@ -184,7 +211,12 @@ class TestRefusals:
             ({"num_images_per_prompt": 0}, ["num_images_per_prompt is 0"]),
             ({"output_type": "jpg"}, ["output_type is 'jpg'", "pil"]),
             ({"guidance_scale": "4"}, ["guidance_scale is '4'"]),
+            ({"guidance_scale": float("nan")}, ["guidance_scale is nan"]),
+            ({"guidance_scale": float("inf")}, ["guidance_scale is inf"]),
             ({"seed": -1}, ["seed is -1"]),
+            ({"seed": True}, ["seed is True"]),
+            ({"seed": None, "generator": [torch.Generator()]}, ["generator is list"]),
+            ({"latents": np.zeros((1, 16, 8, 8))}, ["latents is ndarray"]),
             ({"seed": 1, "generator": torch.Generator()}, ["Both seed and generator"]),
             ({"latents": torch.zeros(1, 16, 8, 9)}, ["[1, 16, 8, 9]", "[1, 16, 8, 8]"]),
             ({"image": "cat.png"}, ["image holds str", "PIL"]),
@@ -219,17 +251,83 @@ class TestRefusals:
             run(pipe)
 
 
+class Places:
+    """Where each part was last sent, and how often. It stands in for a device that this machine lacks."""
+
+    def __init__(self, pipe, monkeypatch):
+        self.at = {}
+        for name in ("vlm", "connector", "transformer", "vae"):
+            part = pipe.components[name]
+            monkeypatch.setattr(part, "to", lambda device, name=name: self.send(name, device))
+
+    def send(self, name, device):
+        self.at[name] = str(device)
+
+    def on_device(self):
+        return sorted(name for name, place in self.at.items() if place != "cpu")
+
+
 class TestPlacement:
-    def test_offload_gives_the_same_picture_and_keeps_one_part_at_a_time(self, pipe, monkeypatch):
+    def test_offload_gives_the_same_picture_with_one_part_at_a_time_on_the_device(self, pipe, monkeypatch):
         expected = run(pipe, image=picture())
-        moves = []
         offloaded = DeepGenPipeline(**pipe.components)
         offloaded.set_progress_bar_config(disable=True)
         offloaded.enable_model_cpu_offload("cpu")
+        offloaded.placement.device = "elsewhere"
+        monkeypatch.setattr("deepgen_npu.placement.prepare_thread", lambda device: None)
+        places, seen = Places(pipe, monkeypatch), []
         activate = offloaded.placement.activate
-        monkeypatch.setattr(offloaded.placement, "activate", lambda part: moves.append(part) or activate(part))
+
+        def watch(part):
+            assert activate(part) == "elsewhere"
+            seen.append(places.on_device())
+            return torch.device("cpu")
+
+        monkeypatch.setattr(offloaded.placement, "activate", watch)
         assert torch.equal(run(offloaded, image=picture()), expected)
-        assert moves == ["vlm", "connector", "vae", "transformer", "vae"]
+        assert seen == [["vlm"], ["connector"], ["vae"], ["transformer"], ["vae"]]
+        assert places.on_device() == [], "after the run"
+
+        with pytest.raises(KeyboardInterrupt):
+            run(offloaded, callback_on_step_end=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert places.on_device() == [], "after a cancelled run"
+
+    def test_to_moves_every_part_and_ends_offload(self, pipe, monkeypatch):
+        again = DeepGenPipeline(**pipe.components)
+        again.enable_model_cpu_offload("cpu")
+        places = Places(pipe, monkeypatch)
+        again.to("cpu")
+        assert places.at == dict.fromkeys(("vlm", "connector", "transformer", "vae"), "cpu")
+        assert isinstance(again.placement, StayInPlace)
+
+    def test_several_sets_of_references_need_each_part_once(self, pipe, monkeypatch):
+        order, activate = [], pipe.placement.activate
+        monkeypatch.setattr(pipe.placement, "activate", lambda part: order.append(part) or activate(part))
+        sets = [[picture(1)], [picture(2), picture(3)], [picture(4)]]
+        each = pipe.encode_each("a", sets, height=64, width=64)
+        assert order == ["vlm"] * 3 + ["connector"] * 3 + ["vae"] * 4
+        for one, images in zip(each, sets, strict=True):
+            alone = pipe.encode("a", images, height=64, width=64)
+            assert torch.equal(one.prompt_embeds, alone.prompt_embeds)
+            assert [*map(torch.equal, one.reference_latents, alone.reference_latents)] == [True] * len(images)
+
+    def test_pictures_are_decoded_one_by_one(self, pipe):
+        rows = []
+        hook = pipe.vae.decoder.register_forward_hook(lambda *given: rows.append(len(given[-1])))
+        try:
+            run(pipe, num_images_per_prompt=3)
+        finally:
+            hook.remove()
+        assert rows == [1, 1, 1]
+
+    def test_runs_may_overlap(self, pipe):
+        expected = run(pipe, num_inference_steps=3)
+        inner = []
+        outer = run(pipe, num_inference_steps=3, callback_on_step_end=lambda *_: inner.append(run(pipe)) and None)
+        assert len(inner) == 3 and torch.equal(outer, expected)
+        with ThreadPoolExecutor(2) as threads:
+            results = list(threads.map(lambda _: run(pipe, num_inference_steps=3), range(4)))
+        assert all(torch.equal(result, expected) for result in results)
 
     def test_dtypes_of_the_parts(self):
         pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype="bfloat16", device="cpu")

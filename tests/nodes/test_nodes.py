@@ -332,6 +332,18 @@ class TestStart:
         assert lines["heavy"] == "[] False"
         assert float(lines["seconds"]) < 0.3
 
+    def test_a_stage_is_moved_whole_in_every_memory_mode(self, comfy):
+        """Also with --novram, where ComfyUI would leave its layers on the CPU."""
+        probe = subprocess.run(
+            [comfy.checkout.python, str(Path(__file__).with_name("memory_probe.py")), str(ROOT), comfy.checkout.path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert probe.returncode == 0, probe.stderr
+        found = json.loads(probe.stdout.splitlines()[-1])
+        assert found == {mode: [["cuda"], ["cpu"], ["cuda"]] for mode in found} and len(found) == 4
+
     def test_nothing_failed_to_import(self, comfy):
         log = comfy.log_text()
         assert "IMPORT FAILED" not in log and "Error while calling comfy_entrypoint" not in log
