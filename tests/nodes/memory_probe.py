@@ -1,6 +1,6 @@
 """Run in ComfyUI's interpreter by `test_nodes`: where ComfyUI's memory manager puts a stage on a GPU.
 
-The GPU is a pretence: tensors are fake, the rest is ComfyUI's own code. Prints one JSON line.
+The GPU is a pretence: layers only note where they are sent; the rest is ComfyUI's own code. Prints one JSON line.
 """
 
 import importlib.util
@@ -10,16 +10,20 @@ from unittest.mock import MagicMock
 
 
 pack, checkout = sys.argv[1:]
-sys.argv[1:] = ["--cpu"]
+sys.argv[1:] = []
 sys.path.insert(0, checkout)
 # Compiled against another torch on some test machines, and of no concern here.
 for name in ("torchvision", "torchvision.transforms", "torchaudio"):
     sys.modules[name] = MagicMock()
     sys.modules[name].__spec__ = None
 
+import comfy.cli_args  # noqa: E402
+
+
+comfy.cli_args.args.cpu = True
+
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 
 spec = importlib.util.spec_from_file_location("pack", f"{pack}/__init__.py", submodule_search_locations=[pack])
@@ -36,30 +40,38 @@ mm.soft_empty_cache = lambda *arguments, **options: None
 torch.cuda.synchronize = lambda *arguments: None
 
 
-class Part(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(10, 10) for _ in range(3))
-        self.queries = torch.nn.Parameter(torch.zeros(4, 10))
-        self.register_buffer("frequencies", torch.ones(3), persistent=False)
+class Layer(torch.nn.Linear):
+    """Remembers where it was sent, since there is no GPU to go to."""
+
+    place = "cpu"
+
+    def to(self, device):
+        self.place = torch.device(device).type
+        return self
+
+
+class Stage(memory.DeepGenDiT):
+    def to(self, device):
+        for layer in self.layers:
+            layer.to(device)
+        return self
 
 
 def places(patcher) -> list[str]:
-    tensors = [*patcher.model.parameters(), *patcher.model.buffers()]
-    return sorted({tensor.device.type for tensor in tensors})
+    return sorted({layer.place for layer in patcher.model.layers})
 
 
 found = {}
-with FakeTensorMode(allow_non_fake_inputs=True):
-    for state in ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
-        mm.vram_state = getattr(mm.VRAMState, state)
-        mm.current_loaded_models.clear()
-        patcher = memory._WholePatcher(memory.DeepGenDiT(part=Part()), load_device=GPU, offload_device=CPU)
-        mm.load_models_gpu([patcher], force_full_load=True)
-        loaded = places(patcher)
-        mm.current_loaded_models[0].model_unload()
-        unloaded = places(patcher)
-        mm.current_loaded_models.clear()
-        mm.load_models_gpu([patcher], force_full_load=True)
-        found[state] = [loaded, unloaded, places(patcher)]
+for state in ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
+    mm.vram_state = getattr(mm.VRAMState, state)
+    stage = Stage(layers=torch.nn.ModuleList(Layer(10, 10) for _ in range(3)))
+    patcher = memory._WholePatcher(stage, load_device=GPU, offload_device=CPU)
+    mm.load_models_gpu([patcher], force_full_load=True)
+    loaded = places(patcher)
+    mm.current_loaded_models[0].model_unload()
+    unloaded = places(patcher)
+    mm.current_loaded_models.clear()
+    mm.load_models_gpu([patcher], force_full_load=True)
+    found[state] = [loaded, unloaded, places(patcher)]
+    mm.current_loaded_models.clear()
 print(json.dumps(found))
