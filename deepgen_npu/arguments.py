@@ -25,7 +25,10 @@ def prompts(prompt: str | Sequence[str]) -> list[str]:
     return list(given)
 
 
-def negative_prompt(text: str) -> str:
+def negative_prompt(text: str | None) -> str:
+    """One string for the whole batch; None, as diffusers allows, means none."""
+    if text is None:
+        return ""
     if not isinstance(text, str):
         raise TypeError(f"negative_prompt is {type(text).__name__}; a string is wanted (one for the whole batch).")
     return text

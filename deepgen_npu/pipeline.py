@@ -7,34 +7,22 @@ Each stage is public and a function of what the one before returned.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import arguments
 from . import images as pictures
-from .checkpoint import PARTS, Checkpoint, CheckpointError, resolve_model
 from .denoising import Conditioning, denoise, require_finite
-from .devices import random_noise, resolve_device, resolve_dtype
-from .placement import ModelOffload, Placement, StayInPlace
-from .prompts import PromptTemplate, tokenize
-from .sizes import SizeRules
+from .devices import random_noise
+from .parts import PipelineParts
+from .prompts import tokenize
 from .vision_language import encode_references, image_token_count, stacked_hidden_states
-from .weights import BytesRead, load_part, load_scheduler, load_tokenizer
 
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
-
-    from .connector import Connector
 
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -46,153 +34,11 @@ class DeepGenPipelineOutput:
     images: list[Image.Image] | np.ndarray | Tensor
 
 
-class DeepGenPipeline:
+class DeepGenPipeline(PipelineParts):
     """DeepGen 1.0: text-to-image and image editing with one set of weights.
 
     Use `from_pretrained`. The constructor takes the parts as they are, for those who load them themselves.
     """
-
-    def __init__(
-        self,
-        vlm: Qwen2_5_VLForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
-        connector: Connector,
-        transformer: SD3Transformer2DModel,
-        vae: AutoencoderKL,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        prompt_template: PromptTemplate,
-        placement: Placement | None = None,
-    ):
-        self.vlm = vlm
-        self.tokenizer = tokenizer
-        self.connector = connector
-        self.transformer = transformer
-        self.vae = vae
-        self.scheduler = scheduler
-        self.prompt_template = prompt_template
-        self.placement = placement or StayInPlace(self._models)
-        self.sizes = SizeRules.from_configs(transformer.config, vae.config, vlm.config.vision_config.to_dict())
-        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-        self._progress_bar_config: dict[str, Any] = {}
-        image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
-        if image_token != vlm.config.image_token_id:
-            raise CheckpointError(
-                f"{prompt_template.image_token} of prompt_template.json is token {image_token} of the tokenizer, "
-                f"but image_token_id of vlm/config.json is {vlm.config.image_token_id}."
-            )
-
-    # Loading and moving
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        torch_dtype: torch.dtype | str | None = "auto",
-        device: str | torch.device | None = None,
-        attn_implementation: str | None = None,
-        on_bytes_read: BytesRead | None = None,
-    ) -> DeepGenPipeline:
-        """Load the published folder part by part. No code of the folder is executed.
-
-        Args:
-            pretrained_model_name_or_path: A local folder, or a Hugging Face id: then the local caches of
-                Hugging Face and ModelScope are searched before anything is downloaded.
-            torch_dtype: ``torch.float32``, ``torch.bfloat16``, ``torch.float16``, their names, or ``auto``:
-                bfloat16 on NPU, CUDA and CPUs that compute in it, float32 on other CPUs.
-            device: Where the weights are read to. None reads them to the CPU; ``auto`` for the dtype then
-                means that of the device that ``auto`` finds, since that is where they will go.
-            attn_implementation: The VLM's attention in transformers: ``sdpa`` (its own choice, with None), ``eager``
-                or a flash attention.
-            on_bytes_read: Called with the size of each piece read, for a progress bar.
-
-        Raises:
-            CheckpointError: When something is missing or does not fit, before any weights are read.
-        """
-        checkpoint = Checkpoint.open(resolve_model(pretrained_model_name_or_path))
-        where = resolve_device(device or "cpu")
-        # Only "auto" needs to know where an unplaced pipeline will go: looking sets devices up.
-        undecided = device is None and torch_dtype in (None, "auto")
-        pipe = cls.from_checkpoint(
-            checkpoint,
-            resolve_dtype(torch_dtype, resolve_device("auto") if undecided else where),
-            devices=dict.fromkeys(PARTS, where),
-            on_bytes_read=on_bytes_read,
-        )
-        if attn_implementation is not None:
-            pipe.vlm.set_attn_implementation(attn_implementation)
-        return pipe
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        devices: Mapping[str, torch.device],
-        vae_dtype: torch.dtype | None = None,
-        on_bytes_read: BytesRead | None = None,
-    ) -> DeepGenPipeline:
-        """Load a checked folder, each part to a device of its own.
-
-        Args:
-            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
-            vae_dtype: Of the VAE alone; None means ``dtype``.
-        """
-        template = PromptTemplate.from_config(checkpoint.prompt_template)
-        tokenizer = load_tokenizer(checkpoint)
-        parts: dict[str, Any] = {}
-        for part in PARTS:
-            part_dtype = vae_dtype or dtype if part == "vae" else dtype
-            parts[part] = load_part(checkpoint, part, part_dtype, devices[part], on_bytes_read)
-        return cls(tokenizer=tokenizer, scheduler=load_scheduler(checkpoint), prompt_template=template, **parts)
-
-    @property
-    def _models(self) -> dict[str, Any]:
-        return {
-            "vlm": self.vlm,
-            "connector": self.connector,
-            "transformer": self.transformer,
-            "vae": self.vae,
-        }
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """All parts by name, as the constructor takes them."""
-        return {
-            **self._models,
-            "tokenizer": self.tokenizer,
-            "scheduler": self.scheduler,
-            "prompt_template": self.prompt_template,
-        }
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    def to(self, device: str | torch.device) -> DeepGenPipeline:
-        """Move every part to ``npu``, ``npu:1``, ``cuda``, ``cpu`` or ``auto``. Ends model offload.
-
-        The dtype is chosen in `from_pretrained`: casting later would also cast the VLM's rotary frequencies,
-        which the model was published with in float32.
-        """
-        target = resolve_device(device)
-        for model in self._models.values():
-            model.to(target)
-        self.placement = StayInPlace(self._models)
-        return self
-
-    def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
-        """Keep the parts on the CPU and bring each to ``device`` for its stage only.
-
-        The peak on the device is then that of the largest part (the VLM, 7 GiB in bfloat16) plus activations.
-        """
-        self.placement = ModelOffload(self._models, resolve_device(device))
-
-    def progress_bar(self, total: int) -> tqdm:
-        return tqdm(total=total, **self._progress_bar_config)
-
-    def set_progress_bar_config(self, **config: Any) -> None:
-        """Arguments for tqdm, for instance ``disable=True``."""
-        self._progress_bar_config = config
 
     # The whole way
 
@@ -200,7 +46,7 @@ class DeepGenPipeline:
         self,
         prompt: str | Sequence[str],
         image: Image.Image | Sequence[Image.Image] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = "",
         height: int = 512,
         width: int = 512,
         num_inference_steps: int = 50,
@@ -263,7 +109,7 @@ class DeepGenPipeline:
         self,
         prompt: str | Sequence[str],
         image: Image.Image | Sequence[Image.Image] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = "",
         height: int = 512,
         width: int = 512,
         num_images_per_prompt: int = 1,
@@ -278,7 +124,7 @@ class DeepGenPipeline:
         self,
         prompt: str | Sequence[str],
         images: Sequence[Sequence[Image.Image]],
-        negative_prompt: str = "",
+        negative_prompt: str | None = "",
         height: int = 512,
         width: int = 512,
         num_images_per_prompt: int = 1,
@@ -303,7 +149,7 @@ class DeepGenPipeline:
         self,
         prompt: str | Sequence[str],
         image: Image.Image | Sequence[Image.Image] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = "",
         height: int = 512,
         width: int = 512,
         num_images_per_prompt: int = 1,
@@ -319,14 +165,15 @@ class DeepGenPipeline:
         """
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
-        height, width = self.sizes.check(height, width, editing=bool(references))
+        if references:  # text alone has no size
+            height, width = self.sizes.check(height, width, editing=True)
         return self._bridge(self._stack_states(prompt, references, negative_prompt, height, width), copies)
 
     def _stack_states(
         self,
         prompt: str | Sequence[str],
         references: Sequence[Image.Image],
-        negative_prompt: str,
+        negative_prompt: str | None,
         height: int,
         width: int,
     ) -> Tensor:

@@ -103,6 +103,11 @@ class TestPrompts:
         plain = run(pipe, "a red circle", num_inference_steps=1)
         assert (run(pipe, prompt, num_inference_steps=1) - plain).abs().max() > 0
 
+    def test_text_alone_needs_no_size(self, pipe):
+        """512, the default, is more than the tiny checkpoint can draw."""
+        embeds = pipe.encode_prompt("a cat")
+        assert all(map(torch.equal, embeds, pipe.encode_prompt("a cat", negative_prompt=None, height=64, width=64)))
+
     def test_negative_prompts_count_only_with_guidance(self, pipe):
         noise = pipe.prepare_latents(1, 64, 64, seed=7)
         steered = [run(pipe, negative_prompt=negative, seed=None, latents=noise) for negative in ("aaaaaa", "bbbbbb")]
