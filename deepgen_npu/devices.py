@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from . import npu
@@ -30,7 +32,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         if npu.npu_count() > 0:
             name = "npu"
         else:
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+            name = "cuda" if _backend("cuda").is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("npu", "cuda", "cpu") or (number and not number.isdigit()):
         raise ValueError(f"device is {name!r}; wanted auto, npu, npu:N, cuda, cuda:N or cpu.")
@@ -39,17 +41,20 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         return torch.device("cpu")
     if kind == "npu":
         npu.require_npu(index)
-    elif not torch.cuda.is_available():
+    elif not _backend(kind).is_available():
         raise DeviceError(
             "cuda was asked for, but this PyTorch finds no CUDA device "
             f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}). "
             "Choose --device auto or --device cpu."
         )
-    elif index >= torch.cuda.device_count():
-        raise DeviceError(
-            f"cuda:{index} was asked for; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
-        )
+    elif index >= (count := _backend(kind).device_count()):
+        raise DeviceError(f"cuda:{index} was asked for; this machine has cuda:0 to cuda:{count - 1}.")
     return torch.device(kind, index)
+
+
+def _backend(kind: str) -> Any:
+    """PyTorch's module of a kind of device: torch.npu and its like share one interface."""
+    return getattr(torch, kind)
 
 
 def prepare_thread(device: torch.device) -> None:
@@ -93,7 +98,7 @@ def cpu_has_fast_bfloat16() -> bool:
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it; call it before reading a clock."""
     if device.type != "cpu":
-        getattr(torch, device.type).synchronize(device)
+        _backend(device.type).synchronize(device)
 
 
 def random_noise(shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype) -> torch.Tensor:
