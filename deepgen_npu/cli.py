@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument("model_path", help="the folder, or a Hugging Face id that was downloaded")
     check.set_defaults(run=_check)
 
-    download = commands.add_parser("download", help="download DeepGen 1.0 (14 GB), or complete an interrupted download")
+    download = commands.add_parser("download", help="download DeepGen 1.0 (14 GB), or complete a download")
     download.add_argument("--source", choices=SOURCES, default="huggingface")
     download.add_argument(
         "--to",
