@@ -44,8 +44,7 @@ benchmark: .venv/tests-installed
 
 .venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt
 	$(PYTHON) -m venv .venv-ascend
-	.venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt torch
-	grep -v -E '^(modelscope|-r)' requirements-dev.txt | .venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements.txt -r /dev/stdin
+	.venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-dev.txt
 	touch $@
 
 clean:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Names of the dtypes that weights may be loaded in (`devices` has the dtypes); here, since it needs no torch.
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 

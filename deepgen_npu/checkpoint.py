@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import struct
@@ -74,9 +75,7 @@ class Checkpoint:
             CheckpointError: Naming the missing or damaged file, or the two numbers that disagree.
         """
         folder = find_model_folder(folder)
-        configs = {
-            part: _read_json(folder, f"{part}/config.json") for part in ("vlm", "connector", "transformer", "vae")
-        }
+        configs = {part: _read_json(folder, f"{part}/config.json") for part in PARTS}
         configs["scheduler"] = _read_json(folder, "scheduler/scheduler_config.json")
         template = _read_json(folder, "prompt_template.json")
         _require_tokenizer(folder)
@@ -96,13 +95,11 @@ class Checkpoint:
 
     def elements(self, part: str) -> int:
         """Number of stored elements of a part; times the bytes of a dtype, its size in memory."""
-        total = 0
-        for tensor in self.tensors[part].values():
-            count = 1
-            for side in tensor.shape:
-                count *= side
-            total += count
-        return total
+        return sum(math.prod(tensor.shape) for tensor in self.tensors[part].values())
+
+    def nbytes(self, *parts: str) -> int:
+        """Bytes of the weights in the files, of the named parts or of all."""
+        return sum(tensor.nbytes for part in parts or PARTS for tensor in self.tensors[part].values())
 
 
 def stacked_states(num_hidden_layers: int) -> list[int]:

@@ -89,9 +89,11 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 
 
 def _is_for_users(error: RuntimeError) -> bool:
-    from .devices import DeviceError
+    if isinstance(error, DownloadError):
+        return True
+    from .devices import DeviceError  # torch is loaded by whatever raises it
 
-    return isinstance(error, (DeviceError, DownloadError))
+    return isinstance(error, DeviceError)
 
 
 def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None:
@@ -135,7 +137,7 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
     add(
         "--dtype",
         default="auto",
-        choices=("auto", "bfloat16", "float16", "float32"),
+        choices=checks.DTYPES,
         help="precision (default: %(default)s)",
     )
     add("--offload", action="store_true", help="keep only the running part on the device, to save its memory")
@@ -230,10 +232,9 @@ def _load(checkpoint: Checkpoint, dtype_name: str, device: Any, offload: bool) -
 
     print(f"Loading pipeline from: {checkpoint.folder}")
     start = time.perf_counter()
-    total = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
     where = torch.device("cpu") if offload else device
     dtype = resolve_dtype(dtype_name, device)
-    with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    with tqdm(total=checkpoint.nbytes(), desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
         pipe = DeepGenPipeline.from_checkpoint(
             checkpoint, dtype, dict.fromkeys(PARTS, where), on_bytes_read=bar.update
         )
@@ -302,9 +303,7 @@ def _check(arguments: argparse.Namespace) -> None:
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path))
     print(f"{checkpoint.folder} is whole.")
     for part in PARTS:
-        tensors = checkpoint.tensors[part]
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        print(f"  {part}: {len(tensors)} tensors, {_amount(size)}")
+        print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {_amount(checkpoint.nbytes(part))}")
 
 
 def _download(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from .denoising import Conditioning, denoise, require_finite
 from .devices import random_noise
 from .parts import PipelineParts
 from .prompts import tokenize
-from .vision_language import encode_references, image_token_count, stacked_hidden_states
+from .vision_language import encode_references, stacked_hidden_states
 
 
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
@@ -136,12 +136,10 @@ class DeepGenPipeline(PipelineParts):
         """
         height, width = self.sizes.check(height, width, editing=any(images))
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
-        stacked = [self._stack_states(prompt, group, negative_prompt, height, width) for group in images]
+        pixels = [[pictures.to_pixels(reference, height, width) for reference in group] for group in images]
+        stacked = [self._stack_states(prompt, references, negative_prompt) for references in pixels]
         embeds = [self._bridge(states, copies) for states in stacked]
-        latents = [
-            [self.encode_image(pictures.to_pixels(reference, height, width)[None]) for reference in group]
-            for group in images
-        ]
+        latents = [[self.encode_image(reference[None]) for reference in references] for references in pixels]
         return [Conditioning(*one, height, width, refs) for one, refs in zip(embeds, latents, strict=True)]
 
     @torch.no_grad()
@@ -167,17 +165,17 @@ class DeepGenPipeline(PipelineParts):
         references = pictures.as_list(image)
         if references:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
-        return self._bridge(self._stack_states(prompt, references, negative_prompt, height, width), copies)
+        pixels = [pictures.to_pixels(reference, height, width) for reference in references]
+        return self._bridge(self._stack_states(prompt, pixels, negative_prompt), copies)
 
     def _stack_states(
-        self,
-        prompt: str | Sequence[str],
-        references: Sequence[Image.Image],
-        negative_prompt: str | None,
-        height: int,
-        width: int,
+        self, prompt: str | Sequence[str], references: Sequence[Tensor], negative_prompt: str | None
     ) -> Tensor:
-        """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden]."""
+        """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden].
+
+        Args:
+            references: Each [3, H, W] in [-1, 1].
+        """
         prompts = arguments.prompts(prompt)
         texts = [*prompts, *[arguments.negative_prompt(negative_prompt)] * len(prompts)]
         for text in texts:
@@ -185,8 +183,8 @@ class DeepGenPipeline(PipelineParts):
         features, cells = None, []
         if references:
             cell = self.sizes.vision_cell
-            cells = [(height // cell, width // cell)] * len(references)
-            counts = [image_token_count(height, width, cell)] * len(references)
+            cells = [(pixels.shape[1] // cell, pixels.shape[2] // cell) for pixels in references]
+            counts = [rows * columns for rows, columns in cells]
             texts = [self.prompt_template.for_editing(text, counts) for text in texts]
         else:
             texts = [self.prompt_template.for_generation(text) for text in texts]
@@ -194,8 +192,8 @@ class DeepGenPipeline(PipelineParts):
 
         device = self.placement.activate("vlm")
         if references:
-            pixels = torch.stack([pictures.to_pixels(reference, height, width) for reference in references])
-            features = encode_references(self.vlm, pixels.to(device, self.vlm.dtype)).flatten(0, 1)
+            pixels = torch.stack(list(references)).to(device, self.vlm.dtype)
+            features = encode_references(self.vlm, pixels).flatten(0, 1)
         meta_queries = self.connector.meta_queries.to(device)
         return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
 
@@ -311,8 +309,6 @@ class DeepGenPipeline(PipelineParts):
         pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
         require_finite(pixels, "The VAE's output")
         return pixels
-
-    # Checks
 
     @property
     def _vae_shift(self) -> float:

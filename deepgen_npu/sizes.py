@@ -20,6 +20,13 @@ TRAINED_SIDE = 512
 VISION_SCALE = 28 / 32
 
 
+def nearest_sides(side: int, multiple: int, largest: int) -> str:
+    """The nearest multiples from ``multiple`` to ``largest``, for messages: "96 or 112", or one of them."""
+    lower = min(max(side // multiple * multiple, multiple), largest)
+    upper = min(max(-(-side // multiple) * multiple, multiple), largest)
+    return f"{lower}" if lower == upper else f"{lower} or {upper}"
+
+
 @dataclass(frozen=True)
 class SizeRules:
     """Sizes in pixels.
@@ -87,12 +94,9 @@ class SizeRules:
         for name, side in sides.items():
             if side % multiple == 0 and multiple <= side <= largest:
                 continue
-            lower = min(max(side // multiple * multiple, multiple), largest)
-            upper = min(max(lower, -(-side // multiple) * multiple), largest)
-            nearest = f"{lower}" if lower == upper else f"{lower} or {upper}"
             raise ValueError(
                 f"{name} is {side}, which {task} does not allow: multiples of {multiple} from {multiple} "
-                f"to {largest} are wanted. Nearest: {nearest}."
+                f"to {largest} are wanted. Nearest: {nearest_sides(side, multiple, largest)}."
             )
         return sides["height"], sides["width"]
 

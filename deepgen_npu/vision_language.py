@@ -21,11 +21,6 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def image_token_count(height: int, width: int, cell: int) -> int:
-    """Number of placeholder tokens of a reference of height x width pixels; ``cell`` is 32 for DeepGen 1.0."""
-    return (height // cell) * (width // cell)
-
-
 def encode_references(vlm: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> Tensor:
     """Run the vision tower.
 

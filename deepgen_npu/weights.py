@@ -194,7 +194,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 def vlm_name(name: str) -> str:
     """The name in today's transformers of a tensor saved by 4.5x (``visual.*``, ``model.*``) or later."""
-    if name.startswith(("model.visual.", "model.language_model.", "lm_head.")):
+    if name.startswith(("model.visual.", "model.language_model.")):
         return name
     if name.startswith("visual."):
         return f"model.{name}"

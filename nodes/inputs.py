@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..deepgen_npu.sizes import nearest_sides
+
 
 Pipeline = io.Custom("DEEPGEN_PIPELINE")
 
@@ -79,11 +81,8 @@ def check_sides(multiple: int, **sides: int | None) -> bool | str:
         if value is None:
             continue
         if value % multiple or not multiple <= value <= LONGEST_SIDE:
-            below = min(max(value // multiple * multiple, multiple), LONGEST_SIDE)
-            above = min(max(-(-value // multiple) * multiple, multiple), LONGEST_SIDE)
-            nearest = f"{below}" if below == above else f"{below} or {above}"
             return (
                 f"{name} is {value}; a multiple of {multiple} from {multiple} to {LONGEST_SIDE} is wanted. "
-                f"Nearest: {nearest}."
+                f"Nearest: {nearest_sides(value, multiple, LONGEST_SIDE)}."
             )
     return True

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..deepgen_npu.arguments import DTYPES
 from .inputs import CATEGORY, Pipeline
 from .models import find_model, model_names
-
-
-DTYPES = ["auto", "bfloat16", "float16", "float32"]
 
 
 class DeepGenLoader(io.ComfyNode):
@@ -29,7 +27,7 @@ class DeepGenLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=DTYPES,
+                    options=list(DTYPES),
                     default="auto",
                     tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13.5 GB), float32 on a CPU "
                     "that does not compute in bfloat16 (27 GB).",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import comfy.latent_formats
 import comfy.model_management as mm
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -118,18 +120,15 @@ def placement_of(pipe: DeepGenPipeline) -> ComfyPlacement:
     return pipe.placement
 
 
-def load_pipeline(folder: Any, dtype_name: str) -> DeepGenPipeline:
+def load_pipeline(folder: Path, dtype_name: str) -> DeepGenPipeline:
     """Read a checkpoint to where ComfyUI keeps idle models, with a progress bar over the bytes."""
-    import comfy.utils
-
     from ..deepgen_npu.checkpoint import Checkpoint
     from ..deepgen_npu.devices import resolve_dtype
     from ..deepgen_npu.pipeline import DeepGenPipeline
 
     checkpoint = Checkpoint.open(folder)
     dtype = resolve_dtype(dtype_name, mm.get_torch_device())
-    total = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
-    bar = comfy.utils.ProgressBar(total)
+    bar = comfy.utils.ProgressBar(checkpoint.nbytes())
 
     def on_bytes_read(count: int) -> None:
         mm.throw_exception_if_processing_interrupted()

@@ -44,9 +44,8 @@ def make(checkout: Checkout) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary) / "requirements.txt"
         requirements.write_text("\n".join(wanted), encoding="utf-8")
-        limits = ["-c", str(ROOT / constraints)]
-        subprocess.run([*install, *limits, "torch"], check=True)
-        subprocess.run([*install, *limits, "-r", str(requirements), "-r", str(ROOT / "requirements.txt")], check=True)
+        wanted_files = ["-c", str(ROOT / constraints), "-r", str(requirements), "-r", str(ROOT / "requirements.txt")]
+        subprocess.run([*install, *wanted_files], check=True)
     subprocess.run([*install, "--no-deps", *_WITHOUT_DEPENDENCIES.values()], check=True)
     done.touch()
 

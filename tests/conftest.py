@@ -43,16 +43,11 @@ def comfy_options() -> ServerOptions:
 
 
 @pytest.fixture(scope="session")
-def loaded_pipe() -> DeepGenPipeline:
+def pipe() -> DeepGenPipeline:
+    """The tiny checkpoint in float32 on the CPU; leave it as you found it."""
     pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype=torch.float32, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@pytest.fixture
-def pipe(loaded_pipe: DeepGenPipeline) -> DeepGenPipeline:
-    """The tiny checkpoint in float32 on the CPU; leave it as you found it."""
-    return loaded_pipe
 
 
 @pytest.fixture
