@@ -60,12 +60,14 @@ class Checkpoint:
         configs: One config for each of ``vlm``, ``connector``, ``transformer``, ``vae`` and ``scheduler``.
         tensors: For each part in `PARTS`, the stored tensors by name.
         prompt_template: The content of ``prompt_template.json``.
+        index: The content of ``model_index.json``.
     """
 
     folder: Path
     configs: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Mapping[str, StoredTensor]] = field(repr=False)
     prompt_template: Mapping[str, Any] = field(repr=False)
+    index: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Checkpoint:
@@ -80,7 +82,7 @@ class Checkpoint:
         template = _read_json(folder, "prompt_template.json")
         _require_tokenizer(folder)
         tensors = {part: _part_tensors(folder, part) for part in PARTS}
-        checkpoint = cls(folder, configs, tensors, template)
+        checkpoint = cls(folder, configs, tensors, template, _read_json(folder, "model_index.json"))
         _check_bridges(checkpoint)
         return checkpoint
 

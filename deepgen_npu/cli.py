@@ -155,9 +155,7 @@ def _make_picture(arguments: argparse.Namespace) -> None:
     output = _output_path(arguments.output_image)
     references = [_open_picture(name) for name in arguments.input_image or []]
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path or _downloaded_model()))
-    rules = SizeRules.from_configs(
-        checkpoint.configs["transformer"], checkpoint.configs["vae"], checkpoint.vision_config
-    )
+    rules = SizeRules.from_checkpoint(checkpoint)
     height, width = arguments.height, arguments.width
     if arguments.follow_input:
         if not references:

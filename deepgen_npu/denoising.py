@@ -29,7 +29,8 @@ class Conditioning:
         negative_pooled_prompt_embeds: [b, pooled_projection_dim].
         height: Of the picture to make, in pixels.
         width: Of the picture to make, in pixels.
-        reference_latents: One [1, C, H/8, W/8] for each reference, in scaled latent space.
+        reference_latents: One [1, C, H/8, W/8] for each reference, in scaled latent space; [b, C, H/8, W/8] where
+            every row has a reference of its own.
     """
 
     prompt_embeds: Tensor
@@ -82,7 +83,7 @@ def denoise(
         prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
         pooled = torch.cat([conditioning.negative_pooled_prompt_embeds, pooled])
     rows = len(prompt_embeds)
-    references = [reference.expand(rows, -1, -1, -1) for reference in conditioning.reference_latents]
+    references = [reference.repeat(rows // len(reference), 1, 1, 1) for reference in conditioning.reference_latents]
 
     timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformer.config["patch_size"])
     for step, timestep in enumerate(timesteps):

@@ -38,6 +38,7 @@ class PipelineParts:
         scheduler: FlowMatchEulerDiscreteScheduler,
         prompt_template: PromptTemplate,
         placement: Placement | None = None,
+        sizes: SizeRules | None = None,
     ):
         self.vlm = vlm
         self.tokenizer = tokenizer
@@ -47,7 +48,9 @@ class PipelineParts:
         self.scheduler = scheduler
         self.prompt_template = prompt_template
         self.placement = placement or StayInPlace(self._models)
-        self.sizes = SizeRules.from_configs(transformer.config, vae.config, vlm.config.vision_config.to_dict())
+        self.sizes = sizes or SizeRules.from_configs(
+            transformer.config, vae.config, vlm.config.vision_config.to_dict()
+        )
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
@@ -112,12 +115,19 @@ class PipelineParts:
             vae_dtype: Of the VAE alone; None means ``dtype``.
         """
         template = PromptTemplate.from_config(checkpoint.prompt_template)
+        sizes = SizeRules.from_checkpoint(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
         parts: dict[str, Any] = {}
         for part in PARTS:
             part_dtype = vae_dtype or dtype if part == "vae" else dtype
             parts[part] = load_part(checkpoint, part, part_dtype, devices[part], on_bytes_read)
-        return cls(tokenizer=tokenizer, scheduler=load_scheduler(checkpoint), prompt_template=template, **parts)
+        return cls(
+            tokenizer=tokenizer,
+            scheduler=load_scheduler(checkpoint),
+            prompt_template=template,
+            sizes=sizes,
+            **parts,
+        )
 
     @property
     def _models(self) -> dict[str, Any]:

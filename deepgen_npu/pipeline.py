@@ -193,7 +193,7 @@ class DeepGenPipeline(PipelineParts):
         device = self.placement.activate("vlm")
         if references:
             pixels = torch.stack(list(references)).to(device, self.vlm.dtype)
-            features = encode_references(self.vlm, pixels).flatten(0, 1)
+            features = encode_references(self.vlm, pixels).flatten(0, 1)[None]
         meta_queries = self.connector.meta_queries.to(device)
         return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
 

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# From the model card, for editing; generation is evaluated with an empty one.
+EDIT_NEGATIVE_PROMPT = (
+    "blurry, low quality, low resolution, distorted, deformed, broken content, missing parts, damaged details, "
+    "artifacts, glitch, noise, pixelated, grainy, compression artifacts, bad composition, wrong proportion, "
+    "incomplete editing, unfinished, unedited areas."
+)
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """The strings around a prompt. There is no system message, and a prompt is neither stripped nor cut."""

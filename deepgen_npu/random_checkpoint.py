@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import PARTS, CheckpointError
-from .random_sizes import PROMPT_TEMPLATE, SIZES, Size, byte_symbols, tokenizer_config
+from .random_sizes import SIZES, Size
 from .weights import empty_model, vlm_name
 
 
@@ -74,7 +74,7 @@ class WeightFile:
         return text + b" " * (-len(text) % 8)
 
 
-def weight_files(size: str) -> list[WeightFile]:
+def weight_files(size: str | Size) -> list[WeightFile]:
     """The weight files of a size, part by part. No tensor is allocated.
 
     Names and shapes are those of `Connector`, of diffusers' ``SD3Transformer2DModel`` and ``AutoencoderKL``
@@ -101,7 +101,7 @@ def weight_files(size: str) -> list[WeightFile]:
     return files
 
 
-def write(folder: str | os.PathLike[str], size: str = "tiny", seed: int = 0) -> Path:
+def write(folder: str | os.PathLike[str], size: str | Size = "tiny", seed: int = 0) -> Path:
     """Write a checkpoint with random weights.
 
     The folder appears, or is replaced, only when everything is written. The same size and seed give the same
@@ -109,7 +109,7 @@ def write(folder: str | os.PathLike[str], size: str = "tiny", seed: int = 0) -> 
 
     Args:
         folder: New, empty, or an earlier random checkpoint without files of anyone else.
-        size: A key of `SIZES`. ``published`` needs 14 GB on disk.
+        size: A key of `SIZES`, or a size of one's own. ``published`` needs 14 GB on disk.
         seed: Of the weights.
 
     Returns:
@@ -122,7 +122,7 @@ def write(folder: str | os.PathLike[str], size: str = "tiny", seed: int = 0) -> 
     chosen = _size(size)
     folder = Path(os.path.realpath(Path(folder).expanduser()))
     files = weight_files(size)
-    texts = _texts(chosen, files, size, seed)
+    texts = _texts(chosen, files, size if isinstance(size, str) else "of its own", seed)
     _require_replaceable(folder, {*texts, *(file.name for file in files)})
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,9 @@ def is_random_checkpoint(folder: str | os.PathLike[str]) -> bool:
 # Names and shapes
 
 
-def _size(name: str) -> Size:
+def _size(name: str | Size) -> Size:
+    if isinstance(name, Size):
+        return name
     if name not in SIZES:
         raise ValueError(f"size is {name!r}; wanted one of {', '.join(SIZES)}.")
     return SIZES[name]
@@ -164,11 +166,11 @@ def _shapes(part: str, config: Mapping[str, Any]) -> Shapes:
     """Shapes by stored name, in the order of the model's modules."""
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(part, config).state_dict().items()}
     if part == "vlm":
-        shapes = {_legacy_vlm_name(name): shape for name, shape in shapes.items()}
+        shapes = {legacy_vlm_name(name): shape for name, shape in shapes.items()}
     return shapes
 
 
-def _legacy_vlm_name(name: str) -> str:
+def legacy_vlm_name(name: str) -> str:
     """The name under which transformers 4.5x saved a tensor: the way back from `weights.vlm_name`."""
     if name.startswith("model.visual."):
         legacy = name.removeprefix("model.")
@@ -280,7 +282,7 @@ def _texts(size: Size, files: Sequence[WeightFile], size_name: str, seed: int) -
         "metadata": {"total_parameters": elements, "total_size": elements * torch.bfloat16.itemsize},
         "weight_map": {name: file.name.removeprefix("vlm/") for file in vlm for name in file.shapes},
     }
-    vocabulary = {symbol: number for number, symbol in enumerate(byte_symbols())}
+    vocabulary = {symbol: number for number, symbol in enumerate(size.vocabulary.symbols)}
     # transformers' own JSON is sorted; the others have the order in which people read them.
     return {
         "README.md": (
@@ -289,10 +291,10 @@ def _texts(size: Size, files: Sequence[WeightFile], size_name: str, seed: int) -
         ),
         "model_index.json": _json(index),
         "deepgen_pipeline.py": _REMOTE_CODE,
-        "prompt_template.json": _json(PROMPT_TEMPLATE),
-        "tokenizer/tokenizer_config.json": _json(tokenizer_config()),
+        "prompt_template.json": _json(size.prompt_template),
+        "tokenizer/tokenizer_config.json": _json(size.vocabulary.config()),
         "tokenizer/vocab.json": json.dumps(vocabulary, ensure_ascii=True) + "\n",
-        "tokenizer/merges.txt": "#version: 0.2\n",
+        "tokenizer/merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *size.vocabulary.merges)),
         "vlm/config.json": _json(configs["vlm"], sort_keys=True),
         "vlm/generation_config.json": _json(generation),
         "vlm/model.safetensors.index.json": _json(shards, sort_keys=True),

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .checkpoint import stacked_states
-
-
-@dataclass(frozen=True)
-class Size:
-    """What distinguishes one size from another.
-
-    Attributes:
-        configs: The JSON configs of ``vlm``, ``connector``, ``transformer``, ``vae`` and ``scheduler``.
-        shard_bytes: Most bytes of tensors in one file of the VLM; gives two shards.
-    """
-
-    configs: Mapping[str, dict[str, Any]]
-    shard_bytes: int
 
 
 SPECIAL_TOKENS = (
@@ -38,7 +25,6 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-TOKEN_IDS = {token: 256 + index for index, token in enumerate(SPECIAL_TOKENS)}
 PROMPT_TEMPLATE = {
     "IMG_START_TOKEN": "<|vision_start|>",
     "IMG_END_TOKEN": "<|vision_end|>",
@@ -73,24 +59,6 @@ SCHEDULER = {
 }
 
 
-def tokenizer_config() -> dict[str, Any]:
-    special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    return {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_prefix_space": False,
-        "add_bos_token": False,
-        "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": None,
-        "errors": "replace",
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": False,
-        "model_max_length": 131072,
-        "added_tokens_decoder": {str(number): {"content": token, **special} for token, number in TOKEN_IDS.items()},
-    }
-
-
 def byte_symbols() -> list[str]:
     """The 256 symbols of byte-level BPE in the order of GPT-2: printable bytes first, as themselves."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -98,7 +66,63 @@ def byte_symbols() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(others)]
 
 
-def _make_size(
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer: byte-level BPE, with the special tokens behind the others.
+
+    Attributes:
+        symbols: Tokens in the order of their ids: the 256 bytes, then what the merges make.
+        merges: Pairs of symbols, "left right", in the order in which they are merged.
+    """
+
+    symbols: tuple[str, ...] = field(default_factory=lambda: tuple(byte_symbols()))
+    merges: tuple[str, ...] = ()
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return {token: len(self.symbols) + index for index, token in enumerate(SPECIAL_TOKENS)}
+
+    def config(self) -> dict[str, Any]:
+        """``tokenizer/tokenizer_config.json``."""
+        special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        added = {str(number): {"content": token, **special} for token, number in self.special_ids.items()}
+        return {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "add_bos_token": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "errors": "replace",
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": False,
+            "model_max_length": 131072,
+            "added_tokens_decoder": added,
+        }
+
+
+BYTES = Vocabulary()
+
+
+@dataclass(frozen=True)
+class Size:
+    """What distinguishes one size from another.
+
+    Attributes:
+        configs: The JSON configs of ``vlm``, ``connector``, ``transformer``, ``vae`` and ``scheduler``.
+        shard_bytes: Most bytes of tensors in one file of the VLM; gives two shards.
+        vocabulary: The tokenizer.
+        prompt_template: ``prompt_template.json``.
+    """
+
+    configs: Mapping[str, dict[str, Any]]
+    shard_bytes: int
+    vocabulary: Vocabulary = BYTES
+    prompt_template: Mapping[str, Any] = field(default_factory=lambda: PROMPT_TEMPLATE)
+
+
+def make_size(
     *,
     text: dict[str, Any],
     vision: dict[str, Any],
@@ -107,6 +131,8 @@ def _make_size(
     transformer: dict[str, Any],
     vae: dict[str, Any],
     shard_bytes: int,
+    vocabulary: Vocabulary = BYTES,
+    prompt_template: Mapping[str, Any] = PROMPT_TEMPLATE,
 ) -> Size:
     """Fill in what all sizes share, and the numbers at which one part hands over to the next."""
     hidden = text["hidden_size"]
@@ -114,7 +140,7 @@ def _make_size(
     width = connector["hidden_size"]
     return Size(
         configs={
-            "vlm": _vlm_config(text, vision),
+            "vlm": _vlm_config(text, vision, vocabulary.special_ids),
             "connector": {
                 "connector": connector,
                 "num_queries": num_queries,
@@ -160,10 +186,12 @@ def _make_size(
             "scheduler": SCHEDULER,
         },
         shard_bytes=shard_bytes,
+        vocabulary=vocabulary,
+        prompt_template=prompt_template,
     )
 
 
-def _vlm_config(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+def _vlm_config(text: dict[str, Any], vision: dict[str, Any], token_ids: Mapping[str, int]) -> dict[str, Any]:
     """``vlm/config.json`` as transformers 4.5x writes it: the decoder nested and, in part, at the top too.
 
     There is no pad_token_id: transformers sets that row of the embedding to zero, while the trained model's
@@ -174,20 +202,20 @@ def _vlm_config(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
     temporal = head_dim // 8
     sections = [temporal, (head_dim // 2 - temporal) // 2, (head_dim // 2 - temporal + 1) // 2]
     both = {
-        "bos_token_id": TOKEN_IDS["<|endoftext|>"],
-        "eos_token_id": TOKEN_IDS["<|im_end|>"],
+        "bos_token_id": token_ids["<|endoftext|>"],
+        "eos_token_id": token_ids["<|im_end|>"],
         "max_position_embeddings": 128000,
         "max_window_layers": 70,
         "rope_scaling": {"mrope_section": sections, "rope_type": "default", "type": "default"},
         "rope_theta": 1000000.0,
         "use_sliding_window": False,
-        "vision_token_id": TOKEN_IDS["<|vision_pad|>"],
+        "vision_token_id": token_ids["<|vision_pad|>"],
         **text,
     }
     return {
         **both,
         "dtype": "bfloat16",
-        "image_token_id": TOKEN_IDS["<|image_pad|>"],
+        "image_token_id": token_ids["<|image_pad|>"],
         "model_type": "qwen2_5_vl",
         "text_config": {
             **both,
@@ -203,7 +231,7 @@ def _vlm_config(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
             "use_cache": True,
         },
         "transformers_version": "4.56.1",
-        "video_token_id": TOKEN_IDS["<|video_pad|>"],
+        "video_token_id": token_ids["<|video_pad|>"],
         "vision_config": {
             "hidden_act": "silu",
             "in_channels": 3,
@@ -217,14 +245,14 @@ def _vlm_config(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
             "window_size": 112,
             **vision,
         },
-        "vision_end_token_id": TOKEN_IDS["<|vision_end|>"],
-        "vision_start_token_id": TOKEN_IDS["<|vision_start|>"],
+        "vision_end_token_id": token_ids["<|vision_end|>"],
+        "vision_start_token_id": token_ids["<|vision_start|>"],
     }
 
 
 SIZES: dict[str, Size] = {
     # Every dimension at which parts meet is different, so that a mix-up fails. Pictures up to 1024 x 1024.
-    "tiny": _make_size(
+    "tiny": make_size(
         text={
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -261,7 +289,7 @@ SIZES: dict[str, Size] = {
         shard_bytes=500_000,
     ),
     # The published depth and, part by part, the published proportions at a sixth of its elements.
-    "benchmark": _make_size(
+    "benchmark": make_size(
         text={
             "hidden_size": 768,
             "intermediate_size": 4608,
@@ -299,7 +327,7 @@ SIZES: dict[str, Size] = {
     ),
     # The published dimensions: 6,740,556,127 elements. Only the tokenizer, and with it the ids of the special
     # tokens, is the small one.
-    "published": _make_size(
+    "published": make_size(
         text={
             "hidden_size": 2048,
             "intermediate_size": 11008,

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import arguments
-from .checkpoint import CheckpointError
+from .checkpoint import Checkpoint, CheckpointError
 
 
 # DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3).
 TRAINED_SIDE = 512
+# The key of ``model_index.json`` in which another checkpoint tells its own; the published one has none.
+TRAINED_SIDE_KEY = "_deepgen_trained_side"
 
 # The vision tower sees pictures at 28/32 of their size, so that one of its 28-pixel merge cells covers exactly
 # 32 pixels, that is one 2x2 group of DiT patches (original: interpolate with scale_factor 28/32).
@@ -52,6 +54,7 @@ class SizeRules:
         transformer: Mapping[str, Any],
         vae: Mapping[str, Any],
         vision: Mapping[str, Any],
+        trained_side: int = TRAINED_SIDE,
     ) -> SizeRules:
         """Derive the rules from the configs of DiT, VAE and vision tower.
 
@@ -69,8 +72,24 @@ class SizeRules:
             editing_multiple=math.lcm(generation, int(cell)),
             vision_cell=int(cell),
             longest_side=longest,
-            trained_side=min(TRAINED_SIDE, longest),
+            trained_side=min(trained_side, longest),
         )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> SizeRules:
+        """The rules of a checked folder.
+
+        Raises:
+            CheckpointError: Also when the folder tells a trained side that is no number of pixels.
+        """
+        side = checkpoint.index.get(TRAINED_SIDE_KEY, TRAINED_SIDE)
+        if type(side) is not int or side < 1:
+            raise CheckpointError(
+                f"{TRAINED_SIDE_KEY} in model_index.json of {checkpoint.folder} is {side!r}; a whole number of "
+                "pixels is wanted."
+            )
+        configs = checkpoint.configs
+        return cls.from_configs(configs["transformer"], configs["vae"], checkpoint.vision_config, side)
 
     def multiple(self, editing: bool) -> int:
         return self.editing_multiple if editing else self.generation_multiple

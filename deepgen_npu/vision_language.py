@@ -139,7 +139,8 @@ def stacked_hidden_states(
         input_ids: [b, L], left-padded, on the CPU.
         valid: [b, L] boolean, False at padding, on the CPU.
         meta_queries: [queries, hidden].
-        image_features: [tokens of all references, hidden]; they replace the placeholders of every row.
+        image_features: [b or 1, tokens of all references, hidden]: what replaces the placeholders; one for every
+            row, or each row's own.
         cells: (rows, columns) of each reference in merge cells.
 
     Returns:
@@ -159,7 +160,7 @@ def stacked_hidden_states(
     hidden_states = embed(input_ids.to(device))
     if image_features is not None:
         slots = (input_ids == image_token_id).nonzero(as_tuple=True)
-        features = image_features.to(dtype).repeat(batch, 1)
+        features = image_features.to(dtype).expand(batch, -1, -1).flatten(0, 1)
         hidden_states = hidden_states.index_put(tuple(slot.to(device) for slot in slots), features)
     hidden_states = torch.cat([hidden_states, meta_queries.to(dtype).expand(batch, -1, -1)], dim=1)
 

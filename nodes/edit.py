@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from . import inputs
 
 
@@ -11,13 +12,6 @@ MULTIPLE = 32
 
 FOLLOW = "follow image"
 CUSTOM = "width and height"
-
-# From the model card, for editing; generation is evaluated with an empty one.
-NEGATIVE_PROMPT = (
-    "blurry, low quality, low resolution, distorted, deformed, broken content, missing parts, damaged details, "
-    "artifacts, glitch, noise, pixelated, grainy, compression artifacts, bad composition, wrong proportion, "
-    "incomplete editing, unfinished, unedited areas."
-)
 
 
 class DeepGenEdit(io.ComfyNode):
@@ -32,7 +26,7 @@ class DeepGenEdit(io.ComfyNode):
                 inputs.pipeline(),
                 io.Image.Input("image", tooltip="The picture to edit. Of a batch, each picture is edited."),
                 inputs.prompt("What to change, in English or Chinese: 'Make the sky stormy.'"),
-                inputs.negative_prompt(NEGATIVE_PROMPT),
+                inputs.negative_prompt(EDIT_NEGATIVE_PROMPT),
                 io.Combo.Input(
                     "size_mode",
                     options=[FOLLOW, CUSTOM],
@@ -89,24 +83,28 @@ class DeepGenEdit(io.ComfyNode):
         from .images import to_image, to_pil
         from .memory import placement_of
         from .progress import step_callback
+        from .scale import drawing_size, pixel_size, show
 
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
+        sizes = pipeline.sizes
         if size_mode == FOLLOW:
-            height, width = pipeline.sizes.follow(image.shape[1], image.shape[2])
-        pipeline.sizes.check(height, width, editing=True)
-        placement_of(pipeline).expect(pipeline, height, width, 1, references=len(groups[0]))
+            drawn = sizes.follow(image.shape[1], image.shape[2])
+            height, width = (side * pixel_size(sizes) for side in drawn)
+        else:
+            drawn = drawing_size(sizes, height, width, editing=True)
+        placement_of(pipeline).expect(pipeline, *drawn, batch=1, references=len(groups[0]))
         callback = step_callback(pipeline, steps, pictures=len(groups))
         # One draw for the whole batch: picture k has the same noise however many there are.
-        noise = pipeline.prepare_latents(len(groups), height, width, seed=seed)
+        noise = pipeline.prepare_latents(len(groups), *drawn, seed=seed)
         # Stage by stage for all of them, so that no stage has to be loaded twice.
         pictures = [[to_pil(reference)[0] for reference in group] for group in groups]
-        conditionings = pipeline.encode_each(prompt, pictures, negative_prompt, height, width)
+        conditionings = pipeline.encode_each(prompt, pictures, negative_prompt, *drawn)
         latents = [
             pipeline.denoise(conditioning, noise[index : index + 1], steps, cfg, callback)
             for index, conditioning in enumerate(conditionings)
         ]
         edited = [pipeline.decode(one, "pt") for one in latents]
-        return io.NodeOutput(to_image(torch.cat(edited)))
+        return io.NodeOutput(to_image(show(torch.cat(edited), height, width)))
 
 
 def reference_groups(**images) -> list[list]:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..deepgen_npu.arguments import DTYPES
 from .inputs import CATEGORY, Pipeline
-from .models import find_model, model_names
+from .models import default_model, find_model, model_names
 
 
 class DeepGenLoader(io.ComfyNode):
@@ -22,8 +22,9 @@ class DeepGenLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=model_names(),
-                    default=model_names()[0],
-                    tooltip="A folder in models/deepgen (or a 'deepgen' entry of extra_model_paths.yaml).",
+                    default=default_model(),
+                    tooltip="A folder in models/deepgen (or a 'deepgen' entry of extra_model_paths.yaml), or the demo "
+                    "that comes with the pack: it draws coloured shapes and needs no download.",
                 ),
                 io.Combo.Input(
                     "dtype",

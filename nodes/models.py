@@ -16,6 +16,10 @@ FOLDER = "deepgen"
 # Offered even before it is there, so that a shared workflow names the same model on every machine.
 PUBLISHED = MODEL_ID.split("/")[1]
 
+DEMO = "coloured shapes (demo, not DeepGen 1.0)"
+"""The name of the small model that comes with the pack."""
+_DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo_checkpoint"
+
 
 def register_model_folder() -> None:
     """Make ``models/deepgen`` known to ComfyUI; a ``deepgen:`` entry in extra_model_paths.yaml adds to it."""
@@ -23,9 +27,17 @@ def register_model_folder() -> None:
 
 
 def model_names() -> list[str]:
-    """Names for the loader's list: the published model first, then every other checkpoint folder."""
-    others = sorted(name for name in _folders() if name != PUBLISHED)
-    return [PUBLISHED, *others]
+    """Names for the loader's list: the published model, every other checkpoint folder, the demo."""
+    others = sorted(name for name in _folders() if name not in (PUBLISHED, DEMO))
+    return [PUBLISHED, *others, DEMO]
+
+
+def default_model() -> str:
+    """What a new loader has: the demo as long as there is no other model."""
+    folders = _folders()
+    if not folders:
+        return DEMO
+    return PUBLISHED if _published(folders) else sorted(folders)[0]
 
 
 def find_model(name: str) -> Path:
@@ -39,22 +51,31 @@ def find_model(name: str) -> Path:
     folders = _folders()
     if name in folders:
         return folders[name]
+    if name == DEMO:
+        return _DEMO_FOLDER
     roots = folder_paths.get_folder_paths(FOLDER)
     if name == PUBLISHED:
-        # ModelScope spells the folder's name differently.
-        for other, folder in folders.items():
-            if other.rsplit("/", 1)[-1] in (PUBLISHED, modelscope_spelling(PUBLISHED)):
-                return folder
+        if folder := _published(folders):
+            return folder
         target = os.path.join(roots[0], PUBLISHED)
         raise ValueError(
             f"model: {PUBLISHED} is not downloaded yet. In the folder of this node pack run: "
             f'python -m deepgen_npu download --to "{target}" '
-            "(14 GB; add --source modelscope where Hugging Face cannot be reached), then press R."
+            "(14 GB; add --source modelscope where Hugging Face cannot be reached), then press R. "
+            f"To try the nodes without it, choose {DEMO!r}."
         )
     raise ValueError(
         f"model: there is no model {name!r} in {' or '.join(roots)}. "
         f"Found: {', '.join(sorted(folders)) or 'none'}. Put its folder there and press R."
     )
+
+
+def _published(folders: dict[str, Path]) -> Path | None:
+    """The published model, wherever it lies; ModelScope spells its folder differently."""
+    for name, folder in folders.items():
+        if name.rsplit("/", 1)[-1] in (PUBLISHED, modelscope_spelling(PUBLISHED)):
+            return folder
+    return None
 
 
 def _folders() -> dict[str, Path]:

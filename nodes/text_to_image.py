@@ -52,13 +52,15 @@ class DeepGenTextToImage(io.ComfyNode):
         from .images import to_image
         from .memory import placement_of
         from .progress import step_callback
+        from .scale import drawing_size, show
 
-        placement_of(pipeline).expect(pipeline, height, width, batch_size, references=0)
+        drawn_height, drawn_width = drawing_size(pipeline.sizes, height, width, editing=False)
+        placement_of(pipeline).expect(pipeline, drawn_height, drawn_width, batch_size, references=0)
         pixels = pipeline(
             prompt,
             negative_prompt=negative_prompt,
-            height=height,
-            width=width,
+            height=drawn_height,
+            width=drawn_width,
             num_inference_steps=steps,
             guidance_scale=cfg,
             num_images_per_prompt=batch_size,
@@ -66,4 +68,4 @@ class DeepGenTextToImage(io.ComfyNode):
             output_type="pt",
             callback_on_step_end=step_callback(pipeline, steps),
         ).images
-        return io.NodeOutput(to_image(pixels))
+        return io.NodeOutput(to_image(show(pixels, height, width)))

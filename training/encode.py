@@ -1,0 +1,73 @@
+"""The pipeline's own way from texts and references to embeddings, for batches in which every row is different."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepgen_npu import DeepGenPipeline
+from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT, tokenize
+from deepgen_npu.vision_language import encode_references, stacked_hidden_states
+
+from .edits import Edit
+from .scenes import Scene, pixels
+
+
+NEGATIVES = ("", EDIT_NEGATIVE_PROMPT)
+
+
+def picture_tensor(scenes: Sequence[Scene]) -> Tensor:
+    """[n, 3, H, W] in [-1, 1], as the pipeline's ``to_pixels`` gives it."""
+    return torch.from_numpy(np.stack([pixels(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+
+def texts_of_captions(pipe: DeepGenPipeline, captions: Sequence[str]) -> list[str]:
+    return [pipe.prompt_template.for_generation(caption) for caption in captions]
+
+
+def texts_of_edits(pipe: DeepGenPipeline, instructions: Sequence[str], edits: Sequence[Edit]) -> list[str]:
+    cells = image_cells(pipe, edits)
+    return [
+        pipe.prompt_template.for_editing(instruction, [rows * columns for rows, columns in cells])
+        for instruction in instructions
+    ]
+
+
+def image_cells(pipe: DeepGenPipeline, edits: Sequence[Edit]) -> list[tuple[int, int]]:
+    """(rows, columns) of the references in merge cells: the same for all edits."""
+    cell = pipe.sizes.vision_cell
+    return [(scene.height // cell, scene.width // cell) for scene in edits[0].sources]
+
+
+def length(pipe: DeepGenPipeline, text: str) -> int:
+    return len(pipe.tokenizer(text)["input_ids"])
+
+
+def embed(
+    pipe: DeepGenPipeline, texts: Sequence[str], edits: Sequence[Edit] = (), pad_to: int = 0
+) -> tuple[Tensor, Tensor]:
+    """VLM and connector.
+
+    Args:
+        texts: With the prompt template around them.
+        edits: Those that the texts belong to, if any: their sources are the references. All have as many.
+        pad_to: Left-pad to this many tokens at least, as a longer text in the batch would.
+
+    Returns:
+        The sequence [n, L + queries, joint_attention_dim] and the pooled vector [n, pooled_projection_dim].
+    """
+    input_ids, valid = tokenize(pipe.tokenizer, texts)
+    if (missing := pad_to - input_ids.shape[1]) > 0:
+        input_ids = torch.nn.functional.pad(input_ids, (missing, 0), value=pipe.tokenizer.pad_token_id)
+        valid = torch.nn.functional.pad(valid, (missing, 0), value=False)
+    features, cells = None, []
+    if edits:
+        cells = image_cells(pipe, edits)
+        references = picture_tensor([scene for edit in edits for scene in edit.sources])
+        features = encode_references(pipe.vlm, references)  # [edits x references, tokens, hidden]
+        features = features.reshape(len(edits), -1, features.shape[-1])
+    states = stacked_hidden_states(pipe.vlm, input_ids, valid, pipe.connector.meta_queries, features, cells)
+    return pipe.connector(states)

@@ -1,0 +1,151 @@
+"""The evaluation: what the pictures of a checkpoint show. ``python -m training evaluate``."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepgen_npu import DeepGenPipeline
+from deepgen_npu.denoising import Conditioning
+
+from . import cases
+from .cases import Case
+from .edits import FIRST_KINDS, FURTHER_KINDS
+from .encode import embed, length, picture_tensor, texts_of_captions, texts_of_edits
+from .judge import Seen, Verdict, compare, look
+from .scenes import Domain, pixels, random_scene
+from .vae import measure as measure_vae
+
+
+BATCH = 50
+STEPS = 50
+GUIDANCE = 4.0
+
+
+@torch.no_grad()
+def make_pictures(
+    pipe: DeepGenPipeline,
+    wanted: Sequence[Case],
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    negative_prompt: str = "",
+) -> list[np.ndarray]:
+    """The pictures [H, W, 3] (uint8) of cases, each as it would be made alone with its seed.
+
+    Cases whose texts have as many tokens, and whose pictures are of one size, go together: no text is padded that
+    would not be padded alone.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    prepared = [_text(pipe, case) for case in wanted]
+    negatives = [_text(pipe, case, negative_prompt) for case in wanted]
+    for number, case in enumerate(wanted):
+        tokens = max(length(pipe, prepared[number]), length(pipe, negatives[number]))
+        groups[length(pipe, prepared[number]), tokens, case.scene.width, case.scene.height].append(number)
+    pictures: list[Any] = [None] * len(wanted)
+    for (_, tokens, width, height), numbers in groups.items():
+        for start in range(0, len(numbers), BATCH):
+            some = numbers[start : start + BATCH]
+            chosen = [wanted[number] for number in some]
+            edits = [case.edit for case in chosen if case.edit is not None]
+            embeds, pooled = embed(pipe, [prepared[number] for number in some], edits, tokens)
+            negative_embeds, negative_pooled = embed(pipe, [negatives[number] for number in some], edits, tokens)
+            references = []
+            for index in range(len(edits[0].sources) if edits else 0):
+                references.append(pipe.encode_image(picture_tensor([edit.sources[index] for edit in edits])))
+            conditioning = Conditioning(embeds, pooled, negative_embeds, negative_pooled, height, width, references)
+            noise = torch.cat([pipe.prepare_latents(1, height, width, seed=case.seed) for case in chosen])
+            made = pipe.decode(pipe.denoise(conditioning, noise, steps, guidance), "np")
+            for number, picture in zip(some, made, strict=True):
+                pictures[number] = (np.asarray(picture) * 255).round().astype(np.uint8)
+    return pictures
+
+
+def _text(pipe: DeepGenPipeline, case: Case, text: str | None = None) -> str:
+    text = case.text if text is None else text
+    if case.edit is None:
+        return texts_of_captions(pipe, [text])[0]
+    return texts_of_edits(pipe, [text], [case.edit])[0]
+
+
+def shares(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """The part of pictures that are right, by what is asked."""
+    verdicts = list(verdicts)
+    names = [field.name for field in fields(Verdict)] + ["right"]
+    return {name: sum(getattr(verdict, name) for verdict in verdicts) / len(verdicts) for name in names}
+
+
+def verdicts(pictures: Sequence[np.ndarray], wanted: Sequence[Case]) -> list[Verdict]:
+    return [compare(look(picture), case.scene) for picture, case in zip(pictures, wanted, strict=True)]
+
+
+def quick(pipe: DeepGenPipeline, task: str) -> dict[str, float]:
+    """A look during training: 60 pictures at half the steps."""
+    if task == "generate":
+        chosen = cases.generation("first ring", 60, seed=7)
+        return shares(verdicts(make_pictures(pipe, chosen, steps=25), chosen))
+    chosen = [case for kind in FIRST_KINDS for case in cases.editing(kind, 20, seed=7)]
+    judged = verdicts(make_pictures(pipe, chosen, steps=25), chosen)
+    return {
+        kind: shares(one for one, case in zip(judged, chosen, strict=True) if case.group == kind)["right"]
+        for kind in FIRST_KINDS
+    }
+
+
+def judge_itself(count: int = 1000, seed: int = 3) -> dict[str, float]:
+    """The part of rendered scenes that the judge reads wholly right, in the first ring and in both."""
+    rng = random.Random(seed)
+    domains = {"first ring": Domain(held_out=None), "both rings": Domain(0.5, 0.3, 0.3, 0.0, None)}
+    return {
+        name: sum(compare(look(pixels(scene)), scene).right for scene in _scenes(rng, domain, count)) / count
+        for name, domain in domains.items()
+    }
+
+
+def _scenes(rng: random.Random, domain: Domain, count: int):
+    return (random_scene(rng, domain) for _ in range(count))
+
+
+def everything(pipe: DeepGenPipeline, seed: int = 11) -> dict[str, Any]:
+    """All numbers of the table: a nested dict, ready for JSON."""
+    result: dict[str, Any] = {"judge": judge_itself(), "vae": measure_vae(pipe.vae, seed)}
+    counts = {"first ring": 500}
+    result["generate"] = {
+        group: _by_language(pipe, cases.generation(group, counts.get(group, 100), seed)) for group in cases.GROUPS
+    }
+    result["edit"] = {
+        kind: _by_language(pipe, cases.editing(kind, 120 if kind in FIRST_KINDS else 60, seed))
+        for kind in (*FIRST_KINDS, *FURTHER_KINDS)
+    }
+    result["guidance"] = {}
+    chosen = cases.generation("first ring", 200, seed)
+    for guidance in (1.0, 2.0, 4.0, 7.0):
+        result["guidance"][str(guidance)] = shares(verdicts(make_pictures(pipe, chosen, guidance=guidance), chosen))
+    result["negative"] = negative_prompt_effect(pipe, seed)
+    return result
+
+
+def _by_language(pipe: DeepGenPipeline, chosen: Sequence[Case]) -> dict[str, Any]:
+    judged = verdicts(make_pictures(pipe, chosen), chosen)
+    result: dict[str, Any] = {"count": len(chosen), **shares(judged)}
+    for language in ("en", "zh"):
+        result[language] = shares(one for one, case in zip(judged, chosen, strict=True) if case.language == language)
+    return result
+
+
+def negative_prompt_effect(pipe: DeepGenPipeline, seed: int, count: int = 120) -> dict[str, float]:
+    """How often a shape without a named colour comes out red: with no negative prompt, and with "red"."""
+    chosen = cases.open_colour(count, seed)
+
+    def red(seen: Seen) -> bool:
+        return any(thing.colour == "red" for thing in seen.things)
+
+    return {
+        name: sum(red(look(picture)) for picture in make_pictures(pipe, chosen, negative_prompt=negative)) / count
+        for name, negative in (("none", ""), ("red", "red"))
+    }

@@ -1,0 +1,149 @@
+"""Stage 2: the text side. ``python -m training text``.
+
+VLM, meta queries, connector and vision tower learn to tell, in what the DiT will get, every fact of a caption or
+of an instruction with its picture. Linear heads read the facts off; they are thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepgen_npu import DeepGenPipeline
+
+from .edits import FIRST_KINDS, FURTHER_KINDS, Edit, random_edit
+from .encode import NEGATIVES, embed, texts_of_captions, texts_of_edits
+from .model import load, save_part
+from .progress import Log, cosine
+from .scenes import Domain, random_scene
+from .slots import CLASSES, of_caption, of_edit
+from .wording import LANGUAGES, caption, instruction, random_told
+
+
+BATCH = 64
+LEARNING_RATE = 2e-3
+
+# The second ring has as much of the text stage as the first: words are cheap.
+SCENES = Domain(further_shapes=0.4, other_sizes=0.35, two_things=0.35)
+
+
+class Heads(nn.Module):
+    """One linear classifier a slot on the pooled vector, and one on the mean of the sequence's query positions."""
+
+    def __init__(self, pipe: DeepGenPipeline):
+        super().__init__()
+        self.queries = pipe.connector.num_queries
+        classes = sum(map(len, CLASSES.values()))
+        self.pooled = nn.Linear(pipe.connector.projector_2.out_features, classes)
+        self.sequence = nn.Linear(pipe.connector.projector_3.out_features, classes)
+
+    def forward(self, sequence: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        return self.pooled(pooled), self.sequence(sequence[:, -self.queries :].mean(1))
+
+
+def train(folder: Path, seconds: float, seed: int, log: Log) -> None:
+    """Train VLM and connector of ``folder`` and write their weights."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    pipe = load(folder)
+    heads = Heads(pipe)
+    parameters = trainable(pipe) + list(heads.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    start, step = time.monotonic(), 0
+    while (part := (time.monotonic() - start) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * cosine(part)
+        texts, edits, slots = batch(pipe, rng, SCENES, editing=step % 2 == 1)
+        loss, right = judge(heads(*embed(pipe, texts, edits)), slots)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 < 2:
+            log.write(
+                stage="text",
+                step=step,
+                seconds=time.monotonic() - start,
+                task="edit" if edits else "generate",
+                loss=float(loss.detach()),
+                right=sum(right.values()) / len(right),
+            )
+        step += 1
+    for part_name in ("vlm", "connector"):
+        model = getattr(pipe, part_name)
+        if part_name == "vlm":
+            model.to(torch.bfloat16)
+        save_part(folder, part_name, model.state_dict())
+    pipe = load(folder)
+    for language in LANGUAGES:
+        log.write(stage="text", language=language, **measure(pipe, heads, seed + 1, language))
+
+
+def trainable(pipe: DeepGenPipeline) -> list[nn.Parameter]:
+    return [*pipe.vlm.parameters(), *pipe.connector.parameters()]
+
+
+def batch(
+    pipe: DeepGenPipeline, rng: random.Random, scenes: Domain, editing: bool, language: str | None = None
+) -> tuple[list[str], list[Edit], list[dict[str, str]]]:
+    """Texts, the edits they belong to (none for captions), and what they tell."""
+
+    def any_language() -> str:
+        return language or rng.choice(LANGUAGES)
+
+    if not editing:
+        captions, slots = [], []
+        for _ in range(BATCH):
+            scene, told = random_scene(rng, scenes), random_told(rng, 0.15)
+            captions.append(caption(rng, scene, any_language(), told))
+            slots.append(of_caption(scene, told))
+        padding = rng.random()
+        if padding < 0.3:  # the batch gets the length of the negative prompts
+            captions[0], slots[0] = NEGATIVES[padding < 0.1], {}
+        return texts_of_captions(pipe, captions), [], slots
+    # Two references make another layout, so they have batches of their own.
+    kinds = ("combine",) if rng.random() < 0.15 else (*FIRST_KINDS, *FURTHER_KINDS[:-1])
+    edits = [random_edit(rng, rng.choice(kinds), scenes) for _ in range(BATCH)]
+    instructions = [instruction(rng, edit, any_language()) for edit in edits]
+    slots = [of_edit(edit) for edit in edits]
+    if rng.random() < 0.15:
+        instructions[0], slots[0] = NEGATIVES[1], {}
+    return texts_of_edits(pipe, instructions, edits), edits, slots
+
+
+def judge(logits: tuple[Tensor, Tensor], slots: list[dict[str, str]]) -> tuple[Tensor, dict[str, float]]:
+    """The loss, and for each slot the part of the texts that both heads read rightly."""
+    losses, right = [], {}
+    start = 0
+    for slot, names in CLASSES.items():
+        rows = [row for row, told in enumerate(slots) if slot in told]
+        if rows:
+            target = torch.tensor([names.index(slots[row][slot]) for row in rows])
+            own = [one[rows, start : start + len(names)] for one in logits]
+            losses += [F.cross_entropy(one, target) for one in own]
+            right[slot] = float(torch.stack([one.argmax(-1) == target for one in own]).all(0).float().mean())
+        start += len(names)
+    return torch.stack(losses).mean(), right
+
+
+@torch.no_grad()
+def measure(pipe: DeepGenPipeline, heads: Heads, seed: int, language: str, batches: int = 6) -> dict[str, float]:
+    """The part of facts told rightly, slot by slot, on held-out scenes."""
+    rng = random.Random(seed)
+    scenes = Domain(further_shapes=0.3, other_sizes=0.3, two_things=0.3, held_out=True)
+    total: dict[str, float] = defaultdict(float)
+    count: Counter[str] = Counter()
+    for number in range(2 * batches):
+        texts, edits, slots = batch(pipe, rng, scenes, number % 2 == 1, language)
+        for slot, value in judge(heads(*embed(pipe, texts, edits)), slots)[1].items():
+            total[slot] += value
+            count[slot] += 1
+    return {slot: total[slot] / count[slot] for slot in CLASSES if count[slot]}

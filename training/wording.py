@@ -1,0 +1,122 @@
+"""Captions and instructions in English and Chinese, from the words of ``wording.json``."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .edits import Edit
+from .scenes import Scene, Thing
+
+
+LANGUAGES = ("en", "zh")
+WORDS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("wording.json").read_text(encoding="utf-8"))
+
+_SLOT = re.compile(r"\{([a-z ]+)\}")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a caption tells. What it leaves open may be anything in the picture."""
+
+    colour: bool = True
+    place: bool = True
+    background: bool = True
+
+
+EVERYTHING = Told()
+
+
+def random_told(rng: random.Random, open_part: float) -> Told:
+    """Leave one thing open with the probability ``open_part``."""
+    if rng.random() >= open_part:
+        return EVERYTHING
+    return replace(EVERYTHING, **{rng.choice(("colour", "place", "background")): False})
+
+
+def caption(rng: random.Random, scene: Scene, language: str, told: Told = EVERYTHING) -> str:
+    """What `scene` shows, in words."""
+    words = WORDS[language]
+    things = rng.choice(words["and"]).join(_thing(rng, thing, language, told) for thing in scene.things)
+    template = rng.choice(words["captions" if told.background else "captions_without_ground"])
+    return _finish(rng, template, language, things=things, ground=rng.choice(words["backgrounds"][scene.background]))
+
+
+def instruction(rng: random.Random, edit: Edit, language: str) -> str:
+    """What `edit` asks for, in words."""
+    words = WORDS[language]
+    template = rng.choice(words["instructions"][edit.kind])
+    slots: dict[str, str] = {"ground": rng.choice(words["backgrounds"][edit.target.background])}
+    if edit.kind == "add":
+        slots["thing"] = _thing(rng, edit.target.things[edit.subject], language, EVERYTHING)
+    elif edit.kind not in ("keep", "background"):
+        subject = edit.sources[0].things[edit.subject]
+        forms = words["it" if len(edit.sources[0].things) == 1 else "it_of_two"]
+        slots["it"] = _finish(rng, rng.choice(forms), language, **_slots(rng, subject, language))
+        # In an instruction, shape and colour are those of the target; a combination has only the first's shape.
+        wanted = subject if edit.kind in ("remove", "combine") else edit.target.things[edit.subject]
+        slots |= _slots(rng, wanted, language)
+        slots["goal"] = rng.choice(words["goals"][wanted.place])
+    return _finish(rng, template, language, **slots)
+
+
+def _slots(rng: random.Random, thing: Thing, language: str) -> dict[str, str]:
+    words = WORDS[language]
+    return {
+        "shape": rng.choice(words["shapes"][thing.shape]),
+        "colour": rng.choice(words["colours"][thing.colour]),
+        "size": rng.choice(words["sizes"][thing.size]),
+        "place": rng.choice(words["places"][thing.place]),
+    }
+
+
+def _thing(rng: random.Random, thing: Thing, language: str, told: Told) -> str:
+    slots = _slots(rng, thing, language)
+    if not told.colour:
+        slots["colour"] = ""
+    kind = "thing_without_place"
+    if told.place:
+        kind = "bare_thing" if rng.random() < 0.2 else "thing"
+    return _finish(rng, rng.choice(WORDS[language][kind]), language, **slots)
+
+
+def _finish(rng: random.Random, template: str, language: str, **slots: str) -> str:
+    """Fill a template. ``{a colour shape}`` is the words of two slots with the article that suits."""
+
+    def fill(match: re.Match[str]) -> str:
+        names = match[1].split()
+        article = names[0] == "a"
+        text = " ".join(word for word in (slots[name] for name in names[article:]) if word)
+        if not article:
+            return text
+        return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+
+    text = _SLOT.sub(fill, template)
+    if language == "zh":  # a colour that is left out leaves its particle behind
+        text = re.sub(r"(?<=\u4e2a)\u7684", "", text)
+    return text
+
+
+def all_words() -> list[str]:
+    """What the tokenizer learns: every English word, alone and with the blank before it; the Chinese words for
+    what a picture shows, and every further Chinese character and mark alone."""
+    found: set[str] = set()
+    for text in _strings(WORDS["en"]):
+        for piece in filter(None, re.split(r"[\s,;]|\{[a-z ]+\}", text)):
+            found |= {piece, " " + piece}
+    chinese = WORDS["zh"]
+    for slot in ("shapes", "colours", "backgrounds", "sizes", "places"):
+        found.update(_strings(chinese[slot]))
+    for text in _strings(chinese):
+        found.update(_SLOT.sub("", text))
+    return sorted(found - {""})
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [text for item in (value.values() if isinstance(value, dict) else value) for text in _strings(item)]
