@@ -123,8 +123,8 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
         )
     add("--negative_prompt", default="", help="what to keep away from")
     add("--output_image", default="output_deepgen.png", metavar="FILE", help="(default: %(default)s)")
-    add("--height", type=int, default=512, help="in pixels (default: %(default)s)")
-    add("--width", type=int, default=512, help="in pixels (default: %(default)s)")
+    add("--height", type=int, help="in pixels (default: what the model was trained at, 512 for DeepGen 1.0)")
+    add("--width", type=int, help="in pixels (default: as height)")
     add("--seed", type=int, default=42, help="(default: %(default)s)")
     add("--num_inference_steps", type=int, default=50, help="(default: %(default)s)")
     add("--guidance_scale", type=float, default=4.0, help="(default: %(default)s)")
@@ -156,7 +156,9 @@ def _make_picture(arguments: argparse.Namespace) -> None:
     references = [_open_picture(name) for name in arguments.input_image or []]
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path or _downloaded_model()))
     rules = SizeRules.from_checkpoint(checkpoint)
-    height, width = arguments.height, arguments.width
+    trained_height, trained_width = rules.follow(1, 1, editing=bool(references))
+    height = trained_height if arguments.height is None else arguments.height
+    width = trained_width if arguments.width is None else arguments.width
     if arguments.follow_input:
         if not references:
             raise UsageError("--follow_input needs an --input_image.")

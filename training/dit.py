@@ -7,6 +7,7 @@ wait for each other whenever the machine does something else.
 from __future__ import annotations
 
 import os
+import random
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -40,8 +41,12 @@ SAVE_SECONDS = 240
 EVALUATE_SECONDS = 420
 
 
-def train(work: Path, process: int, processes: int, seconds: float, seed: int, log: Log) -> None:
-    """Train, from the last saved state if there is one, until ``seconds`` of training are reached in all."""
+def train(work: Path, process: int, processes: int, seconds: float, seed: int, log: Log, pictures: int = 60) -> None:
+    """Train, from the last saved state if there is one, until ``seconds`` of training are reached in all.
+
+    Args:
+        pictures: Number of pictures in each look at what the model can do.
+    """
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29511")
     dist.init_process_group("gloo", rank=process, world_size=processes, timeout=timedelta(minutes=30))
@@ -53,7 +58,8 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
     recent: dict[str, list[float]] = {"generate": [], "edit": []}
     while run.seconds < seconds:
         part = run.seconds / seconds
-        editing = float(torch.rand((), generator=generator)) < EDIT_PART * (0.5 if part < 0.125 else 1)
+        # The same for all processes: edits take longer, and nobody should wait.
+        editing = random.Random(f"{seed} {run.step}").random() < EDIT_PART * (0.5 if part < 0.125 else 1)
         task = "edit" if editing else "generate"
         batch = _draw(data[task], generator)
         run.set_learning_rate(min(1.0, (run.step + 1) / WARMUP) * min(1.0, (1 - part) / COOLDOWN))
@@ -74,11 +80,11 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
             run.save()
         if clock[2] > EVALUATE_SECONDS:
             evaluated = now
-            run.evaluate(process, log)
+            run.evaluate(process, log, pictures)
             dist.barrier()
             last = time.monotonic()  # looking is not training
     run.save()
-    run.evaluate(process, log)
+    run.evaluate(process, log, pictures)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -200,12 +206,14 @@ class _Run:
             if owner != self.process:
                 _spread(flat, [parameter.data for parameter in parameters])
 
-    def evaluate(self, process: int, log: Log) -> None:
+    def evaluate(self, process: int, log: Log, pictures: int) -> None:
         """One process looks at generation and another at edits."""
         self.pipe.transformer.load_state_dict(self.average.state_dict())
         for number, task in enumerate(("generate", "edit")):
             if number % dist.get_world_size() == process:
-                log.write(stage="dit", step=self.step, seconds=self.seconds, task=task, **quick(self.pipe, task))
+                log.write(
+                    stage="dit", step=self.step, seconds=self.seconds, task=task, **quick(self.pipe, task, pictures)
+                )
 
 
 def _spread(flat: Tensor, tensors: list[Tensor]) -> None:

@@ -84,12 +84,12 @@ def verdicts(pictures: Sequence[np.ndarray], wanted: Sequence[Case]) -> list[Ver
     return [compare(look(picture), case.scene) for picture, case in zip(pictures, wanted, strict=True)]
 
 
-def quick(pipe: DeepGenPipeline, task: str) -> dict[str, float]:
-    """A look during training: 60 pictures at half the steps."""
+def quick(pipe: DeepGenPipeline, task: str, pictures: int) -> dict[str, float]:
+    """A look at the first ring during training, at half the steps."""
     if task == "generate":
-        chosen = cases.generation("first ring", 60, seed=7)
+        chosen = cases.generation("first ring", pictures, seed=7)
         return shares(verdicts(make_pictures(pipe, chosen, steps=25), chosen))
-    chosen = [case for kind in FIRST_KINDS for case in cases.editing(kind, 20, seed=7)]
+    chosen = [case for kind in FIRST_KINDS for case in cases.editing(kind, pictures // len(FIRST_KINDS), seed=7)]
     judged = verdicts(make_pictures(pipe, chosen, steps=25), chosen)
     return {
         kind: shares(one for one, case in zip(judged, chosen, strict=True) if case.group == kind)["right"]

@@ -30,7 +30,7 @@ OBJECT_WEIGHT = 4.0
 SCENES = Domain(further_shapes=0.4, other_sizes=0.4, two_things=0.4)
 
 
-def train(folder: Path, seconds: float, seed: int, log: Log) -> None:
+def train(folder: Path, seconds: float, seed: int, log: Log, pictures: int = 1000) -> None:
     """Train the VAE of ``folder`` and write weights, shift and scaling factor."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -60,7 +60,7 @@ def train(folder: Path, seconds: float, seed: int, log: Log) -> None:
         if step % 100 == 0:
             log.write(stage="vae", step=step, seconds=time.monotonic() - start, loss=float(loss.detach()))
         step += 1
-    finish(folder, vae, seed, log)
+    finish(folder, vae, seed, log, pictures)
 
 
 def initialise(vae: AutoencoderKL) -> None:
@@ -106,7 +106,7 @@ def _weight(batch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def finish(folder: Path, vae: AutoencoderKL, seed: int, log: Log) -> None:
+def finish(folder: Path, vae: AutoencoderKL, seed: int, log: Log, pictures: int) -> None:
     """Round the weights to what is stored, measure the latents, and save both."""
     vae.eval()
     vae.to(torch.bfloat16).float()
@@ -115,7 +115,7 @@ def finish(folder: Path, vae: AutoencoderKL, seed: int, log: Log) -> None:
     latents = torch.cat([vae.encode(_tensor(scene)).latent_dist.mode() for scene in scenes])
     shift, scaling = round(float(latents.mean()), 5), round(float(1 / latents.std()), 5)
     save_part(folder, "vae", vae.state_dict(), shift_factor=shift, scaling_factor=scaling)
-    log.write(stage="vae", shift_factor=shift, scaling_factor=scaling, **measure(vae, seed + 2))
+    log.write(stage="vae", shift_factor=shift, scaling_factor=scaling, **measure(vae, seed + 2, pictures))
 
 
 def _tensor(scene: Scene) -> Tensor:

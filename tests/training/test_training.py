@@ -1,0 +1,112 @@
+"""The training itself, for seconds: every stage runs, what is stored is what is loaded, and a run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepgen_npu.checkpoint import Checkpoint
+from training import latents
+from training.encode import embed, picture_tensor, texts_of_edits
+from training.model import load, publish
+from training.scenes import pixels
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def stage(work: Path, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "29517"}
+    command = [sys.executable, "-m", "training", *arguments, "--work", str(work)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+
+
+def log(work: Path, name: str) -> list[dict]:
+    entries = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [entry for entry in entries if entry["stage"] == name]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A run of every stage, each as short as it gets."""
+    work = tmp_path_factory.mktemp("training")
+    stage(work, "create")
+    stage(work, "vae", "--minutes", "0.02", "--pictures", "20")
+    stage(work, "text", "--minutes", "0.02")
+    stage(work, "latents", "--samples", "160", "--processes", "1")
+    return work
+
+
+def test_a_published_folder_has_the_published_layout(work, tmp_path):
+    folder = publish(work / "checkpoint", tmp_path / "published")
+    checkpoint = Checkpoint.open(folder)
+    assert {tensor.dtype for tensor in checkpoint.tensors["connector"].values()} == {"F32"}
+    for part in ("vlm", "transformer", "vae"):
+        assert {tensor.dtype for tensor in checkpoint.tensors[part].values()} == {"BF16"}
+    assert all(name.startswith(("visual.", "model.")) for name in checkpoint.tensors["vlm"])
+    assert load(folder).sizes.trained_side == 64
+
+
+def test_the_latents_of_the_vae_are_centred(work):
+    chunks = latents.read(work, 0)
+    targets = torch.cat([chunk.target.float().flatten() for task in chunks.values() for chunk in task])
+    assert abs(float(targets.mean())) < 0.1 and 0.85 < float(targets.std()) < 1.15
+
+
+def test_encoding_is_that_of_the_pipeline(work):
+    """Rows of a batch in which every row has its own picture, against the pipeline's call for one."""
+    import random
+
+    from PIL import Image
+
+    from training.edits import random_edit
+    from training.scenes import FIRST_RING
+
+    pipe = load(work / "checkpoint")
+    rng = random.Random(0)
+    for kind in ("recolour", "combine"):
+        edits = [random_edit(rng, kind, FIRST_RING) for _ in range(3)]
+        texts = texts_of_edits(pipe, ["make it blue"] * 3, edits)
+        with torch.no_grad():
+            sequence, pooled = embed(pipe, texts, edits)
+        for row, edit in enumerate(edits):
+            pictures = [Image.fromarray(pixels(scene)) for scene in edit.sources]
+            conditioning = pipe.encode("make it blue", pictures, "", 64, 64)
+            torch.testing.assert_close(conditioning.prompt_embeds[0], sequence[row], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(conditioning.pooled_prompt_embeds[0], pooled[row], atol=1e-4, rtol=1e-4)
+            for reference, scene in zip(conditioning.reference_latents, edit.sources, strict=True):
+                own = pipe.encode_image(picture_tensor([scene]))
+                torch.testing.assert_close(reference, own, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_resumes_where_it_was(work):
+    def weights() -> dict[str, torch.Tensor]:
+        return load_file(work / "checkpoint" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+    before = weights()
+    stage(work, "dit", "--minutes", "0.03", "--processes", "1", "--pictures", "6")
+    first = torch.load(work / "dit-0.pt", weights_only=True)
+    after = weights()
+    assert first["step"] >= 1
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name, tensor in first["average"].items():
+        assert torch.equal(tensor.to(torch.bfloat16), after[name])
+
+    # Nothing is left of the time, so nothing happens; with more of it the run goes on from its step.
+    stage(work, "dit", "--minutes", "0.03", "--processes", "1", "--pictures", "6")
+    assert torch.load(work / "dit-0.pt", weights_only=True)["step"] == first["step"]
+    stage(work, "dit", "--minutes", "0.06", "--processes", "1", "--pictures", "6")
+    again = torch.load(work / "dit-0.pt", weights_only=True)
+    assert again["step"] > first["step"] and again["seconds"] > first["seconds"]
+    assert [entry["step"] for entry in log(work, "dit") if entry.get("task") == "edit"] == [
+        first["step"],
+        first["step"],
+        again["step"],
+    ]

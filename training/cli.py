@@ -1,0 +1,85 @@
+"""``python -m training STAGE``: the demo checkpoint, stage by stage. ``make demo-checkpoint`` runs them all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from .progress import Log
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "demo_checkpoint"
+RESULT = ROOT / "training" / "EVALUATION.md"
+STAGES = ("create", "vae", "text", "latents", "dit", "evaluate", "publish")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/demo"), help="folder of the run (default: %(default)s)"
+    )
+    parser.add_argument("--minutes", type=float, help="length of a training stage")
+    parser.add_argument("--samples", type=int, default=120_000, help="captions and edits of the stage latents")
+    parser.add_argument("--model", type=Path, help="folder to evaluate, if not that of the run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each process")
+    parser.add_argument("--pictures", type=int, help="number of each look at what was learnt")
+    parser.add_argument("--processes", type=int, default=2, help="of the stages latents and dit")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    log = Log(arguments.work / "log.jsonl")
+    folder = arguments.work / "checkpoint"
+
+    if arguments.stage == "create":
+        from .model import create
+
+        print(create(folder, arguments.seed))
+    elif arguments.stage == "vae":
+        from .vae import train
+
+        train(folder, 60 * (arguments.minutes or 9), arguments.seed, log, arguments.pictures or 1000)
+    elif arguments.stage == "text":
+        from .text import train
+
+        train(folder, 60 * (arguments.minutes or 9), arguments.seed, log)
+    elif arguments.stage in ("latents", "dit"):
+        spawn(_process, (arguments, log), nprocs=arguments.processes)
+    elif arguments.stage == "evaluate":
+        _evaluate(arguments.model or folder, arguments.work / "log.jsonl")
+    elif arguments.stage == "publish":
+        from .model import publish
+
+        print(publish(folder, DEMO))
+
+
+def _evaluate(model: Path, log: Path) -> None:
+    from .evaluate import everything
+    from .model import load
+    from .report import read_log, table
+
+    result = everything(load(model))
+    RESULT.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(table(result, read_log(log)), encoding="utf-8")
+    print(RESULT.read_text(encoding="utf-8"))
+
+
+def _process(process: int, arguments: argparse.Namespace, log: Log) -> None:
+    torch.set_num_threads(arguments.threads)
+    if arguments.stage == "latents":
+        from .latents import write
+
+        share = arguments.samples // arguments.processes // 2
+        write(arguments.work, process, arguments.seed, share, share, log)
+    else:
+        from .dit import train
+
+        minutes = arguments.minutes or 90
+        seconds = 60 * minutes
+        train(arguments.work, process, arguments.processes, seconds, arguments.seed, log, arguments.pictures or 60)
