@@ -25,7 +25,7 @@ def main() -> None:
         "--work", type=Path, default=Path("build/demo"), help="folder of the run (default: %(default)s)"
     )
     parser.add_argument("--minutes", type=float, help="length of a training stage")
-    parser.add_argument("--samples", type=int, default=120_000, help="captions and edits of the stage latents")
+    parser.add_argument("--samples", type=int, default=80_000, help="captions and edits of the stage latents")
     parser.add_argument("--model", type=Path, help="folder to evaluate, if not that of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each process")
@@ -40,15 +40,18 @@ def main() -> None:
     if arguments.stage == "create":
         from .model import create
 
-        print(create(folder, arguments.seed))
+        if not folder.exists():
+            create(folder, arguments.seed)
+        print(folder)
     elif arguments.stage == "vae":
         from .vae import train
 
-        train(folder, 60 * (arguments.minutes or 9), arguments.seed, log, arguments.pictures or 1000)
+        state, seconds = arguments.work / "vae.pt", 60 * (arguments.minutes or 9)
+        train(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
     elif arguments.stage == "text":
         from .text import train
 
-        train(folder, 60 * (arguments.minutes or 9), arguments.seed, log)
+        train(folder, arguments.work / "text.pt", 60 * (arguments.minutes or 9), arguments.seed, log)
     elif arguments.stage in ("latents", "dit"):
         spawn(_process, (arguments, log), nprocs=arguments.processes)
     elif arguments.stage == "evaluate":
@@ -73,13 +76,15 @@ def _evaluate(model: Path, log: Path) -> None:
 def _process(process: int, arguments: argparse.Namespace, log: Log) -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "latents":
-        from .latents import write
+        from .latents import path, write
 
+        if path(arguments.work, process).exists():
+            return
         share = arguments.samples // arguments.processes // 2
         write(arguments.work, process, arguments.seed, share, share, log)
     else:
         from .dit import train
 
-        minutes = arguments.minutes or 90
+        minutes = arguments.minutes or 84
         seconds = 60 * minutes
         train(arguments.work, process, arguments.processes, seconds, arguments.seed, log, arguments.pictures or 60)

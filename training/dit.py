@@ -11,7 +11,6 @@ import random
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from .evaluate import quick
 from .latents import Chunk
 from .model import load, save_part
 from .progress import Log
+from .resume import SAVE_SECONDS, Saved
 
 
 BATCH = 64  # of each process
@@ -37,7 +37,6 @@ COOLDOWN = 0.3
 EMA = 0.998
 EDIT_PART = 0.55
 """Part of the steps that train edits, which are longer and harder; half of it in the first eighth of the time."""
-SAVE_SECONDS = 240
 EVALUATE_SECONDS = 420
 
 
@@ -52,28 +51,28 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
     dist.init_process_group("gloo", rank=process, world_size=processes, timeout=timedelta(minutes=30))
     run = _Run(work, process, seed)
     data = latents.read(work, process)
-    generator = torch.Generator().manual_seed(1000 * seed + 10 * run.step + process)
+    generator = torch.Generator().manual_seed(1000 * seed + 10 * run.saved.step + process)
     shift = run.pipe.scheduler.config["shift"]
     last = saved = evaluated = time.monotonic()
     recent: dict[str, list[float]] = {"generate": [], "edit": []}
-    while run.seconds < seconds:
-        part = run.seconds / seconds
+    while run.saved.seconds < seconds:
+        part = run.saved.seconds / seconds
         # The same for all processes: edits take longer, and nobody should wait.
-        editing = random.Random(f"{seed} {run.step}").random() < EDIT_PART * (0.5 if part < 0.125 else 1)
+        editing = random.Random(f"{seed} {run.saved.step}").random() < EDIT_PART * (0.5 if part < 0.125 else 1)
         task = "edit" if editing else "generate"
         batch = _draw(data[task], generator)
-        run.set_learning_rate(min(1.0, (run.step + 1) / WARMUP) * min(1.0, (1 - part) / COOLDOWN))
+        run.set_learning_rate(min(1.0, (run.saved.step + 1) / WARMUP) * min(1.0, (1 - part) / COOLDOWN))
         recent[task].append(run.train_step(batch, shift, generator))
 
         now = time.monotonic()
         # Every process must go by the same clock, or one of them stops before the others.
         clock = torch.tensor([now - last, now - saved, now - evaluated], dtype=torch.float64)
         dist.broadcast(clock, 0)
-        run.seconds += float(clock[0])
+        run.saved.seconds += float(clock[0])
         last = now
-        if process == 0 and run.step % 200 == 0:
+        if process == 0 and run.saved.step % 200 == 0:
             means = {f"loss_{name}": sum(values) / len(values) for name, values in recent.items() if values}
-            log.write(stage="dit", step=run.step, seconds=run.seconds, **means)
+            log.write(stage="dit", step=run.saved.step, seconds=run.saved.seconds, **means)
             recent = {"generate": [], "edit": []}
         if clock[1] > SAVE_SECONDS:
             saved = now
@@ -132,33 +131,12 @@ class _Run:
             ),
             torch.optim.AdamW(other, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
         ]
-        self.step, self.seconds = 0, 0.0
-        if self.path.exists():
-            self._restore(torch.load(self.path, weights_only=True))
-
-    @property
-    def path(self) -> Path:
-        """The state of this process: they differ in the optimizer's share."""
-        return self.work / f"dit-{self.process}.pt"
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
+        muon, adamw = self.optimizers
+        # Of each process its own: they differ in their share of the matrices.
+        self.saved = Saved(work / f"dit-{process}.pt", model=self.model, average=self.average, muon=muon, adamw=adamw)
 
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        temporary = self.path.with_suffix(".partial")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        self.saved.save()
         if self.process == 0:
             save_part(self.work / "checkpoint", "transformer", self.average.state_dict())
 
@@ -184,8 +162,8 @@ class _Run:
             optimizer.step()
         self._share_matrices()
         self.model.zero_grad(set_to_none=True)
-        self.step += 1
-        decay = min(EMA, (1 + self.step) / (10 + self.step))
+        self.saved.step += 1
+        decay = min(EMA, (1 + self.saved.step) / (10 + self.saved.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return float(loss.detach())
 
@@ -212,7 +190,11 @@ class _Run:
         for number, task in enumerate(("generate", "edit")):
             if number % dist.get_world_size() == process:
                 log.write(
-                    stage="dit", step=self.step, seconds=self.seconds, task=task, **quick(self.pipe, task, pictures)
+                    stage="dit",
+                    step=self.saved.step,
+                    seconds=self.saved.seconds,
+                    task=task,
+                    **quick(self.pipe, task, pictures),
                 )
 
 

@@ -7,7 +7,6 @@ of an instruction with its picture. Linear heads read the facts off; they are th
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from .edits import FIRST_KINDS, FURTHER_KINDS, Edit, random_edit
 from .encode import NEGATIVES, embed, texts_of_captions, texts_of_edits
 from .model import load, save_part
 from .progress import Log, cosine
+from .resume import Saved
 from .scenes import Domain, random_scene
 from .slots import CLASSES, of_caption, of_edit
 from .wording import LANGUAGES, caption, instruction, random_told
@@ -47,36 +47,39 @@ class Heads(nn.Module):
         return self.pooled(pooled), self.sequence(sequence[:, -self.queries :].mean(1))
 
 
-def train(folder: Path, seconds: float, seed: int, log: Log) -> None:
-    """Train VLM and connector of ``folder`` and write their weights."""
+def train(folder: Path, state: Path, seconds: float, seed: int, log: Log) -> None:
+    """Train VLM and connector of ``folder`` and write their weights.
+
+    Args:
+        state: The file that keeps the state of the training.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     pipe = load(folder)
     heads = Heads(pipe)
     parameters = trainable(pipe) + list(heads.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
-    start, step = time.monotonic(), 0
-    while (part := (time.monotonic() - start) / seconds) < 1:
+    run = Saved(state, vlm=pipe.vlm, connector=pipe.connector, heads=heads, optimizer=optimizer)
+    rng = random.Random(f"{seed} {run.step}")
+    for part in run.until(seconds):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 100) * cosine(part)
-        texts, edits, slots = batch(pipe, rng, SCENES, editing=step % 2 == 1)
+            group["lr"] = LEARNING_RATE * min(1.0, (run.step + 1) / 100) * cosine(part)
+        texts, edits, slots = batch(pipe, rng, SCENES, editing=run.step % 2 == 1)
         loss, right = judge(heads(*embed(pipe, texts, edits)), slots)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 100 < 2:
+        if run.step % 100 < 2:
             log.write(
                 stage="text",
-                step=step,
-                seconds=time.monotonic() - start,
+                step=run.step,
+                seconds=run.seconds,
                 task="edit" if edits else "generate",
                 loss=float(loss.detach()),
                 right=sum(right.values()) / len(right),
             )
-        step += 1
     for part_name in ("vlm", "connector"):
         model = getattr(pipe, part_name)
         if part_name == "vlm":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from . import judge
 from .model import load, save_part
 from .progress import Log, cosine
+from .resume import Saved
 from .scenes import BACKGROUNDS, BOTH_RINGS, COLOURS, SIDE, Colour, Domain, Scene, pixels, random_scene, render
 
 
@@ -30,19 +30,23 @@ OBJECT_WEIGHT = 4.0
 SCENES = Domain(further_shapes=0.4, other_sizes=0.4, two_things=0.4)
 
 
-def train(folder: Path, seconds: float, seed: int, log: Log, pictures: int = 1000) -> None:
-    """Train the VAE of ``folder`` and write weights, shift and scaling factor."""
+def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictures: int = 1000) -> None:
+    """Train the VAE of ``folder`` and write weights, shift and scaling factor.
+
+    Args:
+        state: The file that keeps the state of the training.
+    """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     pipe = load(folder)
     vae = AutoencoderKL.from_config(pipe.vae.config)
     initialise(vae)
     vae.train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.97), weight_decay=0.0)
-    start, step = time.monotonic(), 0
-    while (part := (time.monotonic() - start) / seconds) < 1:
+    run = Saved(state, vae=vae, optimizer=optimizer)
+    rng = random.Random(f"{seed} {run.step}")
+    for part in run.until(seconds):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * cosine(part)
+            group["lr"] = LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
         batch = torch.from_numpy(np.stack([_training_picture(rng) for _ in range(BATCH)])).permute(0, 3, 1, 2)
         batch = batch.float() / 127.5 - 1
         if part < 0.25:  # crops first: four times as many steps
@@ -57,9 +61,8 @@ def train(folder: Path, seconds: float, seed: int, log: Log, pictures: int = 100
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 100 == 0:
-            log.write(stage="vae", step=step, seconds=time.monotonic() - start, loss=float(loss.detach()))
-        step += 1
+        if run.step % 100 == 0:
+            log.write(stage="vae", step=run.step, seconds=run.seconds, loss=float(loss.detach()))
     finish(folder, vae, seed, log, pictures)
 
 

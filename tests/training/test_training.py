@@ -90,12 +90,12 @@ def test_a_run_resumes_where_it_was(work):
     def weights() -> dict[str, torch.Tensor]:
         return load_file(work / "checkpoint" / "transformer" / "diffusion_pytorch_model.safetensors")
 
-    before = weights()
+    untrained = weights()
     stage(work, "dit", "--minutes", "0.03", "--processes", "1", "--pictures", "6")
     first = torch.load(work / "dit-0.pt", weights_only=True)
     after = weights()
     assert first["step"] >= 1
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(untrained[name], after[name]) for name in after)
     for name, tensor in first["average"].items():
         assert torch.equal(tensor.to(torch.bfloat16), after[name])
 
@@ -110,3 +110,12 @@ def test_a_run_resumes_where_it_was(work):
         first["step"],
         again["step"],
     ]
+
+
+@pytest.mark.parametrize("name", ["vae", "text"])
+def test_the_stages_before_it_resume_too(work, name):
+    before = torch.load(work / f"{name}.pt", weights_only=True)
+    stage(work, name, "--minutes", "0.04", "--pictures", "20")
+    after = torch.load(work / f"{name}.pt", weights_only=True)
+    assert after["step"] > before["step"] >= 1
+    assert after["seconds"] >= 0.04 * 60 > before["seconds"] - 5
