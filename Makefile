@@ -33,7 +33,7 @@ comfyui-environments: .venv/tests-installed
 
 # Each stage goes on where an earlier run was stopped, or does nothing where it was done.
 demo-checkpoint: .venv/tests-installed
-	for stage in create vae text latents dit evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
+	for stage in create vae text latents dit decoder evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
 
 benchmark: .venv/tests-installed
 	.venv/bin/python scripts/bench_load.py

@@ -15,7 +15,7 @@ from .progress import Log
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo_checkpoint"
 RESULT = ROOT / "training" / "EVALUATION.md"
-STAGES = ("create", "vae", "text", "latents", "dit", "evaluate", "publish")
+STAGES = ("create", "vae", "text", "latents", "dit", "decoder", "evaluate", "publish")
 
 
 def main() -> None:
@@ -48,6 +48,11 @@ def main() -> None:
 
         state, seconds = arguments.work / "vae.pt", 60 * (arguments.minutes or 9)
         train(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
+    elif arguments.stage == "decoder":
+        from .vae import polish
+
+        state, seconds = arguments.work / "decoder.pt", 60 * (arguments.minutes or 9)
+        polish(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
     elif arguments.stage == "text":
         from .text import train
 

@@ -1,4 +1,4 @@
-"""Stage 1: the VAE. ``python -m training vae``."""
+"""Stage 1, the VAE, and stage 5, its decoder once more. ``python -m training vae``, ``... decoder``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from .scenes import BACKGROUNDS, BOTH_RINGS, COLOURS, SIDE, Colour, Domain, Scen
 BATCH = 32
 LEARNING_RATE = 1.5e-3
 KL_WEIGHT = 3e-4
+DECODER_LEARNING_RATE = 1e-3
+DECODER_NOISE = 0.15
+"""Largest standard deviation of what is added to latents in scaled space while the decoder is polished."""
 OBJECT_WEIGHT = 4.0
 """How much more a pixel of a thing or its edge counts than one of the plain background."""
 
@@ -47,16 +50,13 @@ def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictur
     for part in run.until(seconds):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
-        batch = torch.from_numpy(np.stack([_training_picture(rng) for _ in range(BATCH)])).permute(0, 3, 1, 2)
-        batch = batch.float() / 127.5 - 1
+        batch = _training_batch(rng)
         if part < 0.25:  # crops first: four times as many steps
             top, left = rng.randrange(SIDE // 2 + 1), rng.randrange(SIDE // 2 + 1)
             batch = batch[..., top : top + SIDE // 2, left : left + SIDE // 2]
         posterior = vae.encode(batch).latent_dist
         restored = vae.decode(posterior.sample()).sample
-        weight = _weight(batch)
-        error = restored - batch
-        loss = (weight * (error.abs() + 3 * error.square())).sum() / weight.sum() / 3
+        loss = _loss(restored, batch)
         (loss + KL_WEIGHT * posterior.kl().mean() / batch[0, 0].numel()).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -88,6 +88,53 @@ def initialise(vae: AutoencoderKL) -> None:
     latent = vae.config["latent_channels"]
     vae.encoder.conv_out.weight.data[latent:].zero_()
     vae.encoder.conv_out.bias.data[latent:] = -4.0
+
+
+def polish(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictures: int = 1000) -> None:
+    """Train the decoder of ``folder`` alone: latents that are stored or learnt by the DiT stay valid.
+
+    It gets latents that are a little wrong, as the DiT's are, and makes clean pictures of them.
+
+    Args:
+        state: The file that keeps the state of the training.
+    """
+    torch.manual_seed(seed)
+    vae = load(folder).vae
+    parameters = list(vae.decoder.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    noise = DECODER_NOISE / vae.config["scaling_factor"]
+    optimizer = torch.optim.AdamW(parameters, lr=DECODER_LEARNING_RATE, betas=(0.9, 0.97), weight_decay=0.0)
+    run = Saved(state, decoder=vae.decoder, optimizer=optimizer)
+    rng = random.Random(f"decoder {seed} {run.step}")
+    for part in run.until(seconds):
+        for group in optimizer.param_groups:
+            group["lr"] = DECODER_LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
+        batch = _training_batch(rng)
+        with torch.no_grad():
+            latents = vae.encode(batch).latent_dist.mode()
+            latents += noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+        loss = _loss(vae.decode(latents).sample, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if run.step % 100 == 0:
+            log.write(stage="decoder", step=run.step, seconds=run.seconds, loss=float(loss.detach()))
+    vae.to(torch.bfloat16).float()
+    save_part(folder, "vae", vae.state_dict())
+    log.write(stage="decoder", **measure(vae, seed + 2, pictures))
+
+
+def _training_batch(rng: random.Random) -> Tensor:
+    pictures = np.stack([_training_picture(rng) for _ in range(BATCH)])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _loss(restored: Tensor, batch: Tensor) -> Tensor:
+    weight = _weight(batch)
+    error = restored - batch
+    return (weight * (error.abs() + 3 * error.square())).sum() / weight.sum() / 3
 
 
 def _training_picture(rng: random.Random) -> np.ndarray:

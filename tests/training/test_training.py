@@ -112,8 +112,10 @@ def test_a_run_resumes_where_it_was(work):
     ]
 
 
-@pytest.mark.parametrize("name", ["vae", "text"])
-def test_the_stages_before_it_resume_too(work, name):
+@pytest.mark.parametrize("name", ["vae", "text", "decoder"])
+def test_the_other_stages_resume_too(work, name):
+    if name == "decoder":
+        stage(work, name, "--minutes", "0.02", "--pictures", "20")
     before = torch.load(work / f"{name}.pt", weights_only=True)
     stage(work, name, "--minutes", "0.04", "--pictures", "20")
     after = torch.load(work / f"{name}.pt", weights_only=True)
