@@ -39,6 +39,21 @@ OUR_VERSION, CORE_VERSION = __version__, "0.3.64"
 WINDOW = (1800, 1000)
 THUMBNAIL_WIDTH = 512
 
+# What the screenshot shows: the same workflow with the demo model, which draws coloured shapes.
+SCREENSHOT = {
+    "DeepGenLoader": {"model": "coloured shapes (demo, not DeepGen 1.0)"},
+    "DeepGenTextToImage": {"prompt": "a red circle on the left on a white background"},
+    "DeepGenEdit": {"prompt": "change the background to black"},
+}
+
+SET_WIDGETS = """
+changes => {
+    for (const node of window.app.graph._nodes)
+        for (const [name, value] of Object.entries(changes[node.type] ?? {}))
+            node.widgets.find(widget => widget.name === name).value = value;
+}
+"""
+
 BUILD = """
 ({nodes, groups}) => {
     const {app, LiteGraph} = window;
@@ -150,7 +165,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the sample workflows, their thumbnails and their twins.")
-    parser.add_argument("--screenshot", type=Path, help="picture of generate-then-edit after a run")
+    parser.add_argument("--screenshot", type=Path, help="picture of generate-then-edit after a run of the demo")
     arguments = parser.parse_args()
     checkout = next((found for found in find_checkouts() if not found.problem), None)
     if checkout is None:
@@ -174,6 +189,7 @@ def main() -> None:
                 )
                 print(f"{sample.name}: {len(workflow['nodes'])} nodes, {len(prompt)} of them run", flush=True)
                 if arguments.screenshot and sample.name == "deepgen_generate_then_edit":
+                    page.page.evaluate(SET_WIDGETS, SCREENSHOT)
                     ended = page.queue_and_wait(timeout=300)
                     if ended["status"]["status_str"] != "success":
                         raise RuntimeError(f"the run failed: {ended}")

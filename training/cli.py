@@ -71,8 +71,9 @@ def _evaluate(model: Path, log: Path) -> None:
     from .evaluate import everything
     from .model import load
     from .report import read_log, table
+    from .speed import measure
 
-    result = everything(load(model))
+    result = {"speed": measure(model), **everything(load(model))}
     RESULT.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     RESULT.write_text(table(result, read_log(log)), encoding="utf-8")
     print(RESULT.read_text(encoding="utf-8"))

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .speed import RUNS
+
 
 _ASKED = ("background", "colour", "place", "shape", "size", "count", "right")
 
@@ -83,6 +85,14 @@ def table(result: dict[str, Any], log: list[dict[str, Any]]) -> str:
         "",
         f"Prompts that name no colour give a red shape in {percent(negative['none'])} % of the pictures, and in "
         f'{percent(negative["red"])} % with the negative prompt "red".',
+        "",
+        "## Speed",
+        "",
+        f"On {result['speed']['threads']} threads of a CPU: {result['speed']['generate']:.2f} s for a picture and "
+        f"{result['speed']['edit']:.2f} s for an",
+        f"edit (50 steps, float32, medians of {RUNS}), {result['speed']['command']:.1f} s for the whole command "
+        "`python -m deepgen_npu generate`, with",
+        "imports and loading.",
         "",
         "## Accuracy against training time",
         "",
