@@ -324,7 +324,9 @@ def _downloaded_model() -> Path:
     if folder is None or not folder.is_dir():
         folder = find_downloaded()
     if folder is None:
-        raise UsageError(f"No --model_path was given and {MODEL_ID} is not downloaded. {how_to_download()}")
+        demo = Path(__file__).absolute().parents[1] / "demo_checkpoint"
+        hint = f" To try the small demo model: --model_path {demo}" if demo.is_dir() else ""
+        raise UsageError(f"No --model_path was given and {MODEL_ID} is not downloaded. {how_to_download()}{hint}")
     return folder
 
 
