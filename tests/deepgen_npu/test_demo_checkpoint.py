@@ -12,6 +12,7 @@ from PIL import Image
 
 from deepgen_npu import DeepGenPipeline
 from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.cli import main
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from deepgen_npu.random_checkpoint import is_random_checkpoint, write
 from training.judge import Seen, look
@@ -122,3 +123,15 @@ def test_another_seed_draws_another_picture_and_the_same_seed_the_same(pipe):
     first, second = rng.sample(range(1000), 2)
     same = [np.asarray(draw(pipe, prompt, seed=seed)) for seed in (first, first, second)]
     assert np.array_equal(same[0], same[1]) and not np.array_equal(same[0], same[2])
+
+
+def test_the_command_line_draws_at_its_size_and_edits(tmp_path):
+    drawn, edited = tmp_path / "circle.png", tmp_path / "edited.png"
+    common = ["--model_path", str(FOLDER), "--device", "cpu", "--dtype", "float32", "--output_image"]
+    prompt = "a red circle on the left on a white background"
+    assert main(["generate", *common, str(drawn), "--prompt", prompt]) == 0
+    assert main(["edit", *common, str(edited), "--prompt", "make it blue", "--input_image", str(drawn)]) == 0
+    for path, colour in ((drawn, "red"), (edited, "blue")):
+        with Image.open(path) as picture:
+            assert picture.size == (64, 64)
+            assert facts(look(picture)) == ("white", [(colour, "circle", "left")])
