@@ -36,14 +36,49 @@ def test_defaults_are_those_of_the_report(monkeypatch):
     wanted = {
         "output_image": "output_deepgen.png",
         "input_image": None,
-        "height": 512,
-        "width": 512,
+        # Those of the model: 512 for DeepGen 1.0 (the next test).
+        "height": None,
+        "width": None,
         "seed": 42,
         "num_inference_steps": 50,
         "guidance_scale": 4.0,
         "device": "npu",
     }
     assert {key: seen[key] for key in wanted} == wanted
+
+
+def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
+    """512 for DeepGen 1.0, which says nothing about it; another checkpoint tells its own."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(rules, height, width, editing):
+        seen.append((height, width))
+        raise Stopped
+
+    seen = []
+    monkeypatch.setattr(cli.SizeRules, "check", stop)
+    config = tiny / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": 384}))
+    index = tiny / "model_index.json"
+    for told, arguments in (
+        ({}, []),
+        ({"_deepgen_trained_side": 64}, []),
+        ({"_deepgen_trained_side": 64}, ["--height", "96"]),
+    ):
+        index.write_text(json.dumps({**json.loads(index.read_text()), **told}))
+        with pytest.raises(Stopped):
+            cli.inference(["--model_path", str(tiny), *arguments])
+    assert seen == [(512, 512), (64, 64), (96, 64)]
+
+
+@pytest.mark.parametrize("side", [0, -64, "64", 1.5, None, True])
+def test_a_trained_side_that_is_none_is_refused(tiny, capsys, side):
+    index = tiny / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_deepgen_trained_side": side}))
+    assert cli.inference(["--model_path", str(tiny)]) == 2
+    assert "whole number of pixels is wanted" in capsys.readouterr().err
 
 
 def test_generate_then_edit(tmp_path):
