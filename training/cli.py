@@ -15,6 +15,8 @@ from .progress import Log
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo_checkpoint"
 RESULT = ROOT / "training" / "EVALUATION.md"
+MINUTES = {"vae": 9.0, "text": 9.0, "dit": 84.0, "decoder": 6.0}
+"""How long the stages train that the checkpoint in the repository has gone through."""
 STAGES = ("create", "vae", "text", "latents", "dit", "decoder", "evaluate", "publish")
 
 
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/demo"), help="folder of the run (default: %(default)s)"
     )
-    parser.add_argument("--minutes", type=float, help="length of a training stage")
+    parser.add_argument("--minutes", type=float, help=f"length of a training stage (default: {MINUTES})")
     parser.add_argument("--samples", type=int, default=80_000, help="captions and edits of the stage latents")
     parser.add_argument("--model", type=Path, help="folder to evaluate, if not that of the run")
     parser.add_argument("--seed", type=int, default=0)
@@ -36,6 +38,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     log = Log(arguments.work / "log.jsonl")
     folder = arguments.work / "checkpoint"
+    state = arguments.work / f"{arguments.stage}.pt"
+    seconds = 60 * (arguments.minutes or MINUTES.get(arguments.stage, 0.0))
 
     if arguments.stage == "create":
         from .model import create
@@ -46,19 +50,17 @@ def main() -> None:
     elif arguments.stage == "vae":
         from .vae import train
 
-        state, seconds = arguments.work / "vae.pt", 60 * (arguments.minutes or 9)
         train(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
     elif arguments.stage == "decoder":
         from .vae import polish
 
-        state, seconds = arguments.work / "decoder.pt", 60 * (arguments.minutes or 9)
         polish(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
     elif arguments.stage == "text":
         from .text import train
 
-        train(folder, arguments.work / "text.pt", 60 * (arguments.minutes or 9), arguments.seed, log)
+        train(folder, state, seconds, arguments.seed, log)
     elif arguments.stage in ("latents", "dit"):
-        spawn(_process, (arguments, log), nprocs=arguments.processes)
+        spawn(_process, (arguments, seconds, log), nprocs=arguments.processes)
     elif arguments.stage == "evaluate":
         _evaluate(arguments.model or folder, arguments.work / "log.jsonl")
     elif arguments.stage == "publish":
@@ -79,7 +81,7 @@ def _evaluate(model: Path, log: Path) -> None:
     print(RESULT.read_text(encoding="utf-8"))
 
 
-def _process(process: int, arguments: argparse.Namespace, log: Log) -> None:
+def _process(process: int, arguments: argparse.Namespace, seconds: float, log: Log) -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "latents":
         from .latents import path, write
@@ -91,6 +93,4 @@ def _process(process: int, arguments: argparse.Namespace, log: Log) -> None:
     else:
         from .dit import train
 
-        minutes = arguments.minutes or 84
-        seconds = 60 * minutes
         train(arguments.work, process, arguments.processes, seconds, arguments.seed, log, arguments.pictures or 60)

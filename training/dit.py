@@ -50,6 +50,7 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
     os.environ.setdefault("MASTER_PORT", "29511")
     dist.init_process_group("gloo", rank=process, world_size=processes, timeout=timedelta(minutes=30))
     run = _Run(work, process, seed)
+    run.require_same_step()
     data = latents.read(work, process)
     generator = torch.Generator().manual_seed(1000 * seed + 10 * run.saved.step + process)
     shift = run.pipe.scheduler.config["shift"]
@@ -134,6 +135,21 @@ class _Run:
         muon, adamw = self.optimizers
         # Of each process its own: they differ in their share of the matrices.
         self.saved = Saved(work / f"dit-{process}.pt", model=self.model, average=self.average, muon=muon, adamw=adamw)
+
+    def require_same_step(self) -> None:
+        """Refuse states that do not belong together.
+
+        Raises:
+            ValueError: When another number of processes, or an interrupted save, has left different states.
+        """
+        least, most = torch.tensor(self.saved.step), torch.tensor(self.saved.step)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        if least != most:
+            raise ValueError(
+                f"The states in {self.work} are of step {least} and of step {most}. A run is resumed with as many "
+                "processes as it was begun with; to begin anew, remove dit-*.pt there."
+            )
 
     def save(self) -> None:
         self.saved.save()

@@ -6,6 +6,7 @@ own encode path, and kept.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import defaultdict
@@ -83,7 +84,11 @@ def write(work: Path, process: int, seed: int, captions: int, edits: int, log: L
     rng = random.Random(f"{seed} {process}")
     torch.manual_seed(seed + process)
     chunks = {"generate": list(_generation(pipe, rng, captions)), "edit": list(_editing(pipe, rng, edits))}
-    torch.save({task: [vars(chunk) for chunk in some] for task, some in chunks.items()}, path(work, process))
+    target = path(work, process)
+    torch.save(
+        {task: [vars(chunk) for chunk in some] for task, some in chunks.items()}, target.with_suffix(".partial")
+    )
+    os.replace(target.with_suffix(".partial"), target)
     log.write(
         stage="latents",
         process=process,
