@@ -50,7 +50,7 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
     os.environ.setdefault("MASTER_PORT", "29511")
     dist.init_process_group("gloo", rank=process, world_size=processes, timeout=timedelta(minutes=30))
     run = _Run(work, process, seed)
-    run.require_same_step()
+    run.agree_on_step()
     data = latents.read(work, process)
     generator = torch.Generator().manual_seed(1000 * seed + 10 * run.saved.step + process)
     shift = run.pipe.scheduler.config["shift"]
@@ -136,20 +136,28 @@ class _Run:
         # Of each process its own: they differ in their share of the matrices.
         self.saved = Saved(work / f"dit-{process}.pt", model=self.model, average=self.average, muon=muon, adamw=adamw)
 
-    def require_same_step(self) -> None:
-        """Refuse states that do not belong together.
+    def agree_on_step(self) -> None:
+        """Let all processes go on from the same step: a run may have been stopped while some had saved already.
 
         Raises:
-            ValueError: When another number of processes, or an interrupted save, has left different states.
+            ValueError: When their states do not belong together.
         """
-        least, most = torch.tensor(self.saved.step), torch.tensor(self.saved.step)
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
+        least, _ = self._steps()
+        if self.saved.step > least:
+            self.saved.go_back()
+        least, most = self._steps()
         if least != most:
             raise ValueError(
                 f"The states in {self.work} are of step {least} and of step {most}. A run is resumed with as many "
                 "processes as it was begun with; to begin anew, remove dit-*.pt there."
             )
+
+    def _steps(self) -> tuple[int, int]:
+        """The lowest and the highest step of all processes."""
+        least, most = torch.tensor(self.saved.step), torch.tensor(self.saved.step)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(least), int(most)
 
     def save(self) -> None:
         self.saved.save()

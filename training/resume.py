@@ -36,15 +36,30 @@ class Saved:
         self.path, self.parts = path, parts
         self.step, self.seconds = 0, 0.0
         if path.exists():
-            state = torch.load(path, weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self._restore(path)
+
+    @property
+    def _earlier(self) -> Path:
+        return self.path.with_suffix(".earlier")
+
+    def _restore(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def go_back(self) -> None:
+        """Take up the state that was saved before the last one, if it is there."""
+        if self._earlier.exists():
+            self._restore(self._earlier)
 
     def save(self) -> None:
+        """Save the state; the one before it is kept, too."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         temporary = self.path.with_suffix(".partial")
         torch.save({**state, "step": self.step, "seconds": self.seconds}, temporary)
+        if self.path.exists():
+            os.replace(self.path, self._earlier)
         os.replace(temporary, self.path)
 
     def until(self, seconds: float) -> Iterator[float]:

@@ -16,6 +16,7 @@ from deepgen_npu.checkpoint import Checkpoint
 from training import latents
 from training.encode import embed, picture_tensor, texts_of_edits
 from training.model import load, publish
+from training.resume import Saved
 from training.scenes import pixels
 
 
@@ -121,3 +122,19 @@ def test_the_other_stages_resume_too(work, name):
     after = torch.load(work / f"{name}.pt", weights_only=True)
     assert after["step"] > before["step"] >= 1
     assert after["seconds"] >= 0.04 * 60 > before["seconds"] - 5
+
+
+def test_a_state_can_go_back_to_the_one_before(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    saved = Saved(tmp_path / "state.pt", model=model)
+    first = model.weight.detach().clone()
+    saved.step = 1
+    saved.save()
+    model.weight.data += 1
+    saved.step = 2
+    saved.save()
+
+    again = Saved(tmp_path / "state.pt", model=torch.nn.Linear(2, 2))
+    assert again.step == 2
+    again.go_back()
+    assert again.step == 1 and torch.equal(again.parts["model"].weight, first)
