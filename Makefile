@@ -1,6 +1,6 @@
 # make demo   draws and edits pictures with the demo model on the CPU, in a virtual environment of its own
 # make test   everything that CI runs: lint, types, and the tests on both library pairs and in ComfyUI
-# make demo-checkpoint   trains the demo model from nothing: two and a half hours on two cores
+# make demo-checkpoint   trains the demo model from nothing: under two hours on two cores
 #
 # PyTorch comes from wherever pip is set up to find it. On Linux a plain pip brings a CUDA build of several GB;
 # pytorch.org tells how to point pip at the CPU builds, for instance with PIP_EXTRA_INDEX_URL.

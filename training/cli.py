@@ -15,7 +15,7 @@ from .progress import Log
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo_checkpoint"
 RESULT = ROOT / "training" / "EVALUATION.md"
-MINUTES = {"vae": 9.0, "text": 9.0, "dit": 84.0, "decoder": 6.0}
+MINUTES = {"vae": 9.0, "text": 9.0, "dit": 66.0, "decoder": 6.0}
 """How long the stages train that the checkpoint in the repository has gone through."""
 STAGES = ("create", "vae", "text", "latents", "dit", "decoder", "evaluate", "publish")
 
