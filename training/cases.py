@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from .edits import Edit, random_edit
 from .scenes import Domain, Scene, random_scene
-from .wording import LANGUAGES, Told, caption, instruction
+from .wording import LANGUAGES, Told, as_sentence, caption, instruction
 
 
 HELD_OUT = Domain(held_out=True)
 # Everything at once would ask more than the second ring: each group leaves the first ring in one way.
+SENTENCES = "first ring, as sentences"
 GROUPS: dict[str, Domain] = {
     "first ring": HELD_OUT,
+    SENTENCES: HELD_OUT,
     "star and ring": replace(HELD_OUT, further_shapes=1.0),
     "small and big": replace(HELD_OUT, other_sizes=1.0),
     "two objects": replace(HELD_OUT, two_things=1.0),
@@ -48,7 +50,10 @@ def generation(group: str, count: int, seed: int) -> list[Case]:
     for number in range(0, count, len(LANGUAGES)):
         scene = random_scene(rng, GROUPS[group])
         for language in LANGUAGES:
-            cases.append(Case(group, language, caption(rng, scene, language), scene, None, seed + number))
+            text = caption(rng, scene, language)
+            if group == SENTENCES:
+                text = as_sentence(text, language)
+            cases.append(Case(group, language, text, scene, None, seed + number))
     return cases
 
 

@@ -20,7 +20,7 @@ from deepgen_npu.random_sizes import PROMPT_TEMPLATE, Size, Vocabulary, byte_sym
 from deepgen_npu.sizes import TRAINED_SIDE_KEY
 
 from .scenes import SIDE
-from .wording import all_words
+from .wording import STOPS, all_words, capitalised_words
 
 
 NAME = "coloured-shapes-demo"
@@ -46,8 +46,19 @@ def vocabulary() -> Vocabulary:
     tokenizer.train_from_iterator(words, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
-    symbols = dict.fromkeys([*byte_symbols(), *("".join(pair) for pair in pairs)])
-    return Vocabulary(tuple(symbols), tuple(" ".join(pair) for pair in pairs))
+
+    def symbols() -> list[str]:
+        return list(dict.fromkeys([*byte_symbols(), *("".join(pair) for pair in pairs)]))
+
+    # The first words of sentences and the marks at their ends come behind the others and change none of them
+    # (`text.begin_and_end_sentences`).
+    for word in (*STOPS, *capitalised_words()):
+        first, *others = tokenizer.encode(word).tokens
+        for piece in others:
+            pairs.append((first, piece))
+            first += piece
+        tokenizer.model = models.BPE({symbol: number for number, symbol in enumerate(symbols())}, pairs)
+    return Vocabulary(tuple(symbols()), tuple(" ".join(pair) for pair in pairs))
 
 
 def demo_size() -> Size:

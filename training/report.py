@@ -55,7 +55,8 @@ def table(result: dict[str, Any], log: list[dict[str, Any]]) -> str:
     lines += [
         _row("*aim of the first ring*", "", *aims, "", "within 5 points"),
         "",
-        "First ring: one circle, square or triangle of normal size at 64 x 64. Every other row leaves it in one way.",
+        "First ring: one circle, square or triangle of normal size at 64 x 64. *As sentences*: with a capital at the",
+        "beginning and a stop at the end. Every row below leaves the first ring in one way.",
         "",
         "## Edits",
         "",

@@ -16,6 +16,9 @@ from .scenes import Scene, Thing
 LANGUAGES = ("en", "zh")
 WORDS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("wording.json").read_text(encoding="utf-8"))
 
+STOPS = (".", "\u3002")
+"""What ends a sentence: the full stop and the Chinese one."""
+
 _SLOT = re.compile(r"\{([a-z ]+)\}")
 
 
@@ -101,6 +104,11 @@ def _finish(rng: random.Random, template: str, language: str, **slots: str) -> s
     return text
 
 
+def as_sentence(text: str, language: str) -> str:
+    """The text as a sentence: a capital at the beginning, a stop at the end."""
+    return text[0].upper() + text[1:] + STOPS[LANGUAGES.index(language)]
+
+
 def all_words() -> list[str]:
     """What the tokenizer learns: every English word, alone and with the blank before it; the Chinese words for
     what a picture shows, and every further Chinese character and mark alone."""
@@ -114,6 +122,11 @@ def all_words() -> list[str]:
     for text in _strings(chinese):
         found.update(_SLOT.sub("", text))
     return sorted(found - {""})
+
+
+def capitalised_words() -> list[str]:
+    """English words as they begin a sentence."""
+    return sorted({word.capitalize() for word in all_words() if word.isascii() and word.isalpha()})
 
 
 def _strings(value: Any) -> list[str]:

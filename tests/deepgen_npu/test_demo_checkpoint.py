@@ -64,7 +64,7 @@ class TestFolder:
             pipe("a red circle")
 
     def test_its_words_are_tokens(self, pipe):
-        for text in ("a small purple circle at the bottom on a gray background", "make the square orange"):
+        for text in ("a small purple circle at the bottom on a gray background", "Make the square orange"):
             assert len(pipe.tokenizer(text)["input_ids"]) == len(text.split())
 
 
@@ -72,6 +72,7 @@ class TestFolder:
     ("prompt", "background", "thing"),
     [
         ("a red circle on the left on a white background", "white", ("red", "circle", "left")),
+        ("A red circle on the left on a white background.", "white", ("red", "circle", "left")),
         ("draw a blue square at the top on a black background", "black", ("blue", "square", "top")),
         ("gray background, a yellow triangle on the right", "gray", ("yellow", "triangle", "right")),
         ("a picture of a green circle at the bottom on brown", "brown", ("green", "circle", "bottom")),
