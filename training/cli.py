@@ -62,22 +62,22 @@ def main() -> None:
     elif arguments.stage in ("latents", "dit"):
         spawn(_process, (arguments, seconds, log), nprocs=arguments.processes)
     elif arguments.stage == "evaluate":
-        _evaluate(arguments.model or folder, arguments.work / "log.jsonl")
+        _evaluate(arguments.model or folder, arguments.work)
     elif arguments.stage == "publish":
         from .model import publish
 
         print(publish(folder, DEMO))
 
 
-def _evaluate(model: Path, log: Path) -> None:
+def _evaluate(model: Path, work: Path) -> None:
     from .evaluate import everything
     from .model import load
     from .report import read_log, table
     from .speed import measure
 
     result = {"speed": measure(model), **everything(load(model))}
-    RESULT.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    RESULT.write_text(table(result, read_log(log)), encoding="utf-8")
+    (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(table(result, read_log(work / "log.jsonl")), encoding="utf-8")
     print(RESULT.read_text(encoding="utf-8"))
 
 
