@@ -142,6 +142,7 @@ def save_part(folder: str | os.PathLike[str], part: str, state: Mapping[str, Ten
         path = folder / file.name
         temporary = path.with_suffix(".partial")
         save_file(tensors, temporary, metadata={"format": "pt"} if file.metadata else None)
+        temporary.chmod(0o644)  # safetensors lets nobody else read what it writes
         os.replace(temporary, path)
     if config:
         path = folder / part / "config.json"
