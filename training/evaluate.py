@@ -122,20 +122,34 @@ def everything(pipe: DeepGenPipeline, seed: int = 11) -> dict[str, Any]:
         kind: _by_language(pipe, cases.editing(kind, 120 if kind in FIRST_KINDS else 60, seed))
         for kind in (*FIRST_KINDS, *FURTHER_KINDS)
     }
-    result["guidance"] = {}
-    chosen = cases.generation("first ring", 200, seed)
-    for guidance in (1.0, 2.0, 4.0, 7.0):
-        result["guidance"][str(guidance)] = shares(verdicts(make_pictures(pipe, chosen, guidance=guidance), chosen))
+    result["guidance"] = guidance_effect(pipe, seed)
     result["negative"] = negative_prompt_effect(pipe, seed)
     return result
 
 
 def _by_language(pipe: DeepGenPipeline, chosen: Sequence[Case]) -> dict[str, Any]:
     judged = verdicts(make_pictures(pipe, chosen), chosen)
-    result: dict[str, Any] = {"count": len(chosen), **shares(judged)}
+    result: dict[str, Any] = {"pictures": len(chosen), **shares(judged)}
     for language in ("en", "zh"):
         result[language] = shares(one for one, case in zip(judged, chosen, strict=True) if case.language == language)
     return result
+
+
+def guidance_effect(pipe: DeepGenPipeline, seed: int, count: int = 100) -> dict[str, dict[str, float]]:
+    """For guidance scales what pictures show, and how far they are from those at `GUIDANCE`.
+
+    ``difference`` is the mean absolute difference in levels of 0 to 255, with the same noise.
+    """
+    chosen = cases.generation("first ring", count, seed)
+    made = {scale: make_pictures(pipe, chosen, guidance=scale) for scale in (1.0, 2.0, GUIDANCE, 7.0)}
+    usual = np.stack(made[GUIDANCE]).astype(float)
+    return {
+        str(scale): {
+            **shares(verdicts(pictures, chosen)),
+            "difference": float(np.abs(np.stack(pictures).astype(float) - usual).mean()),
+        }
+        for scale, pictures in made.items()
+    }
 
 
 def negative_prompt_effect(pipe: DeepGenPipeline, seed: int, count: int = 120) -> dict[str, float]:

@@ -50,7 +50,7 @@ def table(result: dict[str, Any], log: list[dict[str, Any]]) -> str:
         "|" + "---|" * 11,
     ]  # fmt: skip
     for group, values in result["generate"].items():
-        lines.append(_row(group, values["count"], *(percent(values[name]) for name in _ASKED), *_languages(values)))
+        lines.append(_row(group, values["pictures"], *(percent(values[name]) for name in _ASKED), *_languages(values)))
     aims = [f">= {percent(AIMS[name])}" if name in AIMS else "" for name in _ASKED]
     lines += [
         _row("*aim of the first ring*", "", *aims, "", "within 5 points"),
@@ -68,21 +68,24 @@ def table(result: dict[str, Any], log: list[dict[str, Any]]) -> str:
     for kind, values in result["edit"].items():
         aim = f">= {percent(EDIT_AIM)}" if kind in ("recolour", "background") else ""
         cells = (percent(values[name]) for name in _ASKED)
-        lines.append(_row(kind, values["count"], *cells, *_languages(values), aim))
+        lines.append(_row(kind, values["pictures"], *cells, *_languages(values), aim))
     lines += [
         "",
         "*combine* puts the shape of the first reference on the background of the second.",
         "",
         "## Guidance and negative prompt",
         "",
-        _row("guidance", "background", "colour", "place", "shape", "all"),
-        "|" + "---|" * 6,
+        _row("guidance", "background", "colour", "place", "shape", "all", "difference to 4.0"),
+        "|" + "---|" * 7,
     ]
     for guidance, values in result["guidance"].items():
         names = ("background", "colour", "place", "shape", "right")
-        lines.append(_row(guidance, *(percent(values[name]) for name in names)))
+        difference = f"{values['difference']:.2f}"
+        lines.append(_row(guidance, *(percent(values[name]) for name in names), difference))
     negative = result["negative"]
     lines += [
+        "",
+        "*Difference*: mean absolute difference in levels of 0 to 255, with the same noise.",
         "",
         f"Prompts that name no colour give a red shape in {percent(negative['none'])} % of the pictures, and in "
         f'{percent(negative["red"])} % with the negative prompt "red".',
