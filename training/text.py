@@ -28,7 +28,7 @@ from .wording import LANGUAGES, STOPS, as_sentence, capitalised_words, caption, 
 
 BATCH = 64
 LEARNING_RATE = 2e-3
-SENTENCE_STEPS = 200
+SENTENCE_STEPS = 300
 
 # The second ring has as much of the text stage as the first: words are cheap.
 SCENES = Domain(further_shapes=0.4, other_sizes=0.35, two_things=0.35)
@@ -83,7 +83,8 @@ def train(folder: Path, state: Path, seconds: float, seed: int, log: Log) -> Non
             )
     for parameter in parameters:
         parameter.requires_grad_(False)
-    loss = begin_and_end_sentences(pipe, rng, SENTENCE_STEPS)
+    # Never more than the stage itself, for those who only try it.
+    loss = begin_and_end_sentences(pipe, rng, min(SENTENCE_STEPS, run.step))
     log.write(stage="text", sentences=loss)
     for part_name in ("vlm", "connector"):
         model = getattr(pipe, part_name)
