@@ -31,7 +31,7 @@ test-ascend-pair: .venv-ascend/tests-installed
 comfyui-environments: .venv/tests-installed
 	.venv/bin/python scripts/make_comfyui_environments.py
 
-# Each stage goes on where an earlier run was stopped, or does nothing where it was done.
+# Each stage goes on where an earlier run was stopped; where it was done it only writes its result again.
 demo-checkpoint: .venv/tests-installed
 	for stage in create vae text latents dit decoder evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
 

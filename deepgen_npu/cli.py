@@ -124,7 +124,7 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
     add("--negative_prompt", default="", help="what to keep away from")
     add("--output_image", default="output_deepgen.png", metavar="FILE", help="(default: %(default)s)")
     add("--height", type=int, help="in pixels (default: what the model was trained at, 512 for DeepGen 1.0)")
-    add("--width", type=int, help="in pixels (default: as height)")
+    add("--width", type=int, help="in pixels (default: as for the height)")
     add("--seed", type=int, default=42, help="(default: %(default)s)")
     add("--num_inference_steps", type=int, default=50, help="(default: %(default)s)")
     add("--guidance_scale", type=float, default=4.0, help="(default: %(default)s)")

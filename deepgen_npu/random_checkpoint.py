@@ -58,13 +58,17 @@ class WeightFile:
         return self.name.partition("/")[0]
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
+
+    @property
     def elements(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def header(self) -> bytes:
         """The JSON between the 8 bytes of its length and the data, padded with blanks as safetensors does."""
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}} if self.metadata else {}
-        itemsize = _DTYPES[self.dtype].itemsize
+        itemsize = self.torch_dtype.itemsize
         offset = 0
         for name, shape in self.shapes.items():
             end = offset + math.prod(shape) * itemsize
@@ -205,14 +209,13 @@ def _write_weights(
     header = file.header()
     output.write(struct.pack("<Q", len(header)))
     output.write(header)
-    dtype = _DTYPES[file.dtype]
     for name, shape in file.shapes.items():
         if name == "pos_embed.pos_embed":
             pieces = _position_table(transformer)
         else:
             pieces = _random_pieces(name, shape, generator)
         for piece in pieces:
-            output.write(piece.to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
+            output.write(piece.to(file.torch_dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _random_pieces(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:

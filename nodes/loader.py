@@ -6,12 +6,13 @@ from comfy_api.latest import io
 
 from ..deepgen_npu.arguments import DTYPES
 from .inputs import CATEGORY, Pipeline
-from .models import default_model, find_model, model_names
+from .models import find_model, model_choices
 
 
 class DeepGenLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        models, default = model_choices()
         return io.Schema(
             node_id="DeepGenLoader",
             display_name="DeepGen Loader",
@@ -21,8 +22,8 @@ class DeepGenLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=model_names(),
-                    default=default_model(),
+                    options=models,
+                    default=default,
                     tooltip="A folder in models/deepgen (or a 'deepgen' entry of extra_model_paths.yaml), or the demo "
                     "that comes with the pack: it draws coloured shapes and needs no download.",
                 ),

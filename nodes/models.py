@@ -26,18 +26,18 @@ def register_model_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 
 
-def model_names() -> list[str]:
-    """Names for the loader's list: the published model, every other checkpoint folder, the demo."""
-    others = sorted(name for name in _folders() if name not in (PUBLISHED, DEMO))
-    return [PUBLISHED, *others, DEMO]
+def model_choices() -> tuple[list[str], str]:
+    """The loader's list, and what a new loader has.
 
-
-def default_model() -> str:
-    """What a new loader has: the demo as long as there is no other model."""
+    The list is the published model, every other checkpoint folder, the demo. The demo is also the default, as long
+    as there is no other model.
+    """
     folders = _folders()
-    if not folders:
-        return DEMO
-    return PUBLISHED if _published(folders) else sorted(folders)[0]
+    others = sorted(name for name in folders if name not in (PUBLISHED, DEMO))
+    default = DEMO
+    if folders:
+        default = PUBLISHED if _published(folders) else min(folders)
+    return [PUBLISHED, *others, DEMO], default
 
 
 def find_model(name: str) -> Path:

@@ -12,6 +12,8 @@ from .wording import LANGUAGES, Told, as_sentence, caption, instruction
 
 HELD_OUT = Domain(held_out=True)
 # Everything at once would ask more than the second ring: each group leaves the first ring in one way.
+JUDGED = {"first ring": Domain(held_out=None), "both rings": Domain(0.5, 0.3, 0.3, 0.0, None)}
+"""What judge and VAE are measured on: nobody holds anything out from them."""
 SENTENCES = "first ring, as sentences"
 GROUPS: dict[str, Domain] = {
     "first ring": HELD_OUT,

@@ -80,11 +80,11 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
             run.save()
         if clock[2] > EVALUATE_SECONDS:
             evaluated = now
-            run.evaluate(process, log, pictures)
+            run.evaluate(log, pictures)
             dist.barrier()
             last = time.monotonic()  # looking is not training
     run.save()
-    run.evaluate(process, log, pictures)
+    run.evaluate(log, pictures)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -208,11 +208,11 @@ class _Run:
             if owner != self.process:
                 _spread(flat, [parameter.data for parameter in parameters])
 
-    def evaluate(self, process: int, log: Log, pictures: int) -> None:
+    def evaluate(self, log: Log, pictures: int) -> None:
         """One process looks at generation and another at edits."""
         self.pipe.transformer.load_state_dict(self.average.state_dict())
         for number, task in enumerate(("generate", "edit")):
-            if number % dist.get_world_size() == process:
+            if number % dist.get_world_size() == self.process:
                 log.write(
                     stage="dit",
                     step=self.saved.step,

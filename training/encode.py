@@ -21,7 +21,12 @@ NEGATIVES = ("", EDIT_NEGATIVE_PROMPT)
 
 def picture_tensor(scenes: Sequence[Scene]) -> Tensor:
     """[n, 3, H, W] in [-1, 1], as the pipeline's ``to_pixels`` gives it."""
-    return torch.from_numpy(np.stack([pixels(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    return to_tensor([pixels(scene) for scene in scenes])
+
+
+def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures [H, W, 3] (uint8) as [n, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
 
 
 def texts_of_captions(pipe: DeepGenPipeline, captions: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from .cases import Case
 from .edits import FIRST_KINDS, FURTHER_KINDS
 from .encode import embed, length, picture_tensor, texts_of_captions, texts_of_edits
 from .judge import Seen, Verdict, compare, look
-from .scenes import Domain, pixels, random_scene
+from .scenes import pixels, random_scene
 from .vae import measure as measure_vae
 
 
@@ -60,9 +60,9 @@ def make_pictures(
                 references.append(pipe.encode_image(picture_tensor([edit.sources[index] for edit in edits])))
             conditioning = Conditioning(embeds, pooled, negative_embeds, negative_pooled, height, width, references)
             noise = torch.cat([pipe.prepare_latents(1, height, width, seed=case.seed) for case in chosen])
-            made = pipe.decode(pipe.denoise(conditioning, noise, steps, guidance), "np")
+            made = pipe.decode(pipe.denoise(conditioning, noise, steps, guidance), "pil")
             for number, picture in zip(some, made, strict=True):
-                pictures[number] = (np.asarray(picture) * 255).round().astype(np.uint8)
+                pictures[number] = np.asarray(picture)
     return pictures
 
 
@@ -100,15 +100,10 @@ def quick(pipe: DeepGenPipeline, task: str, pictures: int) -> dict[str, float]:
 def judge_itself(count: int = 1000, seed: int = 3) -> dict[str, float]:
     """The part of rendered scenes that the judge reads wholly right, in the first ring and in both."""
     rng = random.Random(seed)
-    domains = {"first ring": Domain(held_out=None), "both rings": Domain(0.5, 0.3, 0.3, 0.0, None)}
+    scenes = {name: [random_scene(rng, domain) for _ in range(count)] for name, domain in cases.JUDGED.items()}
     return {
-        name: sum(compare(look(pixels(scene)), scene).right for scene in _scenes(rng, domain, count)) / count
-        for name, domain in domains.items()
+        name: sum(compare(look(pixels(scene)), scene).right for scene in some) / count for name, some in scenes.items()
     }
-
-
-def _scenes(rng: random.Random, domain: Domain, count: int):
-    return (random_scene(rng, domain) for _ in range(count))
 
 
 def everything(pipe: DeepGenPipeline, seed: int = 11) -> dict[str, Any]:

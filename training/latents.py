@@ -10,9 +10,10 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,13 +109,8 @@ def _generation(pipe: DeepGenPipeline, rng: random.Random, count: int):
         scene = random_scene(rng, BOTH_RINGS)
         text = caption(rng, scene, rng.choice(LANGUAGES), random_told(rng, OPEN))
         groups[scene.width, scene.height].append((text, scene))
-    for group in groups.values():
-        group.sort(key=lambda one: length(pipe, one[0]))
-        for start in range(0, len(group), CHUNK):
-            texts, scenes = zip(*group[start : start + CHUNK], strict=True)
-            negative, pad_to = _padding(pipe, rng, texts, long=0.04)
-            texts = [negative if rng.random() < DROPPED else text for text in texts]
-            yield _chunk(pipe, texts_of_captions(pipe, texts), [], scenes, pad_to)
+    for texts, scenes, pad_to in _cut(pipe, rng, groups.values(), long=0.04):
+        yield _chunk(pipe, texts_of_captions(pipe, texts), [], scenes, pad_to)
 
 
 def _editing(pipe: DeepGenPipeline, rng: random.Random, count: int):
@@ -123,15 +119,29 @@ def _editing(pipe: DeepGenPipeline, rng: random.Random, count: int):
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
         edit = random_edit(rng, kind, EDITED)
         groups[len(edit.sources)].append((instruction(rng, edit, rng.choice(LANGUAGES)), edit))
-    for group in groups.values():
+    # The card of DeepGen 1.0 has a long negative prompt for editing, and so has the node.
+    for texts, edits, pad_to in _cut(pipe, rng, groups.values(), long=0.15):
+        texts = texts_of_edits(pipe, texts, edits)
+        yield _chunk(pipe, texts, edits, [edit.target for edit in edits], pad_to)
+
+
+def _cut(
+    pipe: DeepGenPipeline, rng: random.Random, groups: Iterable[list[tuple[str, Any]]], long: float
+) -> Iterator[tuple[list[str], Sequence[Any], int]]:
+    """Cut groups of (text, what belongs to it) into chunks of texts of about one length.
+
+    Args:
+        long: Part of the chunks that have the long negative prompt.
+
+    Returns:
+        Texts, some of them replaced by the negative prompt; what belongs to them; the least number of tokens.
+    """
+    for group in groups:
         group.sort(key=lambda one: length(pipe, one[0]))
         for start in range(0, len(group), CHUNK):
-            texts, edits = zip(*group[start : start + CHUNK], strict=True)
-            # The card of DeepGen 1.0 has a long negative prompt for editing, and so has the node.
-            negative, pad_to = _padding(pipe, rng, texts, long=0.15)
-            texts = [negative if rng.random() < DROPPED else text for text in texts]
-            texts = texts_of_edits(pipe, texts, edits)
-            yield _chunk(pipe, texts, edits, [edit.target for edit in edits], pad_to)
+            texts, belongings = zip(*group[start : start + CHUNK], strict=True)
+            negative, pad_to = _padding(pipe, rng, texts, long)
+            yield [negative if rng.random() < DROPPED else text for text in texts], belongings, pad_to
 
 
 def _padding(pipe: DeepGenPipeline, rng: random.Random, texts: Sequence[str], long: float) -> tuple[str, int]:

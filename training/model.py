@@ -23,7 +23,6 @@ from .scenes import SIDE
 from .wording import STOPS, all_words, capitalised_words
 
 
-NAME = "coloured-shapes-demo"
 LONGEST_TOKEN = 12
 """In bytes."""
 
@@ -137,8 +136,7 @@ def save_part(folder: str | os.PathLike[str], part: str, state: Mapping[str, Ten
     if part == "vlm":
         state = {legacy_vlm_name(name): tensor for name, tensor in state.items()}
     for file in _files(part):
-        dtype = {"F32": torch.float32, "BF16": torch.bfloat16}[file.dtype]
-        tensors = {name: state[name].detach().to(dtype).contiguous() for name in file.shapes}
+        tensors = {name: state[name].detach().to(file.torch_dtype).contiguous() for name in file.shapes}
         path = folder / file.name
         temporary = path.with_suffix(".partial")
         save_file(tensors, temporary, metadata={"format": "pt"} if file.metadata else None)

@@ -8,10 +8,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 
 def cosine(part: float, floor: float = 0.02) -> float:
     """From 1 at the start of a stage to ``floor`` at its end."""
     return floor + (1 - floor) * (1 + math.cos(math.pi * min(part, 1.0))) / 2
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
+    """One step of one optimizer, with gradients of at most the norm 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss.backward()
+    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class Log:

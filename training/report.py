@@ -38,8 +38,8 @@ def table(result: dict[str, Any], log: list[dict[str, Any]]) -> str:
         _row("rendered scenes", *map(percent, result["judge"].values()), f">= {percent(JUDGE_AIM)}"),
         _row(
             f"after encoding and decoding ({result['vae']['psnr']:.1f} dB)",
-            percent(result["vae"]["first_ring"]),
-            percent(result["vae"]["both_rings"]),
+            percent(result["vae"]["first ring"]),
+            percent(result["vae"]["both rings"]),
             f">= {percent(VAE_AIM)}",
         ),
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -69,16 +69,6 @@ class Scene:
     width: int = SIDE
     height: int = SIDE
 
-    @property
-    def first_ring(self) -> bool:
-        """One object of the three plain shapes and of normal size, in a square of `SIDE`."""
-        return (
-            len(self.things) == 1
-            and self.things[0].shape in FIRST_SHAPES
-            and self.things[0].size == "normal"
-            and (self.width, self.height) == (SIDE, SIDE)
-        )
-
 
 def is_held_out(scene: Scene) -> bool:
     """Whether training never sees this scene: one in seven combinations of shape, colour, place and background.
@@ -106,7 +96,7 @@ class Domain:
     two_things: float = 0.0
     other_formats: float = 0.0
     held_out: bool | None = False
-    formats: tuple[tuple[int, int], ...] = field(default=((96, 64), (64, 96), (96, 96)))
+    formats: tuple[tuple[int, int], ...] = ((96, 64), (64, 96), (96, 96))
     """(width, height) in pixels."""
 
 

@@ -19,7 +19,7 @@ from deepgen_npu import DeepGenPipeline
 from .edits import FIRST_KINDS, FURTHER_KINDS, Edit, random_edit
 from .encode import NEGATIVES, embed, texts_of_captions, texts_of_edits
 from .model import load, save_part
-from .progress import Log, cosine
+from .progress import Log, cosine, descend
 from .resume import Saved
 from .scenes import Domain, random_scene
 from .slots import CLASSES, of_caption, of_edit
@@ -64,14 +64,9 @@ def train(folder: Path, state: Path, seconds: float, seed: int, log: Log) -> Non
     run = Saved(state, vlm=pipe.vlm, connector=pipe.connector, heads=heads, optimizer=optimizer)
     rng = random.Random(f"{seed} {run.step}")
     for part in run.until(seconds):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (run.step + 1) / 100) * cosine(part)
         texts, edits, slots = batch(pipe, rng, SCENES, editing=run.step % 2 == 1)
         loss, right = judge(heads(*embed(pipe, texts, edits)), slots)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        descend(optimizer, loss, LEARNING_RATE * min(1.0, (run.step + 1) / 100) * cosine(part))
         if run.step % 100 < 2:
             log.write(
                 stage="text",

@@ -13,11 +13,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from deepgen_npu.images import from_pixels
+
 from . import judge
+from .cases import JUDGED
+from .encode import picture_tensor, to_tensor
 from .model import load, save_part
-from .progress import Log, cosine
+from .progress import Log, cosine, descend
 from .resume import Saved
-from .scenes import BACKGROUNDS, BOTH_RINGS, COLOURS, SIDE, Colour, Domain, Scene, pixels, random_scene, render
+from .scenes import BACKGROUNDS, BOTH_RINGS, COLOURS, SIDE, Colour, Domain, pixels, random_scene, render
 
 
 BATCH = 32
@@ -48,8 +52,6 @@ def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictur
     run = Saved(state, vae=vae, optimizer=optimizer)
     rng = random.Random(f"{seed} {run.step}")
     for part in run.until(seconds):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
         batch = _training_batch(rng)
         if part < 0.25:  # crops first: four times as many steps
             top, left = rng.randrange(SIDE // 2 + 1), rng.randrange(SIDE // 2 + 1)
@@ -57,10 +59,9 @@ def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictur
         posterior = vae.encode(batch).latent_dist
         restored = vae.decode(posterior.sample()).sample
         loss = _loss(restored, batch)
-        (loss + KL_WEIGHT * posterior.kl().mean() / batch[0, 0].numel()).backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        divergence = posterior.kl().mean() / batch[0, 0].numel()
+        rate = LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
+        descend(optimizer, loss + KL_WEIGHT * divergence, rate)
         if run.step % 100 == 0:
             log.write(stage="vae", step=run.step, seconds=run.seconds, loss=float(loss.detach()))
     finish(folder, vae, seed, log, pictures)
@@ -108,17 +109,12 @@ def polish(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictu
     run = Saved(state, decoder=vae.decoder, optimizer=optimizer)
     rng = random.Random(f"decoder {seed} {run.step}")
     for part in run.until(seconds):
-        for group in optimizer.param_groups:
-            group["lr"] = DECODER_LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
         batch = _training_batch(rng)
         with torch.no_grad():
             latents = vae.encode(batch).latent_dist.mode()
             latents += noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
         loss = _loss(vae.decode(latents).sample, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        descend(optimizer, loss, DECODER_LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part))
         if run.step % 100 == 0:
             log.write(stage="decoder", step=run.step, seconds=run.seconds, loss=float(loss.detach()))
     vae.to(torch.bfloat16).float()
@@ -127,8 +123,7 @@ def polish(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictu
 
 
 def _training_batch(rng: random.Random) -> Tensor:
-    pictures = np.stack([_training_picture(rng) for _ in range(BATCH)])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_tensor([_training_picture(rng) for _ in range(BATCH)])
 
 
 def _loss(restored: Tensor, batch: Tensor) -> Tensor:
@@ -162,29 +157,24 @@ def finish(folder: Path, vae: AutoencoderKL, seed: int, log: Log, pictures: int)
     vae.to(torch.bfloat16).float()
     rng = random.Random(seed + 1)
     scenes = [random_scene(rng, replace(BOTH_RINGS, other_formats=0.0)) for _ in range(500)]
-    latents = torch.cat([vae.encode(_tensor(scene)).latent_dist.mode() for scene in scenes])
+    latents = torch.cat([vae.encode(picture_tensor([scene])).latent_dist.mode() for scene in scenes])
     shift, scaling = round(float(latents.mean()), 5), round(float(1 / latents.std()), 5)
     save_part(folder, "vae", vae.state_dict(), shift_factor=shift, scaling_factor=scaling)
     log.write(stage="vae", shift_factor=shift, scaling_factor=scaling, **measure(vae, seed + 2, pictures))
-
-
-def _tensor(scene: Scene) -> Tensor:
-    return torch.from_numpy(pixels(scene).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL, seed: int, count: int = 1000) -> dict[str, float]:
     """PSNR [dB] of reconstructions, and the part of which the judge reads rightly: first ring, and all."""
     rng = random.Random(seed)
-    right = {"first_ring": 0, "both_rings": 0}
+    right = dict.fromkeys(JUDGED, 0)
     error = 0.0
-    domains = {"first_ring": Domain(held_out=None), "both_rings": Domain(0.5, 0.3, 0.3, 0.0, None)}
-    for name, domain in domains.items():
+    for name, domain in JUDGED.items():
         for _ in range(count):
             scene = random_scene(rng, domain)
-            picture = _tensor(scene)
+            picture = picture_tensor([scene])
             restored = vae.decode(vae.encode(picture).latent_dist.mode()).sample.clamp(-1, 1)
             error += float((restored - picture).square().mean()) / 4 / (2 * count)
-            levels = ((restored[0] / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()
-            right[name] += judge.compare(judge.look(levels), scene).right
+            (restored_picture,) = from_pixels(restored, "pil")
+            right[name] += judge.compare(judge.look(restored_picture), scene).right
     return {"psnr": -10 * float(np.log10(error)), **{name: value / count for name, value in right.items()}}
