@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .transformer import predict_velocity
+from .graphs import capture
+from .transformer import PreparedTransformer
 
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def denoise(
     guidance_scale: float,
     on_step: OnStep | None = None,
     on_progress: Callable[[], object] | None = None,
+    capture_graph: bool = False,
 ) -> Tensor:
     """Integrate the flow from noise to data with the scheduler's steps.
 
@@ -72,6 +74,7 @@ def denoise(
         on_step: Called after each step with its number, its timestep, the latents and x0, the estimate of the
             finished latents in float32. It returns the latents to go on with.
         on_progress: Called after each step.
+        capture_graph: Capture the DiT's evaluation in a graph of the device and replay it (see `graphs`).
 
     Returns:
         [b, C, h, w].
@@ -86,15 +89,11 @@ def denoise(
     references = [reference.repeat(rows // len(reference), 1, 1, 1) for reference in conditioning.reference_latents]
 
     timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformer.config["patch_size"])
+    height, width = latents.shape[-2:]
+    prepared = PreparedTransformer(transformer, timesteps, prompt_embeds, pooled, references, height, width)
+    evaluate = capture(prepared, latents, prepared.modulation(0)) if capture_graph else prepared
     for step, timestep in enumerate(timesteps):
-        velocity = predict_velocity(
-            transformer,
-            torch.cat([latents] * 2) if guided else latents,
-            timestep.expand(rows),
-            prompt_embeds,
-            pooled,
-            references,
-        )
+        velocity = evaluate(latents, prepared.modulation(step))
         if guided:
             negative, positive = velocity.chunk(2)
             velocity = negative + guidance_scale * (positive - negative)

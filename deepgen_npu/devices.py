@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -111,3 +112,47 @@ def random_noise(shape: tuple[int, ...], generator: torch.Generator | None, dtyp
     if generator is None or generator.device.type == "cpu":
         return torch.randn(shape, generator=generator, dtype=torch.float32)
     return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+
+
+def memory_allocated(device: torch.device) -> int | None:
+    """Bytes of tensors on a device now; None on a CPU, where nobody counts them."""
+    return None if device.type == "cpu" else _backend(device.type).memory_allocated(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure `peak_memory` anew."""
+    if device.type != "cpu":
+        _backend(device.type).reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes of tensors on a device since `reset_peak_memory`; 0 on a CPU."""
+    return 0 if device.type == "cpu" else _backend(device.type).max_memory_allocated(device)
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a device's own memory."""
+    return _backend(device.type).mem_get_info(device)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that no tensor uses back to the device."""
+    if device.type != "cpu":
+        _backend(device.type).empty_cache()
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a card or of the processor."""
+    if device.type != "cpu":
+        return str(_backend(device.type).get_device_name(device))
+    return platform.processor() or platform.machine()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has no memory left.
+
+    torch_npu raises its own class or a plain RuntimeError with the allocator's message ("NPU out of memory").
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()

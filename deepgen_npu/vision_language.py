@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import ops
 from .checkpoint import stacked_states
 from .sizes import VISION_SCALE
 
@@ -167,18 +168,64 @@ def stacked_hidden_states(
     all_valid = all_valid.to(device)
     padding = ~all_valid[:, :, None]
     mask = attention_mask(all_valid, decoder.config._attn_implementation, dtype)
-    rotary = decoder.rotary_emb(hidden_states, positions)
+    position_embeddings = decoder.rotary_emb(hidden_states, positions)
+    run_layer = _stock_layer
+    if decoder.config._attn_implementation == "sdpa":
+        run_layer = _plain_layer
+        position_embeddings = _join_axes(position_embeddings, decoder.config)
     wanted = stacked_states(len(decoder.layers))
     states = {}
     for index, layer in enumerate(decoder.layers[: wanted[0]]):
-        attention = layer.self_attn(
-            hidden_states=layer.input_layernorm(hidden_states),
-            attention_mask=mask,
-            position_embeddings=rotary,
-        )[0]
-        # o_proj has no bias, so zero after it is zero before it.
-        hidden_states = hidden_states + attention.masked_fill(padding, 0)
-        hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+        hidden_states = run_layer(layer, hidden_states, mask, position_embeddings, padding)
         if index + 1 in wanted:
             states[index + 1] = hidden_states
     return torch.cat([states[index] for index in wanted], dim=-1)
+
+
+def _stock_layer(layer: Any, hidden_states: Tensor, mask: Any, rotary: Any, padding: Tensor) -> Tensor:
+    """A decoder layer with the attention implementation of transformers that was chosen."""
+    attention = layer.self_attn(
+        hidden_states=layer.input_layernorm(hidden_states), attention_mask=mask, position_embeddings=rotary
+    )[0]
+    # o_proj has no bias, so zero after it is zero before it.
+    hidden_states = hidden_states + attention.masked_fill(padding, 0)
+    return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+
+
+def _plain_layer(
+    layer: Any, hidden_states: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], padding: Tensor
+) -> Tensor:
+    """The same with PyTorch's attention and the operators that Ascend fuses."""
+    attention = layer.self_attn
+    normalised = _rms_norm(layer.input_layernorm, hidden_states)
+    q, k, v = (
+        project(normalised).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = ops.rotary(q, *rotary), ops.rotary(k, *rotary)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    attended = attention.o_proj(attended.transpose(1, 2).flatten(2))
+    hidden_states = hidden_states + attended.masked_fill(padding, 0)
+    normalised = _rms_norm(layer.post_attention_layernorm, hidden_states)
+    mlp = layer.mlp
+    return hidden_states + mlp.down_proj(ops.swiglu(mlp.gate_proj(normalised), mlp.up_proj(normalised)))
+
+
+def _rms_norm(norm: Any, x: Tensor) -> Tensor:
+    return ops.rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _join_axes(rotary: tuple[Tensor, Tensor], config: Any) -> tuple[Tensor, Tensor]:
+    """Cosine and sine as [b, 1, S, head_dim], each channel from its axis: time, row or column.
+
+    transformers 5 has joined them already ([b, S, head_dim]); 4.x leaves that to each layer ([3, b, S, head_dim]).
+    """
+
+    def join(table: Tensor) -> Tensor:
+        if table.ndim == 3:
+            return table[:, None]
+        sections = config.rope_scaling["mrope_section"] * 2
+        pieces = table.split(sections, dim=-1)
+        return torch.cat([piece[index % 3] for index, piece in enumerate(pieces)], dim=-1)[:, None]
+
+    return join(rotary[0]), join(rotary[1])

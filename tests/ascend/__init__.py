@@ -1,0 +1,1 @@
+"""What the tests need to prove the Ascend adaptation without a card."""
