@@ -6,6 +6,8 @@ form, too. (diffusers' own RMSNorm calls ``npu_rms_norm`` for CPU tensors wherev
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,3 +49,13 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return torch.ops.npu.npu_rotary_mul(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def norm(module: Any, x: Tensor) -> Tensor:
+    """What an RMSNorm module of transformers computes."""
+    return rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def gated_mlp(module: Any, x: Tensor) -> Tensor:
+    """What a gated feed-forward module of transformers computes (Qwen2MLP and its like, with silu)."""
+    return module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))

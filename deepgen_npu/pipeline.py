@@ -21,7 +21,8 @@ from .denoising import Conditioning, denoise, require_finite
 from .devices import random_noise
 from .parts import PipelineParts
 from .prompts import tokenize
-from .vision_language import encode_references, stacked_hidden_states
+from .vision_language import stacked_hidden_states
+from .vision_tower import encode_references
 
 
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]

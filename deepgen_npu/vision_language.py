@@ -11,57 +11,10 @@ from torch import Tensor
 
 from . import ops
 from .checkpoint import stacked_states
-from .sizes import VISION_SCALE
 
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration
-
-# Normalisation of CLIP, which Qwen2-VL's image processor uses.
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def encode_references(vlm: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Run the vision tower.
-
-    Args:
-        pixels: [n, 3, H, W] in [-1, 1], in the model's dtype.
-
-    Returns:
-        [n, tokens, hidden]: one vector for each merge cell, in raster order.
-    """
-    visual = vlm.model.visual
-    config = vlm.config.vision_config
-    scaled = F.interpolate(pixels, scale_factor=VISION_SCALE, mode="bilinear", align_corners=False)
-    # Mean and deviation stay float32, as in the published pipeline: the tower casts after normalisation.
-    mean = torch.tensor(IMAGE_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGE_STD, device=pixels.device).view(1, 3, 1, 1)
-    normalised = ((scaled + 1) / 2 - mean) / std
-    patches, grid = to_patches(normalised, config.patch_size, config.temporal_patch_size, config.spatial_merge_size)
-    output = visual(patches, grid_thw=grid)
-    # transformers 5 returns an object whose pooler_output is what 4.x returns.
-    merged = getattr(output, "pooler_output", output)
-    return merged.view(len(pixels), -1, merged.shape[-1])
-
-
-def to_patches(pixels: Tensor, patch: int, temporal: int, merge: int) -> tuple[Tensor, Tensor]:
-    """Cut pictures into the rows that Qwen2-VL's image processor makes.
-
-    Args:
-        pixels: [n, 3, H, W], normalised; H and W multiples of patch x merge.
-
-    Returns:
-        [n x rows x columns, 3 x temporal x patch x patch], ordered by merge cell, and the grid [n, 3] of
-        (1, rows, columns) in patches.
-    """
-    n, channels, height, width = pixels.shape
-    rows, columns = height // patch, width // patch
-    cells = pixels.reshape(n, channels, rows // merge, merge, patch, columns // merge, merge, patch)
-    cells = cells.permute(0, 2, 5, 3, 6, 1, 4, 7)  # n, cell row, cell column, merge, merge, channel, y, x
-    frames = cells.unsqueeze(6).expand(*cells.shape[:6], temporal, *cells.shape[6:])
-    grid = torch.tensor([[1, rows, columns]] * n, device=pixels.device)
-    return frames.reshape(n * rows * columns, -1), grid
 
 
 def rope_positions(input_ids: Tensor, valid: Tensor, image_token_id: int, cells: Sequence[tuple[int, int]]) -> Tensor:
@@ -197,7 +150,7 @@ def _plain_layer(
 ) -> Tensor:
     """The same with PyTorch's attention and the operators that Ascend fuses."""
     attention = layer.self_attn
-    normalised = _rms_norm(layer.input_layernorm, hidden_states)
+    normalised = ops.norm(layer.input_layernorm, hidden_states)
     q, k, v = (
         project(normalised).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -206,13 +159,7 @@ def _plain_layer(
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     attended = attention.o_proj(attended.transpose(1, 2).flatten(2))
     hidden_states = hidden_states + attended.masked_fill(padding, 0)
-    normalised = _rms_norm(layer.post_attention_layernorm, hidden_states)
-    mlp = layer.mlp
-    return hidden_states + mlp.down_proj(ops.swiglu(mlp.gate_proj(normalised), mlp.up_proj(normalised)))
-
-
-def _rms_norm(norm: Any, x: Tensor) -> Tensor:
-    return ops.rms_norm(x, norm.weight, norm.variance_epsilon)
+    return hidden_states + ops.gated_mlp(layer.mlp, ops.norm(layer.post_attention_layernorm, hidden_states))
 
 
 def _join_axes(rotary: tuple[Tensor, Tensor], config: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from deepgen_npu import DeepGenPipeline
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT, tokenize
-from deepgen_npu.vision_language import encode_references, stacked_hidden_states
+from deepgen_npu.vision_language import stacked_hidden_states
+from deepgen_npu.vision_tower import encode_references
 
 from .edits import Edit
 from .scenes import Scene, pixels

@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import inspect
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import Qwen2VLImageProcessor
 
 from deepgen_npu.checkpoint import stacked_states
 from deepgen_npu.prompts import tokenize
 from deepgen_npu.vision_language import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     attention_mask,
-    encode_references,
     rope_positions,
     stacked_hidden_states,
-    to_patches,
 )
 
 
 def test_stacked_states_of_the_published_depth():
     assert stacked_states(36) == [35, 29, 23, 17, 11, 5]
     assert stacked_states(12) == [11, 5]
-
-
-def test_patches_are_those_of_the_image_processor():
-    picture = np.random.default_rng(0).integers(0, 256, (112, 84, 3), dtype=np.uint8)
-    processor = Qwen2VLImageProcessor(
-        do_resize=False, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD), patch_size=14, merge_size=2
-    )
-    expected = processor(Image.fromarray(picture), return_tensors="pt")
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255
-    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
-    patches, grid = to_patches((pixels - mean) / std, patch=14, temporal=2, merge=2)
-    assert grid.tolist() == expected["image_grid_thw"].tolist() == [[1, 8, 6]]
-    torch.testing.assert_close(patches.float(), expected["pixel_values"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -106,15 +86,6 @@ def test_layers_above_the_deepest_state_do_not_run(pipe):
         for hook in hooks:
             hook.remove()
     assert ran == []
-
-
-def test_references_are_encoded_independently(pipe):
-    pixels = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    with torch.no_grad():
-        together = encode_references(pipe.vlm, pixels)
-        apart = torch.cat([encode_references(pipe.vlm, pixels[:1]), encode_references(pipe.vlm, pixels[1:])])
-    assert together.shape == (2, 25, 32)
-    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
 
 
 def test_masks_are_boolean_and_never_empty():
