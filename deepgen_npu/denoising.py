@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .graphs import capture
-from .transformer import PreparedTransformer
+from .guidance import GuidedVelocity
 
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class Conditioning:
 
 
 def denoise(
-    transformer: SD3Transformer2DModel,
+    transformers: Sequence[SD3Transformer2DModel],
     scheduler: FlowMatchEulerDiscreteScheduler,
     conditioning: Conditioning,
     latents: Tensor,
@@ -67,7 +66,8 @@ def denoise(
     """Integrate the flow from noise to data with the scheduler's steps.
 
     Args:
-        conditioning: On the device and in the dtype of ``transformer``, as is ``latents``.
+        transformers: The DiT; or two of it on two devices, for the two branches of guidance.
+        conditioning: On the device and in the dtype of the first, as is ``latents``.
         latents: [b, C, h, w] noise.
         guidance_scale: Of classifier-free guidance, v = v_negative + scale (v_positive - v_negative). At 1 or
             less only the positive rows are evaluated.
@@ -79,24 +79,12 @@ def denoise(
     Returns:
         [b, C, h, w].
     """
-    guided = guidance_scale > 1
-    prompt_embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-    if guided:
-        # The original's order of rows: [negative, positive].
-        prompt_embeds = torch.cat([conditioning.negative_prompt_embeds, prompt_embeds])
-        pooled = torch.cat([conditioning.negative_pooled_prompt_embeds, pooled])
-    rows = len(prompt_embeds)
-    references = [reference.repeat(rows // len(reference), 1, 1, 1) for reference in conditioning.reference_latents]
-
-    timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformer.config["patch_size"])
-    height, width = latents.shape[-2:]
-    prepared = PreparedTransformer(transformer, timesteps, prompt_embeds, pooled, references, height, width)
-    evaluate = capture(prepared, latents, prepared.modulation(0)) if capture_graph else prepared
+    timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformers[0].config["patch_size"])
+    velocity_of = GuidedVelocity(
+        transformers, conditioning, timesteps, guidance_scale, *latents.shape[-2:], capture_graph
+    )
     for step, timestep in enumerate(timesteps):
-        velocity = evaluate(latents, prepared.modulation(step))
-        if guided:
-            negative, positive = velocity.chunk(2)
-            velocity = negative + guidance_scale * (positive - negative)
+        velocity = velocity_of(latents, step)
         previous = latents
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         if on_step is not None:

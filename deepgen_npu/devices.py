@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,6 +65,11 @@ def prepare_thread(device: torch.device) -> None:
     if device.type == "npu":
         npu.import_torch_npu()
         npu.set_up_thread(device.index or 0)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which an accelerator is the current one of the calling thread."""
+    return nullcontext() if device.type == "cpu" else _backend(device.type).device(device)
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

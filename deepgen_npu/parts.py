@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 from .checkpoint import PARTS, Checkpoint, CheckpointError, resolve_model
 from .devices import resolve_device, resolve_dtype
-from .placement import ModelOffload, Placement, StayInPlace
+from .placement import ModelOffload, Placement, StayInPlace, device_of
 from .prompts import PromptTemplate
 from .sizes import SizeRules
-from .weights import BytesRead, load_part, load_scheduler, load_tokenizer
+from .weights import BytesRead, copy_to, load_part, load_scheduler, load_tokenizer
 
 
 if TYPE_CHECKING:
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .connector import Connector
+
+
+def device_map(
+    device: torch.device, text_encoder_device: str | torch.device | None = None
+) -> dict[str, torch.device]:
+    """The device of each part: VLM and connector may have one of their own."""
+    text = device if text_encoder_device is None else resolve_device(text_encoder_device)
+    return {part: text if part in ("vlm", "connector") else device for part in PARTS}
 
 
 class PipelineParts:
@@ -52,6 +60,9 @@ class PipelineParts:
             transformer.config, vae.config, vlm.config.vision_config.to_dict()
         )
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.capture_graph = False
+        """Capture each run's denoising step in a graph of the device (NPU, CUDA) and replay it: the same pictures."""
+        self._further_transformers: list[SD3Transformer2DModel] = []
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
         if image_token != vlm.config.image_token_id:
@@ -66,6 +77,7 @@ class PipelineParts:
         pretrained_model_name_or_path: str | os.PathLike[str],
         torch_dtype: torch.dtype | str | None = "auto",
         device: str | torch.device | None = None,
+        text_encoder_device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         on_bytes_read: BytesRead | None = None,
     ) -> Self:
@@ -78,6 +90,7 @@ class PipelineParts:
                 bfloat16 on NPU, CUDA and CPUs that compute in it, float32 on other CPUs.
             device: Where the weights are read to. None reads them to the CPU; ``auto`` for the dtype then
                 means that of the device that ``auto`` finds, since that is where they will go.
+            text_encoder_device: Another device for VLM and connector, for instance a second card.
             attn_implementation: The VLM's attention in transformers: ``sdpa`` (its own choice, with None), ``eager``
                 or a flash attention.
             on_bytes_read: Called with the size of each piece read, for a progress bar.
@@ -92,7 +105,7 @@ class PipelineParts:
         pipe = cls.from_checkpoint(
             checkpoint,
             resolve_dtype(torch_dtype, resolve_device("auto") if undecided else where),
-            devices=dict.fromkeys(PARTS, where),
+            devices=device_map(where, text_encoder_device),
             on_bytes_read=on_bytes_read,
         )
         if attn_implementation is not None:
@@ -152,15 +165,19 @@ class PipelineParts:
     def dtype(self) -> torch.dtype:
         return self.transformer.dtype
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move every part to ``npu``, ``npu:1``, ``cuda``, ``cpu`` or ``auto``. Ends model offload.
+    def to(self, device: str | torch.device, text_encoder_device: str | torch.device | None = None) -> Self:
+        """Move every part to ``npu``, ``npu:1``, ``cuda``, ``cpu`` or ``auto``. Ends model offload and CFG parallel.
 
         The dtype is chosen in `from_pretrained`: casting later would also cast the VLM's rotary frequencies,
         which the model was published with in float32.
+
+        Args:
+            text_encoder_device: Another device for VLM and connector, for instance a second card.
         """
-        target = resolve_device(device)
-        for model in self._models.values():
-            model.to(target)
+        devices = device_map(resolve_device(device), text_encoder_device)
+        self._further_transformers = []
+        for part, model in self._models.items():
+            model.to(devices[part])
         self.placement = StayInPlace(self._models)
         return self
 
@@ -169,7 +186,36 @@ class PipelineParts:
 
         The peak on the device is then that of the largest part (the VLM, 7 GiB in bfloat16) plus activations.
         """
-        self.placement = ModelOffload(self._models, resolve_device(device))
+        target = resolve_device(device)
+        self._further_transformers = []
+        self.placement = ModelOffload(self._models, target)
+        self.placement.release()
+
+    def enable_cfg_parallel(self, device: str | torch.device) -> None:
+        """Evaluate the two branches of classifier-free guidance on two devices at once.
+
+        The positive branch stays where the DiT is; the negative one gets the DiT's weights once more, on ``device``.
+        Without `capture_graph` the host, which launches both, may be what both wait for. `to` ends it.
+
+        Raises:
+            ValueError: When the DiT is on that device, or waits on the CPU for its turn.
+        """
+        target, here = resolve_device(device), device_of(self.transformer)
+        if isinstance(self.placement, ModelOffload):
+            raise ValueError("CFG parallel needs the DiT to stay on its device; call to() first, to end model offload.")
+        if target == here:
+            raise ValueError(f"CFG parallel wants a second device for the negative branch; the DiT is on {here}, too.")
+        self._further_transformers = [copy_to(self.transformer, target)]
+
+    def enable_vae_tiling(self) -> None:
+        """Decode and encode in overlapping tiles where a picture is larger than the VAE's training size (1024 pixels).
+
+        Needs less memory at large sizes. It is an approximation: normalisation sees a tile instead of the picture.
+        """
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
 
     def progress_bar(self, total: int) -> tqdm:
         return tqdm(total=total, **self._progress_bar_config)

@@ -19,6 +19,7 @@ from . import arguments
 from . import images as pictures
 from .denoising import Conditioning, denoise, require_finite
 from .devices import random_noise
+from .memory import Work, with_room
 from .parts import PipelineParts
 from .prompts import tokenize
 from .vision_language import stacked_hidden_states
@@ -181,7 +182,7 @@ class DeepGenPipeline(PipelineParts):
         texts = [*prompts, *[arguments.negative_prompt(negative_prompt)] * len(prompts)]
         for text in texts:
             self.prompt_template.check(text)
-        features, cells = None, []
+        cells = []
         if references:
             cell = self.sizes.vision_cell
             cells = [(pixels.shape[1] // cell, pixels.shape[2] // cell) for pixels in references]
@@ -191,17 +192,27 @@ class DeepGenPipeline(PipelineParts):
             texts = [self.prompt_template.for_generation(text) for text in texts]
         input_ids, valid = tokenize(self.tokenizer, texts)
 
-        device = self.placement.activate("vlm")
-        if references:
-            pixels = torch.stack(list(references)).to(device, self.vlm.dtype)
-            features = encode_references(self.vlm, pixels).flatten(0, 1)[None]
-        meta_queries = self.connector.meta_queries.to(device)
-        return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
+        def run(device: torch.device) -> Tensor:
+            features = None
+            if references:
+                pixels = torch.stack(list(references)).to(device, self.vlm.dtype)
+                features = encode_references(self.vlm, pixels).flatten(0, 1)[None]
+            meta_queries = self.connector.meta_queries.to(device)
+            return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
+
+        height, width = references[0].shape[1:] if references else (0, 0)
+        image_tokens = sum(rows * columns for rows, columns in cells)
+        text_tokens = input_ids.shape[1] + self.connector.num_queries - image_tokens
+        return with_room(self, Work("vlm", height, width, len(texts), len(references), text_tokens), run)
 
     def _bridge(self, stacked: Tensor, copies: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The connector's output, split into prompts and negative prompts and repeated for the copies."""
-        device = self.placement.activate("connector")
-        sequence, pooled = self.connector(stacked.to(device, self.connector.dtype))
+        rows, tokens = stacked.shape[:2]
+        sequence, pooled = with_room(
+            self,
+            Work("connector", 0, 0, rows, text_tokens=tokens),
+            lambda device: self.connector(stacked.to(device, self.connector.dtype)),
+        )
         prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
         pooled_embeds, negative_pooled_embeds = pooled.chunk(2)
         return (
@@ -223,9 +234,12 @@ class DeepGenPipeline(PipelineParts):
         Returns:
             [b, C, H/8, W/8].
         """
-        device = self.placement.activate("vae")
-        mode = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
-        return (mode - self._vae_shift) * self.vae.config["scaling_factor"]
+
+        def run(device: torch.device) -> Tensor:
+            mode = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
+            return (mode - self._vae_shift) * self.vae.config["scaling_factor"]
+
+        return with_room(self, Work("vae", *pixels.shape[-2:]), run)
 
     # Stage 2
 
@@ -265,25 +279,37 @@ class DeepGenPipeline(PipelineParts):
         num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
         batch = len(conditioning.prompt_embeds)
         self._check_latents(latents, batch, conditioning.height, conditioning.width)
-        device = self.placement.activate("transformer")
+        noise = latents
 
         def on_step(step: int, timestep: Tensor, latents: Tensor, x0: Tensor) -> Tensor:
             assert callback_on_step_end is not None
             replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
             return arguments.replaced_latents(replaced, latents)
 
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            latents = denoise(
-                self.transformer,
-                # Its own copy: a scheduler counts steps, and runs may overlap (threads, a run inside a callback).
-                type(self.scheduler).from_config(self.scheduler.config),
-                conditioning.to(device, self.transformer.dtype),
-                latents.to(device, self.transformer.dtype),
-                num_inference_steps,
-                guidance_scale,
-                on_step if callback_on_step_end is not None else None,
-                progress_bar.update,
-            )
+        def run(device: torch.device) -> Tensor:
+            with self.progress_bar(total=num_inference_steps) as progress_bar:
+                return denoise(
+                    [self.transformer, *self._further_transformers],
+                    # Its own copy: a scheduler counts steps, and runs may overlap (threads, a run inside a callback).
+                    type(self.scheduler).from_config(self.scheduler.config),
+                    conditioning.to(device, self.transformer.dtype),
+                    noise.to(device, self.transformer.dtype),
+                    num_inference_steps,
+                    guidance_scale,
+                    on_step if callback_on_step_end is not None else None,
+                    progress_bar.update,
+                    self.capture_graph,
+                )
+
+        work = Work(
+            "transformer",
+            conditioning.height,
+            conditioning.width,
+            rows=batch * (2 if guidance_scale > 1 else 1),
+            references=len(conditioning.reference_latents),
+            text_tokens=conditioning.prompt_embeds.shape[1],
+        )
+        latents = with_room(self, work, run)
         require_finite(latents, "The latents")
         return latents
 
@@ -304,10 +330,15 @@ class DeepGenPipeline(PipelineParts):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The VAE decoder's output: [b, 3, H, W], about [-1, 1], not clamped, in the VAE's dtype."""
-        device = self.placement.activate("vae")
-        latents = latents.to(device, self.vae.dtype) / self.vae.config["scaling_factor"] + self._vae_shift
-        # One at a time: a batch would need a gigabyte for each picture of 512 x 512.
-        pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
+        factor = self.vae_scale_factor
+        height, width = (side * factor for side in latents.shape[-2:])
+
+        def run(device: torch.device) -> Tensor:
+            unscaled = latents.to(device, self.vae.dtype) / self.vae.config["scaling_factor"] + self._vae_shift
+            # One at a time: a batch would need a gigabyte for each picture of 512 x 512.
+            return torch.cat([self.vae.decode(one).sample for one in unscaled.split(1)])
+
+        pixels = with_room(self, Work("vae", height, width), run)
         require_finite(pixels, "The VAE's output")
         return pixels
 

@@ -6,18 +6,26 @@ manager of its own, such as ComfyUI, brings its own placement.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch.nn import Module
 
-from .devices import prepare_thread
+from .devices import empty_cache, prepare_thread
+
+
+logger = logging.getLogger(__name__)
 
 
 class Placement(Protocol):
     def activate(self, part: str) -> torch.device:
         """Make ``vlm``, ``connector``, ``transformer`` or ``vae`` ready to run and say where it runs."""
+        ...
+
+    def make_room(self, part: str) -> None:
+        """The device of a part has no memory left: free what is not needed there. `activate` follows."""
         ...
 
     def release(self) -> None:
@@ -26,18 +34,37 @@ class Placement(Protocol):
 
 
 class StayInPlace:
-    """Parts run where they are."""
+    """Parts run where they are. When a device's memory runs out, its parts begin to take turns."""
 
     def __init__(self, parts: Mapping[str, Module]):
         self._parts = parts
+        self._turns: dict[torch.device, ModelOffload] = {}
 
     def activate(self, part: str) -> torch.device:
-        device = next(self._parts[part].parameters()).device
+        for turns in self._turns.values():
+            if part in turns.parts:
+                return turns.activate(part)
+        device = device_of(self._parts[part])
         prepare_thread(device)
         return device
 
+    def make_room(self, part: str) -> None:
+        device = device_of(self._parts[part])
+        if device.type != "cpu" and device not in self._turns:
+            there = {name: module for name, module in self._parts.items() if device_of(module) == device}
+            self._turns[device] = ModelOffload(there, device)
+            logger.warning(
+                "The memory of %s is used up: from here on %s take turns on it and wait on the CPU. "
+                "enable_model_cpu_offload() (--offload) does that from the start.",
+                device,
+                ", ".join(there),
+            )
+        for turns in self._turns.values():
+            turns.make_room(part)
+
     def release(self) -> None:
-        pass
+        for turns in self._turns.values():
+            turns.release()
 
 
 class ModelOffload:
@@ -48,16 +75,24 @@ class ModelOffload:
     """
 
     def __init__(self, parts: Mapping[str, Module], device: torch.device):
-        self._parts = parts
+        self.parts = parts
         self.device = device
 
     def activate(self, part: str) -> torch.device:
         prepare_thread(self.device)
         self.release(keep=part)
-        self._parts[part].to(self.device)
+        self.parts[part].to(self.device)
         return self.device
 
+    def make_room(self, part: str) -> None:
+        self.release()
+        empty_cache(self.device)
+
     def release(self, keep: str | None = None) -> None:
-        for name, module in self._parts.items():
+        for name, module in self.parts.items():
             if name != keep:
                 module.to("cpu")
+
+
+def device_of(module: Module) -> torch.device:
+    return next(module.parameters()).device

@@ -71,6 +71,16 @@ def load_part(
     return model.eval()
 
 
+def copy_to(model: Module, device: torch.device) -> Any:
+    """A DiT or VAE once more, on another device; nothing of its size is kept elsewhere on the way."""
+    config = dict(getattr(model, "config"))
+    with torch.device("meta"):
+        copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
+    copy.requires_grad_(False)
+    copy.load_state_dict({name: tensor.to(device) for name, tensor in model.state_dict().items()}, assign=True)
+    return copy.to(device).eval()
+
+
 def load_scheduler(checkpoint: Checkpoint):
     """The ``FlowMatchEulerDiscreteScheduler`` with the folder's settings."""
     from diffusers import FlowMatchEulerDiscreteScheduler

@@ -12,6 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..deepgen_npu.devices import prepare_thread
+from ..deepgen_npu.memory import Work, activation_bytes
 
 
 if TYPE_CHECKING:
@@ -85,21 +86,10 @@ class ComfyPlacement:
         self._activations: dict[str, int] = {}
 
     def expect(self, pipe: DeepGenPipeline, height: int, width: int, batch: int, references: int) -> None:
-        """Estimate the memory that each stage needs beside its weights, for ComfyUI to keep free.
-
-        The VAE's estimate is ComfyUI's own for the SD3 VAE (comfy/sd.py: 2178 x 64 bytes for each latent pixel
-        and byte of dtype in the decoder). Activations of DiT and VLM are a few live tensors of the widest layer
-        (the 4 x wide feed-forward) for each token.
-        """
-        itemsize = pipe.dtype.itemsize
-        tokens = (height // 16) * (width // 16) * (1 + references) + 512
-        width_of_dit = pipe.transformer.inner_dim
-        vae_pixels = (height // 8) * (width // 8)  # pictures are decoded one by one
+        """Estimate the memory that each stage needs beside its weights, for ComfyUI to keep free."""
         self._activations = {
-            "vlm": tokens * pipe.vlm.config.get_text_config().hidden_size * 24 * itemsize * batch,
-            "connector": 0,
-            "transformer": tokens * width_of_dit * 24 * itemsize * 2 * batch,
-            "vae": 2178 * 64 * vae_pixels * pipe.vae.dtype.itemsize,
+            part: activation_bytes(pipe, Work(part, height, width, rows=2 * batch, references=references))
+            for part in self._patchers
         }
 
     def activate(self, part: str) -> torch.device:
@@ -108,6 +98,10 @@ class ComfyPlacement:
         mm.load_models_gpu([patcher], memory_required=self._activations.get(part, 0), force_full_load=True)
         prepare_thread(patcher.load_device)
         return patcher.load_device
+
+    def make_room(self, part: str) -> None:
+        mm.unload_all_models()
+        mm.soft_empty_cache()
 
     def release(self) -> None:
         """Nothing: ComfyUI frees memory when it needs some."""
