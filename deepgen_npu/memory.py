@@ -30,6 +30,8 @@ TENSORS_OF_DIT = 20
 TENSORS_OF_VLM = 20
 TENSORS_OF_CONNECTOR = 20
 TENSORS_OF_VAE = 17
+# References on the way to the vision tower, in float32.
+PIXEL_BYTES_OF_VLM = 64
 
 
 class OutOfDeviceMemory(torch.OutOfMemoryError):
@@ -77,7 +79,8 @@ def activation_bytes(pipe: PipelineParts, work: Work) -> int:
         config = pipe.vlm.config.get_text_config()
         # The feed-forward may be wider than four times the width; the vision tower has four times the tokens.
         wide = max(config.hidden_size, config.intermediate_size // 4)
-        return TENSORS_OF_VLM * work.rows * tokens * wide * itemsize
+        pixels = PIXEL_BYTES_OF_VLM * work.height * work.width * work.references
+        return TENSORS_OF_VLM * work.rows * tokens * wide * itemsize + pixels
     width = pipe.connector.config["connector"]["hidden_size"]
     return TENSORS_OF_CONNECTOR * work.rows * tokens * width * itemsize
 

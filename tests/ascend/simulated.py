@@ -1,0 +1,291 @@
+"""A simulated "npu" device in plain Python: `install()` before diffusers or transformers are imported.
+
+PyTorch's spare device is renamed to npu. A tensor on it is a wrapper whose bytes are a CPU tensor's; every operator
+arrives in ``__torch_dispatch__``, is checked as the device would check it, is counted, and runs on the CPU tensors.
+What a CPU cannot tell is counted here: operators launched, copies between host and device, waits of the host, bytes
+allocated on each card. `simulated_torch_npu` has ``torch.npu`` and ``torch_npu``, `simulated_graph` has NPUGraph.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+aten = torch.ops.aten
+
+UNSUPPORTED = {torch.float64, torch.complex64, torch.complex128}
+"""What Ascend has not, or computes on its control processor."""
+
+# Their results' size, or the host's next decision, depends on values: the host waits for the device.
+WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::unique_consecutive",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::equal",
+    "aten::is_nonzero",
+}
+# May be given tensors of the host beside those of the device.
+MIXED = {"aten::copy_", "aten::_copy_from", "aten::index_put_", "aten::_index_put_impl_", "aten::index"}
+
+
+@dataclass
+class Counts:
+    """What happened since `reset`. Copies are [number, bytes]."""
+
+    operators: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    host_to_device: list[int] = field(default_factory=lambda: [0, 0])
+    device_to_host: list[int] = field(default_factory=lambda: [0, 0])
+    between_devices: list[int] = field(default_factory=lambda: [0, 0])
+    float_masks: int = 0
+
+    def launches(self) -> int:
+        """Operators that are no views and no bare allocations."""
+        return sum(count for name, count in self.operators.items() if name not in _NOT_LAUNCHED)
+
+
+_NOT_LAUNCHED: set[str] = {"aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like"}
+
+
+class Memory:
+    """Allocated bytes of one card."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self.total = 64 << 30
+        self._live: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor._t.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._live:
+            if self.now + size > self.total:
+                raise RuntimeError(
+                    f"NPU out of memory. Tried to allocate {size / 2**20:.2f} MiB ({tensor.device}; "
+                    f"{self.total / 2**20:.2f} MiB total capacity; {self.now / 2**20:.2f} MiB already allocated)"
+                )
+            self._live[key] = 0
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self._live[key] += 1
+        weakref.finalize(tensor, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._live[key] -= 1
+        if not self._live[key]:
+            del self._live[key]
+            self.now -= size
+
+
+class State:
+    """The device's whole state; there is one, `state`."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self.memory: list[Memory] = []
+        self.capture: Any = None
+        self.references: dict[str, Any] = {}
+        self._thread = threading.local()
+
+    @property
+    def current(self) -> int:
+        return getattr(self._thread, "device", 0)
+
+    @current.setter
+    def current(self, index: int) -> None:
+        self._thread.device = index
+
+
+state = State()
+
+
+def reset() -> None:
+    """Count anew."""
+    state.counts = Counts()
+
+
+class Tensor(torch.Tensor):
+    """A tensor on the simulated device; ``_t`` holds its bytes."""
+
+    _t: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, t: torch.Tensor, index: int, requires_grad: bool = False):
+        wrapped = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            cls,
+            t.size(),
+            strides=t.stride(),
+            storage_offset=t.storage_offset(),
+            dtype=t.dtype,
+            layout=t.layout,
+            device=torch.device("npu", index),
+            requires_grad=requires_grad,
+        )
+        wrapped._t = t
+        state.memory[index].add(wrapped)
+        return wrapped
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"{repr(self._t.detach())[:-1]}, device='{self.device}')"
+
+    def data_ptr(self) -> int:
+        return self._t.data_ptr()
+
+    def numpy(self, *arguments: Any, **options: Any) -> Any:
+        raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def tolist(self) -> Any:
+        state.counts.waits["tolist"] += 1
+        return self._t.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+def inner(value: Any) -> Any:
+    return value._t if isinstance(value, Tensor) else value
+
+
+def wrap(value: Any, index: int) -> Any:
+    if not isinstance(value, torch.Tensor) or isinstance(value, Tensor):
+        return value
+    if value.dtype in UNSUPPORTED:
+        raise RuntimeError(f"npu: {value.dtype} is not supported on this device")
+    return Tensor(value, index)
+
+
+def index_of(device: Any) -> int:
+    index = torch.device(device).index if device is not None else None
+    return state.current if index is None else index
+
+
+def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operator: counted, captured where a graph is being captured, and computed."""
+    schema = func._schema
+    name = schema.name
+    if any(returned.alias_info is not None and not returned.alias_info.is_write for returned in schema.returns):
+        _NOT_LAUNCHED.add(name)
+    state.counts.operators[name] += 1
+    if name in WAITS:
+        state.counts.waits[name] += 1
+    if state.capture is not None:
+        return state.capture.record(func, args, kwargs)
+    return compute(func, args, kwargs)
+
+
+def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func._schema.name
+    if name == "aten::_to_copy":
+        return _to_copy(func, args[0], dict(kwargs))
+    if name == "aten::copy_":
+        return _copy(args[0], args[1])
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    ours = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    _check_devices(name, tensors, ours)
+    if name == "aten::scaled_dot_product_attention" or name == "aten::convolution":
+        _check_support(name, args, kwargs)
+    asked = kwargs.get("device")
+    to_host = asked is not None and torch.device(asked).type == "cpu"
+    index = ours[0].device.index if ours and asked is None else index_of(asked)
+    plain = tree_map(inner, dict(kwargs))
+    if "device" in plain:
+        plain["device"] = torch.device("cpu")
+    if plain.get("pin_memory"):
+        plain["pin_memory"] = False
+    kernel = state.references.get(name, func)
+    result = kernel(*tree_map(inner, args), **plain)
+    if to_host:
+        return result
+    written = _written(func._schema, args, kwargs)
+    if written:
+        return written[0] if len(written) == 1 else tuple(written)
+    return tree_map(lambda value: wrap(value, index), result)
+
+
+def _written(schema: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """What an in-place operator or one with ``out`` hands back: the caller's own tensors."""
+    found = []
+    for returned in schema.returns:
+        if returned.alias_info is None or not returned.alias_info.is_write:
+            continue
+        for position, argument in enumerate(schema.arguments):
+            alias = argument.alias_info
+            if alias is not None and alias.is_write and alias.before_set == returned.alias_info.before_set:
+                found.append(args[position] if position < len(args) else kwargs.get(argument.name))
+                break
+    return found
+
+
+def _to_copy(func: Any, source: torch.Tensor, options: dict[str, Any]) -> Any:
+    asked = options.pop("device", None)
+    options.pop("pin_memory", None)
+    options.pop("non_blocking", None)
+    to_device = isinstance(source, Tensor) if asked is None else torch.device(asked).type == "npu"
+    copy = func(inner(source), **options)
+    size = copy.numel() * copy.element_size()
+    if not to_device:
+        if isinstance(source, Tensor):
+            _count_copy(state.counts.device_to_host, size)
+            state.counts.waits["copy to the host"] += 1
+        return copy
+    index = source.device.index if isinstance(source, Tensor) and asked is None else index_of(asked)
+    if not isinstance(source, Tensor):
+        _count_copy(state.counts.host_to_device, size)
+    elif source.device.index != index:
+        _count_copy(state.counts.between_devices, size)
+    return wrap(copy, index)
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    size = source.numel() * source.element_size()
+    if isinstance(source, Tensor) and not isinstance(target, Tensor):
+        _count_copy(state.counts.device_to_host, size)
+        state.counts.waits["copy to the host"] += 1
+    elif isinstance(target, Tensor) and not isinstance(source, Tensor):
+        _count_copy(state.counts.host_to_device, size)
+    elif target.device != source.device:
+        _count_copy(state.counts.between_devices, size)
+    inner(target).copy_(inner(source))
+    return target
+
+
+def _count_copy(counter: list[int], size: int) -> None:
+    counter[0] += 1
+    counter[1] += size
+
+
+def _check_devices(name: str, tensors: list[torch.Tensor], ours: list[Tensor]) -> None:
+    if not ours:
+        return
+    for tensor in tensors:
+        strange = tensor.dim() > 0 and name not in MIXED if not isinstance(tensor, Tensor) else False
+        if strange or (isinstance(tensor, Tensor) and tensor.device != ours[0].device):
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{ours[0].device} and {tensor.device}! ({name})"
+            )
+
+
+def _check_support(name: str, args: Any, kwargs: dict[str, Any]) -> None:
+    if name == "aten::convolution":
+        if args[0].dim() == 5 and args[0].dtype == torch.bfloat16:
+            raise RuntimeError("npu: Conv3D does not support bfloat16")
+        return
+    query, mask = args[0], args[3] if len(args) > 3 else kwargs.get("attn_mask")
+    if mask is not None and mask.dtype != torch.bool:
+        state.counts.float_masks += 1  # computed without the fused kernel
+    if query.dim() == 4 and mask is not None and mask.dim() == 4 and mask.shape[-2] == 1 and query.shape[-2] > 1:
+        state.counts.operators["expansion of a mask"] += 1

@@ -1,0 +1,79 @@
+"""``torch.npu.NPUGraph`` of the simulated device.
+
+As with the real one, a replay runs the recorded operators again on the recorded tensors: what was not copied into those
+is not seen, and values of the host are frozen. What a real capture refuses, waiting or reading the host, is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from .simulated import WAITS, Tensor, compute, state
+
+
+_ALLOCATIONS = {"aten::empty", "aten::empty_strided", "aten::empty_like"}
+
+
+class NPUGraph:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.operators: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def capture_begin(self, *arguments: Any, **options: Any) -> None:
+        if state.capture is not None:
+            raise RuntimeError("a capture is already under way")
+        self.operators.clear()
+        state.capture = self
+
+    def capture_end(self) -> None:
+        state.capture = None
+
+    def record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = func._schema.name
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if name in WAITS:
+            raise RuntimeError(f"{name} waits for the device: not permitted while a stream is capturing")
+        if any(not isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in given):
+            raise RuntimeError(f"{name} reads a tensor of the host: not permitted while a stream is capturing")
+        state.capture = None  # operators inside of this one are not recorded
+        try:
+            result = compute(func, args, kwargs)
+        finally:
+            state.capture = self
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if any(not isinstance(tensor, Tensor) for tensor in results):
+            raise RuntimeError(f"{name} copies to the host: not permitted while a stream is capturing")
+        known = {tensor._t.untyped_storage()._cdata for tensor in given if isinstance(tensor, Tensor)}
+        fresh = [tensor for tensor in results if tensor._t.untyped_storage()._cdata not in known]
+        is_view = not fresh and not func._schema.is_mutable
+        if not is_view and name not in _ALLOCATIONS:
+            # The arguments are kept, since a graph keeps its memory.
+            self.operators.append((func, args, kwargs, fresh))
+        return result
+
+    def replay(self) -> None:
+        state.counts.operators["replay of a graph"] += 1
+        for func, args, kwargs, fresh in self.operators:
+            result = compute(func, args, kwargs)
+            again = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            for target, value in zip(fresh, again, strict=False):
+                target._t.copy_(value._t)
+
+    def reset(self) -> None:
+        self.operators.clear()
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 0)
+
+
+class graph:  # noqa: N801  (its name in torch.npu)
+    def __init__(self, npu_graph: NPUGraph, **options: Any) -> None:
+        self.graph = npu_graph
+
+    def __enter__(self) -> None:
+        self.graph.capture_begin()
+
+    def __exit__(self, *error: Any) -> None:
+        self.graph.capture_end()
