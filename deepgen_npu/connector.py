@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, ModuleList, Parameter
 
+from .ops import attention
+
 
 class ConnectorAttention(Module):
     """Bidirectional multi-head attention with neither mask nor positions: padding takes part."""
@@ -26,11 +28,10 @@ class ConnectorAttention(Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         q, k, v = (
-            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attention = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(attention.transpose(1, 2).flatten(2))
+        return self.out_proj(attention(q, k, v).flatten(2))
 
 
 class ConnectorMLP(Module):

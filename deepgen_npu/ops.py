@@ -6,6 +6,7 @@ form, too. (diffusers' own RMSNorm calls ``npu_rms_norm`` for CPU tensors wherev
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -42,13 +43,51 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of halves, as in Llama and Qwen2-VL.
 
     Args:
-        x: [b, heads, L, d].
-        cos: [b, 1, L, d], as ``sin``.
+        x: [b, L, heads, d].
+        cos: [b or 1, L, 1, d] in the dtype of ``x``, as ``sin``.
     """
     if on_npu(x):
         return torch.ops.npu.npu_rotary_mul(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, scaled by the square root of d.
+
+    Args:
+        q: [b, L, heads, d].
+        k: [b, S, kv heads, d]; heads are a multiple of kv heads.
+        v: As ``k``.
+        mask: What `attention_mask` made, or None.
+
+    Returns:
+        [b, L, heads, d].
+    """
+    if on_npu(q):
+        # Called directly: PyTorch's function has the heads before the tokens, which costs the device a transposition
+        # of queries, keys, values and result. No row is without a key, so the plain inner_precise is right.
+        return _fused_attention()(q, k, v, q.shape[2], "BSND", atten_mask=mask, scale=q.shape[-1] ** -0.5)[0]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
+
+
+def attention_mask(allowed: Tensor) -> Tensor:
+    """A mask as `attention` takes it on the device of ``allowed``.
+
+    Args:
+        allowed: [b, 1, L, S] boolean, True where a query may attend; every row has one. No smaller: the fused kernel
+            does not broadcast a mask over queries or keys.
+    """
+    return ~allowed if on_npu(allowed) else allowed
+
+
+@functools.cache
+def _fused_attention() -> Any:
+    """The third form returns nothing that the host has to know, the first is in every release."""
+    operators = torch.ops.npu
+    return getattr(operators, "npu_fusion_attention_v3", None) or operators.npu_fusion_attention
 
 
 def norm(module: Any, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from .ops import rms_norm
+from .ops import attention, rms_norm
 
 
 if TYPE_CHECKING:
@@ -236,31 +236,25 @@ def _block(
 
 
 def _heads(projected: Tensor, heads: int, norm: Any = None) -> Tensor:
-    """[b, L, heads x d] to [b, heads, L, d]; queries and keys are normalised."""
+    """[b, L, heads x d] to [b, L, heads, d]; queries and keys are normalised."""
     split = projected.unflatten(-1, (heads, -1))
-    if norm is not None:
-        split = rms_norm(split, norm.weight, norm.eps)
-    return split.transpose(1, 2)
+    return split if norm is None else rms_norm(split, norm.weight, norm.eps)
 
 
-def _self_attention(attention: Any, x: Tensor) -> Tensor:
-    q = _heads(attention.to_q(x), attention.heads, attention.norm_q)
-    k = _heads(attention.to_k(x), attention.heads, attention.norm_k)
-    v = _heads(attention.to_v(x), attention.heads)
-    return attention.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+def _self_attention(block: Any, x: Tensor) -> Tensor:
+    q = _heads(block.to_q(x), block.heads, block.norm_q)
+    k = _heads(block.to_k(x), block.heads, block.norm_k)
+    v = _heads(block.to_v(x), block.heads)
+    return block.to_out[0](attention(q, k, v).flatten(2))
 
 
-def _joint_attention(attention: Any, image: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
+def _joint_attention(block: Any, image: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
     """Image and context tokens attend to all of both. The last block has no output for the context."""
-    heads = attention.heads
-    q = [_heads(attention.to_q(image), heads, attention.norm_q)]
-    k = [_heads(attention.to_k(image), heads, attention.norm_k)]
-    v = [_heads(attention.to_v(image), heads)]
-    q.append(_heads(attention.add_q_proj(context), heads, attention.norm_added_q))
-    k.append(_heads(attention.add_k_proj(context), heads, attention.norm_added_k))
-    v.append(_heads(attention.add_v_proj(context), heads))
-    attended = F.scaled_dot_product_attention(torch.cat(q, dim=2), torch.cat(k, dim=2), torch.cat(v, dim=2))
-    attended = attended.transpose(1, 2).flatten(2)
+    heads = block.heads
+    q = [_heads(block.to_q(image), heads, block.norm_q), _heads(block.add_q_proj(context), heads, block.norm_added_q)]
+    k = [_heads(block.to_k(image), heads, block.norm_k), _heads(block.add_k_proj(context), heads, block.norm_added_k)]
+    v = [_heads(block.to_v(image), heads), _heads(block.add_v_proj(context), heads)]
+    attended = attention(torch.cat(q, dim=1), torch.cat(k, dim=1), torch.cat(v, dim=1)).flatten(2)
     tokens = image.shape[1]
-    of_context = None if attention.context_pre_only else attention.to_add_out(attended[:, tokens:])
-    return attention.to_out[0](attended[:, :tokens]), of_context
+    of_context = None if block.context_pre_only else block.to_add_out(attended[:, tokens:])
+    return block.to_out[0](attended[:, :tokens]), of_context

@@ -125,6 +125,8 @@ def stacked_hidden_states(
     run_layer = _stock_layer
     if decoder.config._attn_implementation == "sdpa":
         run_layer = _plain_layer
+        assert mask is not None
+        mask = ops.attention_mask(mask)
         position_embeddings = _join_axes(position_embeddings, decoder.config)
     wanted = stacked_states(len(decoder.layers))
     states = {}
@@ -152,27 +154,26 @@ def _plain_layer(
     attention = layer.self_attn
     normalised = ops.norm(layer.input_layernorm, hidden_states)
     q, k, v = (
-        project(normalised).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        project(normalised).unflatten(-1, (-1, attention.head_dim))
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     q, k = ops.rotary(q, *rotary), ops.rotary(k, *rotary)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    attended = attention.o_proj(attended.transpose(1, 2).flatten(2))
+    attended = attention.o_proj(ops.attention(q, k, v, mask).flatten(2))
     hidden_states = hidden_states + attended.masked_fill(padding, 0)
     return hidden_states + ops.gated_mlp(layer.mlp, ops.norm(layer.post_attention_layernorm, hidden_states))
 
 
 def _join_axes(rotary: tuple[Tensor, Tensor], config: Any) -> tuple[Tensor, Tensor]:
-    """Cosine and sine as [b, 1, S, head_dim], each channel from its axis: time, row or column.
+    """Cosine and sine as [b, S, 1, head_dim], each channel from its axis: time, row or column.
 
     transformers 5 has joined them already ([b, S, head_dim]); 4.x leaves that to each layer ([3, b, S, head_dim]).
     """
 
     def join(table: Tensor) -> Tensor:
         if table.ndim == 3:
-            return table[:, None]
+            return table.unsqueeze(2)
         sections = config.rope_scaling["mrope_section"] * 2
         pieces = table.split(sections, dim=-1)
-        return torch.cat([piece[index % 3] for index, piece in enumerate(pieces)], dim=-1)[:, None]
+        return torch.cat([piece[index % 3] for index, piece in enumerate(pieces)], dim=-1).unsqueeze(2)
 
     return join(rotary[0]), join(rotary[1])

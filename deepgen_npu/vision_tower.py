@@ -116,26 +116,24 @@ class _Attention:
             return
         self.spread, self.gather = tokens(windows.spread), tokens(windows.gather)
         present = windows.present.repeat_interleave(merge * merge, dim=1)
-        # One row for each query: with a single row torch_npu expands the mask over the heads in every call.
-        mask = present[:, None, None].expand(-1, 1, self.size, self.size)
-        self.mask = mask.repeat(pictures, 1, 1, 1).to(device)
+        allowed = present[:, None, None].expand(-1, 1, self.size, self.size)
+        self.mask = ops.attention_mask(allowed.repeat(pictures, 1, 1, 1).to(device))
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All tokens of a picture attend to each other. [n, heads, T, d] each."""
-        return F.scaled_dot_product_attention(q, k, v)
+        """All tokens of a picture attend to each other. [n, T, heads, d] each."""
+        return ops.attention(q, k, v)
 
     def windowed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The tokens of a window attend to each other. [n, heads, T, d] each."""
-        n = len(q)
-        attended = F.scaled_dot_product_attention(*map(self._divide, (q, k, v)), attn_mask=self.mask)
-        together = attended.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)
-        return together if self.gather is None else together.index_select(2, self.gather)
+        """The tokens of a window attend to each other. [n, T, heads, d] each."""
+        attended = ops.attention(*map(self._divide, (q, k, v)), self.mask)
+        together = attended.unflatten(0, (len(q), -1)).flatten(1, 2)
+        return together if self.gather is None else together.index_select(1, self.gather)
 
     def _divide(self, x: Tensor) -> Tensor:
-        """[n, heads, T, d] to [n x windows, heads, tokens of a whole window, d]."""
+        """[n, T, heads, d] to [n x windows, tokens of a whole window, heads, d]."""
         if self.spread is not None:
-            x = x.index_select(2, self.spread)
-        return x.unflatten(2, (-1, self.size)).transpose(1, 2).flatten(0, 1)
+            x = x.index_select(1, self.spread)
+        return x.unflatten(1, (-1, self.size)).flatten(0, 1)
 
 
 def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
@@ -157,17 +155,17 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
     hidden_states = hidden_states.unflatten(1, (-1, merge * merge)).index_select(1, order).flatten(1, 2)
     positions = _positions(rows, columns, merge)[windows.order].flatten(0, 1).to(device)
     angles = (positions[..., None] * visual.rotary_pos_emb.inv_freq.float()).flatten(1)
-    angles = torch.cat([angles, angles], dim=-1)[None, None]
+    angles = torch.cat([angles, angles], dim=-1)[None, :, None]
     cos, sin = angles.cos(), angles.sin()
 
     attention = _Attention(windows, merge, len(patches), device)
     for index, block in enumerate(visual.blocks):
         attend = attention.whole if index in visual.fullatt_block_indexes else attention.windowed
         projected = block.attn.qkv(ops.norm(block.norm1, hidden_states))
-        q, k, v = projected.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = projected.unflatten(-1, (3, block.attn.num_heads, -1)).unbind(2)
         # Rotated in float32, as in transformers.
         q, k = (ops.rotary(x.float(), cos, sin).to(dtype) for x in (q, k))
-        hidden_states = hidden_states + block.attn.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        hidden_states = hidden_states + block.attn.proj(attend(q, k, v).flatten(2))
         hidden_states = hidden_states + ops.gated_mlp(block.mlp, ops.norm(block.norm2, hidden_states))
     merged = visual.merger.mlp(ops.norm(visual.merger.ln_q, hidden_states).unflatten(1, (len(order), -1)).flatten(2))
     return merged.index_select(1, windows.order.argsort().to(device))

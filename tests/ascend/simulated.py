@@ -47,14 +47,14 @@ class Counts:
     host_to_device: list[int] = field(default_factory=lambda: [0, 0])
     device_to_host: list[int] = field(default_factory=lambda: [0, 0])
     between_devices: list[int] = field(default_factory=lambda: [0, 0])
-    float_masks: int = 0
 
     def launches(self) -> int:
         """Operators that are no views and no bare allocations."""
         return sum(count for name, count in self.operators.items() if name not in _NOT_LAUNCHED)
 
 
-_NOT_LAUNCHED: set[str] = {"aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like"}
+# And all views, which are added as they are met.
+_NOT_LAUNCHED = {"aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like"}
 
 
 class Memory:
@@ -195,8 +195,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
     _check_devices(name, tensors, ours)
-    if name == "aten::scaled_dot_product_attention" or name == "aten::convolution":
-        _check_support(name, args, kwargs)
+    if name == "aten::convolution" and args[0].dim() == 5 and args[0].dtype == torch.bfloat16:
+        raise RuntimeError("npu: Conv3D does not support bfloat16")
     asked = kwargs.get("device")
     to_host = asked is not None and torch.device(asked).type == "cpu"
     index = ours[0].device.index if ours and asked is None else index_of(asked)
@@ -277,15 +277,3 @@ def _check_devices(name: str, tensors: list[torch.Tensor], ours: list[Tensor]) -
                 "Expected all tensors to be on the same device, but found at least two devices, "
                 f"{ours[0].device} and {tensor.device}! ({name})"
             )
-
-
-def _check_support(name: str, args: Any, kwargs: dict[str, Any]) -> None:
-    if name == "aten::convolution":
-        if args[0].dim() == 5 and args[0].dtype == torch.bfloat16:
-            raise RuntimeError("npu: Conv3D does not support bfloat16")
-        return
-    query, mask = args[0], args[3] if len(args) > 3 else kwargs.get("attn_mask")
-    if mask is not None and mask.dtype != torch.bool:
-        state.counts.float_masks += 1  # computed without the fused kernel
-    if query.dim() == 4 and mask is not None and mask.dim() == 4 and mask.shape[-2] == 1 and query.shape[-2] > 1:
-        state.counts.operators["expansion of a mask"] += 1

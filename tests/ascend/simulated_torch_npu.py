@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils import backend_registration
 
 from .kernels import KERNELS
@@ -93,6 +94,37 @@ def _factory(operator: Any, cards: int) -> Any:
     return make
 
 
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """F.scaled_dot_product_attention, on the ways that torch_npu 2.13.0 takes (tests/torch_npu follows them).
+
+    Four dimensions and a boolean mask or none: the fused operator. Anything else: matrix products and a softmax.
+    """
+    boolean = attn_mask is None or attn_mask.dtype == torch.bool
+    if query.dim() != 4 or not boolean or is_causal or query.shape[-1] > 512:
+        state.counts.operators["unfused attention"] += 1
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    left_out = None
+    if attn_mask is not None:
+        if attn_mask.dim() == 4 and 1 in attn_mask.shape[-2:] and query.shape[-2] > 1:
+            state.counts.operators["expansion of a mask"] += 1
+            attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
+        left_out = ~attn_mask  # the fused operator is told what to leave out
+    kernel = state.references["npu::npu_fusion_attention_v3"]
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return kernel(query, key, value, query.shape[1], "BNSD", atten_mask=left_out, scale=factor)[0]
+
+
 def _install_torch_npu() -> None:
     library = torch.library.Library("npu", "DEF")
     _kept.append(library)
@@ -106,6 +138,7 @@ def _install_torch_npu() -> None:
         state.references[f"npu::{name}"] = KERNELS[name]
         setattr(module, name, getattr(torch.ops.npu, name))
     module.npu = torch.npu  # pyright: ignore[reportAttributeAccessIssue]
+    state.references["aten::scaled_dot_product_attention"] = _attend
     sys.modules["torch_npu"] = module
     # diffusers asks the metadata of installed packages.
     site = tempfile.TemporaryDirectory()
