@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
+
+from . import npu_setup
 
 
 class DeviceError(RuntimeError):
     """A device was asked for that this machine does not have; the message says why and what to do."""
-
-
-_FALLBACK = "To run without an NPU, choose --device auto or --device cpu."
 
 
 @functools.cache
@@ -19,23 +19,22 @@ def import_torch_npu() -> None:
     """Import torch_npu, which adds ``torch.npu``.
 
     Raises:
-        DeviceError: When it is not installed or does not load.
+        DeviceError: When it is not installed or does not load: which of it, and the command that mends it.
     """
     try:
         import torch_npu  # pyright: ignore[reportMissingImports]  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "torch_npu":
-            raise DeviceError(f"torch_npu needs the package {error.name}: pip install it.") from error
-        raise DeviceError(
-            "An NPU was asked for, but torch_npu is not installed in this Python. Install the release that "
-            f"belongs to your torch {torch.__version__} (see requirements-npu.txt). {_FALLBACK}"
-        ) from None
     except Exception as error:
-        raise DeviceError(
-            f"torch_npu is installed but does not load ({error}). Source the CANN environment first "
-            "(source /usr/local/Ascend/ascend-toolkit/set_env.sh) and check that torch_npu belongs to torch "
-            f"{torch.__version__}. {_FALLBACK}"
-        ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
+            command = npu_setup.install_command(torch.__version__)
+            trouble = npu_setup.Trouble(npu_setup.NOT_INSTALLED, f"{command} (see requirements-npu.txt)")
+            raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_NPU}") from None
+        trouble = npu_setup.why_not_loaded(
+            f"{type(error).__name__}: {error}",
+            os.environ,
+            torch=torch.__version__,
+            torch_npu=npu_setup.package_version("torch_npu"),
+        )
+        raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_TORCH_NPU}") from error
 
 
 def npu_count() -> int:
@@ -56,10 +55,8 @@ def require_npu(index: int) -> None:
     import_torch_npu()
     count = npu_count()
     if count == 0:
-        raise DeviceError(
-            "torch_npu is installed, but it finds no NPU. Check the driver with `npu-smi info` and that "
-            f"ASCEND_RT_VISIBLE_DEVICES does not hide the card. {_FALLBACK}"
-        )
+        trouble = npu_setup.no_card(os.environ, npu_setup.cards(), npu_setup.driver_version())
+        raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_NPU}")
     if index >= count:
         raise DeviceError(f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}.")
     set_up_thread(index)

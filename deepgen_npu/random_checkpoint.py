@@ -14,16 +14,16 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from .checkpoint import PARTS, CheckpointError
 from .random_sizes import SIZES, Size
+from .random_values import random_values
 from .weights import empty_model, vlm_name
 
 
@@ -32,7 +32,6 @@ MARKER = "_deepgen_random_weights"
 
 Shapes = dict[str, tuple[int, ...]]
 
-_PIECE = 4 * 1024 * 1024  # elements
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 _REMOTE_CODE = 'raise RuntimeError("remote code from the checkpoint folder was executed")\n'
 
@@ -88,7 +87,7 @@ def weight_files(size: str | Size) -> list[WeightFile]:
     Raises:
         ValueError: For a size that is not in `SIZES`.
     """
-    chosen = _size(size)
+    chosen = find_size(size)
     files = []
     for part in PARTS:
         shapes = _shapes(part, chosen.configs[part])
@@ -123,10 +122,10 @@ def write(folder: str | os.PathLike[str], size: str | Size = "tiny", seed: int =
         CheckpointError: When the folder holds anything else; it is then left as it is.
         ValueError: For an unknown size.
     """
-    chosen = _size(size)
+    chosen = find_size(size)
     folder = Path(os.path.realpath(Path(folder).expanduser()))
     files = weight_files(size)
-    texts = _texts(chosen, files, size if isinstance(size, str) else "of its own", seed)
+    texts = text_files(chosen, files, size if isinstance(size, str) else "of its own", seed)
     _require_replaceable(folder, {*texts, *(file.name for file in files)})
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +157,7 @@ def is_random_checkpoint(folder: str | os.PathLike[str]) -> bool:
 # Names and shapes
 
 
-def _size(name: str | Size) -> Size:
+def find_size(name: str | Size) -> Size:
     if isinstance(name, Size):
         return name
     if name not in SIZES:
@@ -210,58 +209,14 @@ def _write_weights(
     output.write(struct.pack("<Q", len(header)))
     output.write(header)
     for name, shape in file.shapes.items():
-        if name == "pos_embed.pos_embed":
-            pieces = _position_table(transformer)
-        else:
-            pieces = _random_pieces(name, shape, generator)
-        for piece in pieces:
+        for piece in random_values(name, shape, transformer, generator):
             output.write(piece.to(file.torch_dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-def _random_pieces(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:
-    """A tensor's values, at most `_PIECE` at a time.
-
-    Values are uniform, not normal: uniform numbers are exact on every processor, while the logarithm and
-    cosine of normal ones are rounded differently by different vector units.
-    """
-    count = math.prod(shape)
-    mean = 0.0
-    if len(shape) > 1:
-        std = (count // shape[0]) ** -0.5  # fan in
-        if name.endswith((".q_proj.weight", ".k_proj.weight")):
-            # Decided attention in VLM and connector: flat attention averages a few words of an edit away
-            # among hundreds of image tokens.
-            std *= 2
-    elif name.endswith(".weight"):
-        mean, std = 1.0, 0.05  # one-dimensional weights belong to norms
-    else:
-        std = 0.05
-    for start in range(0, count, _PIECE):
-        piece = torch.rand(min(_PIECE, count - start), generator=generator, dtype=torch.float32)
-        yield piece.sub_(0.5).mul_(std * math.sqrt(12)).add_(mean)
-
-
-def _position_table(config: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The sin/cos table [1, n * n, width] of diffusers' ``PatchEmbed``, one of n rows [n, width] at a time.
-
-    The first half of the channels tells the column, the second the row. The class itself makes the whole
-    table in float64, which is 2 GB for the published size.
-    """
-    from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
-
-    side = config["pos_embed_max_size"]
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    base = config["sample_size"] // config["patch_size"]
-    axis = torch.arange(side, dtype=torch.float32) / (side / base)
-    table = get_1d_sincos_pos_embed_from_grid(width // 2, axis, output_type="pt").float()
-    for row in table:
-        yield torch.cat([table, row.expand_as(table)], dim=1)
 
 
 # Text files
 
 
-def _texts(size: Size, files: Sequence[WeightFile], size_name: str, seed: int) -> dict[str, str]:
+def text_files(size: Size, files: Sequence[WeightFile], size_name: str, seed: int) -> dict[str, str]:
     """All files but the weights, by place in the folder."""
     configs = size.configs
     index = {

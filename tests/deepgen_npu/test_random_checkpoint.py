@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path) -> None:
 
 
 def test_the_size_of_the_pieces_does_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random_checkpoint, "_PIECE", 1000)
+    monkeypatch.setattr(random_values, "_PIECE", 1000)
     assert sha256(write(tmp_path / "pieces")) == TINY_SHA256
 
 
@@ -197,9 +197,10 @@ def test_the_position_table_is_the_one_that_the_model_makes(tiny: Path) -> None:
 
 
 def test_the_largest_tensors_come_in_pieces() -> None:
+    transformer = SIZES["published"].configs["transformer"]
     generator = torch.Generator("cpu").manual_seed(0)
-    embedding = next(random_checkpoint._random_pieces("x.weight", (151936, 2048), generator))
-    row = next(random_checkpoint._position_table(SIZES["published"].configs["transformer"]))
+    embedding = next(random_values.random_values("x.weight", (151936, 2048), transformer, generator))
+    row = next(random_values.random_values("pos_embed.pos_embed", (), transformer, generator))
     assert embedding.numel() == 4 * 2**20
     assert row.shape == (384, 1536)
 

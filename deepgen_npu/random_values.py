@@ -1,0 +1,67 @@
+"""The values of random checkpoints: the same for the same seed wherever they are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+_PIECE = 4 * 1024 * 1024  # elements
+
+
+def random_values(
+    name: str, shape: tuple[int, ...], transformer: Mapping[str, Any], generator: torch.Generator
+) -> Iterator[Tensor]:
+    """A stored tensor's values in order, in pieces in float32 on the CPU.
+
+    Args:
+        name: As it is stored; it decides about the scale.
+        transformer: Config of the DiT, whose position table is computed and not drawn.
+    """
+    if name == "pos_embed.pos_embed":
+        return _position_table(transformer)
+    return _random_pieces(name, shape, generator)
+
+
+def _random_pieces(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:
+    """A tensor's values, at most `_PIECE` at a time.
+
+    Values are uniform, not normal: uniform numbers are exact on every processor, while the logarithm and
+    cosine of normal ones are rounded differently by different vector units.
+    """
+    count = math.prod(shape)
+    mean = 0.0
+    if len(shape) > 1:
+        std = (count // shape[0]) ** -0.5  # fan in
+        if name.endswith((".q_proj.weight", ".k_proj.weight")):
+            # Decided attention in VLM and connector: flat attention averages a few words of an edit away
+            # among hundreds of image tokens.
+            std *= 2
+    elif name.endswith(".weight"):
+        mean, std = 1.0, 0.05  # one-dimensional weights belong to norms
+    else:
+        std = 0.05
+    for start in range(0, count, _PIECE):
+        piece = torch.rand(min(_PIECE, count - start), generator=generator, dtype=torch.float32)
+        yield piece.sub_(0.5).mul_(std * math.sqrt(12)).add_(mean)
+
+
+def _position_table(config: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The sin/cos table [1, n * n, width] of diffusers' ``PatchEmbed``, one of n rows [n, width] at a time.
+
+    The first half of the channels tells the column, the second the row. The class itself makes the whole
+    table in float64, which is 2 GB for the published size.
+    """
+    from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
+
+    side = config["pos_embed_max_size"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    base = config["sample_size"] // config["patch_size"]
+    axis = torch.arange(side, dtype=torch.float32) / (side / base)
+    table = get_1d_sincos_pos_embed_from_grid(width // 2, axis, output_type="pt").float()
+    for row in table:
+        yield torch.cat([table, row.expand_as(table)], dim=1)
