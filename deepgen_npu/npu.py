@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 
 import torch
 
 from . import npu_setup
+from .npu_setup import Trouble
+
+
+logger = logging.getLogger(__name__)
 
 
 class DeviceError(RuntimeError):
@@ -19,29 +24,34 @@ def import_torch_npu() -> None:
     """Import torch_npu, which adds ``torch.npu``.
 
     Raises:
-        DeviceError: When it is not installed or does not load: which of it, and the command that mends it.
+        DeviceError: When it is not installed or does not load: which of the two, why, and the command that mends it.
     """
+    installed = npu_setup.package_version("torch_npu")
+    torch_version = torch.__version__
+    if installed is None:
+        raise _error(Trouble(npu_setup.NOT_INSTALLED, npu_setup.install_command(torch_version)))
+    if trouble := npu_setup.mismatch(torch_version, installed):
+        raise _error(trouble, npu_setup.WITHOUT_TORCH_NPU)
     try:
         import torch_npu  # pyright: ignore[reportMissingImports]  # noqa: F401
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
-            command = npu_setup.install_command(torch.__version__)
-            trouble = npu_setup.Trouble(npu_setup.NOT_INSTALLED, f"{command} (see requirements-npu.txt)")
-            raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_NPU}") from None
         trouble = npu_setup.why_not_loaded(
-            f"{type(error).__name__}: {error}",
-            os.environ,
-            torch=torch.__version__,
-            torch_npu=npu_setup.package_version("torch_npu"),
+            f"{type(error).__name__}: {error}", os.environ, torch=torch_version, torch_npu=installed
         )
-        raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_TORCH_NPU}") from error
+        raise _error(trouble, npu_setup.WITHOUT_TORCH_NPU) from error
+
+
+def _error(trouble: Trouble, otherwise: str = npu_setup.WITHOUT_NPU) -> DeviceError:
+    return DeviceError(f"An NPU was asked for, but {trouble}. {otherwise}")
 
 
 def npu_count() -> int:
-    """Number of usable NPUs; 0 also where torch_npu is missing or broken."""
+    """Number of usable NPUs; 0 also where torch_npu is missing, or broken, which is logged."""
     try:
         import_torch_npu()
-    except DeviceError:
+    except DeviceError as error:
+        if npu_setup.package_version("torch_npu") is not None:
+            logger.warning("The NPU, if there is one, is not used. %s", error)
         return 0
     return torch.npu.device_count() if torch.npu.is_available() else 0
 
@@ -55,10 +65,12 @@ def require_npu(index: int) -> None:
     import_torch_npu()
     count = npu_count()
     if count == 0:
-        trouble = npu_setup.no_card(os.environ, npu_setup.cards(), npu_setup.driver_version())
-        raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_NPU}")
+        raise _error(npu_setup.no_card(os.environ, npu_setup.cards(), npu_setup.driver_version()))
     if index >= count:
-        raise DeviceError(f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}.")
+        raise DeviceError(
+            f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}. ASCEND_RT_VISIBLE_DEVICES, "
+            "where it is set, chooses the cards that are counted."
+        )
     set_up_thread(index)
 
 

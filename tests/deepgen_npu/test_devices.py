@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from deepgen_npu import devices
+from deepgen_npu import devices, npu, npu_setup
 from deepgen_npu.devices import random_noise, resolve_device, resolve_dtype
 
 
@@ -30,8 +32,64 @@ def test_a_missing_cuda_device():
 
 
 def test_a_missing_npu():
-    with pytest.raises(devices.DeviceError, match=r"torch_npu is not installed.*--device cpu"):
+    with pytest.raises(devices.DeviceError, match=r"torch_npu is not installed.*pip install.*--device cpu"):
         resolve_device("npu")
+
+
+class TestATorchNpuThatCannotBeUsed:
+    """Which of the reasons it is, and the command that mends it."""
+
+    @pytest.fixture(autouse=True)
+    def _fresh(self, monkeypatch):
+        npu.import_torch_npu.cache_clear()
+        monkeypatch.setattr(npu_setup, "package_version", lambda name: torch.__version__.split("+")[0] + ".post1")
+        monkeypatch.setattr(npu_setup, "set_env_script", lambda *_: Path("/opt/cann/set_env.sh"))
+        yield
+        npu.import_torch_npu.cache_clear()
+
+    @pytest.fixture
+    def install(self, monkeypatch, tmp_path):
+        """Puts a torch_npu on the path whose source is given."""
+
+        def install(source: str) -> None:
+            (tmp_path / "torch_npu.py").write_text(source, encoding="utf-8")
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+
+        return install
+
+    def test_it_belongs_to_another_torch(self, monkeypatch, install):
+        install("raise AssertionError('imported in spite of its version')")
+        monkeypatch.setattr(npu_setup, "package_version", lambda name: "2.1.0.post3")
+        with pytest.raises(devices.DeviceError, match=r'2\.1\.0\.post3 does not belong.*pip install "torch_npu=='):
+            resolve_device("npu")
+
+    def test_cann_is_not_sourced(self, install):
+        missing = "libhccl.so: cannot open shared object file: No such file or directory"
+        install(f"raise ImportError({missing!r})")
+        with pytest.raises(devices.DeviceError, match=r"not sourced.*libhccl.*source /opt/cann/set_env\.sh"):
+            resolve_device("npu:1")
+
+    def test_a_package_that_it_needs_is_missing(self, install):
+        install("import a_package_that_is_nowhere")
+        with pytest.raises(devices.DeviceError, match=r"needs the package a_package_that_is_nowhere.*pip install"):
+            resolve_device("npu")
+
+    def test_auto_goes_on_without_it_and_says_so(self, install, caplog):
+        install("raise ImportError('libhccl.so: cannot open shared object file')")
+        assert resolve_device("auto").type in ("cuda", "cpu")
+        (record,) = caplog.records
+        assert "The NPU, if there is one, is not used" in record.getMessage()
+        assert "set_env.sh" in record.getMessage()
+
+    def test_there_is_no_card(self, monkeypatch, install):
+        install("")
+        nothing = SimpleNamespace(is_available=lambda: False, device_count=lambda: 0)
+        monkeypatch.setattr(torch, "npu", nothing, raising=False)
+        monkeypatch.setattr(npu_setup, "cards", lambda: ["/dev/davinci0"])
+        monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "7")
+        with pytest.raises(devices.DeviceError, match=r"davinci0.*is '7'.*unset ASCEND_RT_VISIBLE_DEVICES"):
+            resolve_device("npu")
 
 
 @pytest.mark.parametrize("fast", [True, False])
