@@ -91,9 +91,11 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 def _is_for_users(error: RuntimeError) -> bool:
     if isinstance(error, DownloadError):
         return True
-    from .devices import DeviceError  # torch is loaded by whatever raises it
+    # torch is loaded by whatever raises these.
+    from .devices import DeviceError
+    from .memory import OutOfDeviceMemory
 
-    return isinstance(error, DeviceError)
+    return isinstance(error, (DeviceError, OutOfDeviceMemory))
 
 
 def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None:
@@ -140,7 +142,23 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
         choices=checks.DTYPES,
         help="precision (default: %(default)s)",
     )
-    add("--offload", action="store_true", help="keep only the running part on the device, to save its memory")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--offload", action="store_true", help="keep only the running part on the device, to save its memory"
+    )
+    memory.add_argument(
+        "--text_encoder_device",
+        metavar="DEVICE",
+        help="another device for VLM and connector, for instance a second card: --device npu:0 "
+        "--text_encoder_device npu:1",
+    )
+    add("--capture_graph", action="store_true", help="capture the denoising step in a graph of the NPU or GPU")
+    add(
+        "--vae_tiling",
+        action="store_true",
+        help="decode in tiles where a picture is larger than the VAE's training size: less memory, slightly "
+        "different pictures",
+    )
     add(
         "--noise",
         choices=("cpu", "device"),
@@ -174,10 +192,15 @@ def _make_picture(arguments: argparse.Namespace) -> None:
     import torch
 
     from .devices import resolve_device, synchronize
+    from .parts import device_map
 
     device = resolve_device(arguments.device)
+    devices = device_map(device, arguments.text_encoder_device)
     print(f"Target device: {device}")
-    pipe = _load(checkpoint, arguments.dtype, device, arguments.offload)
+    pipe = _load(checkpoint, arguments.dtype, devices, arguments.offload)
+    pipe.capture_graph = arguments.capture_graph
+    if arguments.vae_tiling:
+        pipe.enable_vae_tiling()
 
     if arguments.noise == "device" and device.type != "cpu":
         generator = torch.Generator(device).manual_seed(arguments.seed)
@@ -215,6 +238,7 @@ def _make_picture(arguments: argparse.Namespace) -> None:
         "guidance_scale": arguments.guidance_scale,
         "device": str(device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
+        "vae_tiling": arguments.vae_tiling,
     }
     for index, image in enumerate(images):
         path = output if len(images) == 1 else output.with_stem(f"{output.stem}_{index + 1}")
@@ -223,7 +247,7 @@ def _make_picture(arguments: argparse.Namespace) -> None:
         print(f"Image saved at: {path} ({image.width}x{image.height}, {size:.0f} kB)")
 
 
-def _load(checkpoint: Checkpoint, dtype_name: str, device: Any, offload: bool) -> DeepGenPipeline:
+def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offload: bool) -> DeepGenPipeline:
     import torch
     from tqdm.auto import tqdm
 
@@ -232,19 +256,16 @@ def _load(checkpoint: Checkpoint, dtype_name: str, device: Any, offload: bool) -
 
     print(f"Loading pipeline from: {checkpoint.folder}")
     start = time.perf_counter()
-    where = torch.device("cpu") if offload else device
-    dtype = resolve_dtype(dtype_name, device)
+    dtype = resolve_dtype(dtype_name, devices["transformer"])
+    where = dict.fromkeys(PARTS, torch.device("cpu")) if offload else devices
     with tqdm(total=checkpoint.nbytes(), desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        pipe = DeepGenPipeline.from_checkpoint(
-            checkpoint, dtype, dict.fromkeys(PARTS, where), on_bytes_read=bar.update
-        )
+        pipe = DeepGenPipeline.from_checkpoint(checkpoint, dtype, where, on_bytes_read=bar.update)
     if offload:
-        pipe.enable_model_cpu_offload(device)
+        pipe.enable_model_cpu_offload(devices["transformer"])
     print(f"All components loaded in {time.perf_counter() - start:.1f}s ({str(dtype).removeprefix('torch.')})")
     for part in PARTS:
-        parameters = list(pipe.components[part].parameters())
-        size = sum(parameter.numel() * parameter.itemsize for parameter in parameters)
-        place = f"{parameters[0].device}" + (f", on {device} while it runs" if offload else "")
+        size = sum(parameter.nbytes for parameter in pipe.components[part].parameters())
+        place = f"cpu, on {devices[part]} while it runs" if offload else f"{devices[part]}"
         print(f"  {part}: {place}, {_amount(size)}")
     return pipe
 

@@ -34,6 +34,13 @@ class DeepGenLoader(io.ComfyNode):
                     tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13.5 GB), float32 on a CPU "
                     "that does not compute in bfloat16 (27 GB).",
                 ),
+                io.Boolean.Input(
+                    "capture_graph",
+                    default=False,
+                    optional=True,  # workflows saved before it was there stay valid
+                    tooltip="NPU and CUDA: capture the denoising step in a graph and replay it, so that the device "
+                    "does not wait for the host. The same pictures; where it cannot be used, the log says so.",
+                ),
             ],
             outputs=[Pipeline.Output(display_name="pipeline", tooltip="For DeepGen Text to Image and DeepGen Edit.")],
         )
@@ -52,7 +59,9 @@ class DeepGenLoader(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
         from .memory import load_pipeline
 
-        return io.NodeOutput(load_pipeline(find_model(model), dtype))
+        pipe = load_pipeline(find_model(model), dtype)
+        pipe.capture_graph = capture_graph
+        return io.NodeOutput(pipe)

@@ -27,15 +27,17 @@ def step_callback(pipe: DeepGenPipeline, steps: int, pictures: int = 1) -> StepC
     """
     total = steps * pictures
     report = latent_preview.prepare_callback(placement_of(pipe).denoiser, total)
-    done = 0
+    before = 0
 
     def callback(pipe, step, timestep, tensors):
-        nonlocal done
+        nonlocal before
         mm.throw_exception_if_processing_interrupted()
         x0 = tensors["x0"]
         if comfy.cli_args.args.preview_method in _ON_CPU:
             x0 = x0.cpu()
-        report(done, x0, tensors["latents"], total)
-        done += 1
+        # A run that found no memory left begins again at step 0.
+        report(before + step, x0, tensors["latents"], total)
+        if step == steps - 1:
+            before += steps
 
     return callback
