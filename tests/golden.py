@@ -25,6 +25,15 @@ def load_case(name: str) -> tuple[dict, list[Image.Image], dict[str, torch.Tenso
     return call, references, load_file(folder / f"{name}.safetensors")
 
 
+def denoised(pipe: DeepGenPipeline, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final latents of a case from its noise, on the CPU: this pipeline's and the original's."""
+    call, references, golden = load_case(name)
+    steps, scale = call.pop("num_inference_steps"), call.pop("guidance_scale")
+    conditioning = pipe.encode(image=references or None, **call)
+    latents = pipe.denoise(conditioning, golden["initial_latents"], steps, scale)
+    return latents.float().cpu(), golden["final_latents"].float()
+
+
 def differences(pipe: DeepGenPipeline, name: str) -> dict[str, float]:
     """Largest absolute difference of each golden tensor of a case, stage by stage."""
     call, references, golden = load_case(name)

@@ -5,33 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 from ascend.simulated import state
-from golden import load_case
+from golden import denoised, load_case
 
 from deepgen_npu.graphs import capture
-
-
-def final_latents(pipe, case: str = "edit") -> torch.Tensor:
-    call, references, golden = load_case(case)
-    steps, scale = call.pop("num_inference_steps"), call.pop("guidance_scale")
-    conditioning = pipe.encode(image=references or None, **call)
-    return pipe.denoise(conditioning, golden["initial_latents"], steps, scale).cpu()
 
 
 @pytest.mark.parametrize("case", ["edit", "t2i_batch"])
 def test_the_pipeline_captures_when_told_to(load, case):
     pipe = load()
-    expected = final_latents(pipe, case)
+    expected, _ = denoised(pipe, case)
     assert state.counts.operators["replay of a graph"] == 0
     pipe.capture_graph = True
-    assert torch.equal(final_latents(pipe, case), expected)
+    assert torch.equal(denoised(pipe, case)[0], expected)
     assert state.counts.operators["replay of a graph"] == load_case(case)[0]["num_inference_steps"]
 
 
 def test_on_the_cpu_it_falls_back_with_one_line(load, caplog):
     pipe = load("cpu")
-    expected = final_latents(pipe)
+    expected, _ = denoised(pipe, "edit")
     pipe.capture_graph = True
-    assert torch.equal(final_latents(pipe), expected)
+    assert torch.equal(denoised(pipe, "edit")[0], expected)
     (record,) = caplog.records
     assert "needs an NPU or a CUDA device" in record.getMessage()
 
