@@ -1,0 +1,86 @@
+"""The real torch_npu with one card whose memory is host memory.
+
+torch_npu's device module, allocator, storages, dispatch, schemas and Python patches are the real ones. Arithmetic is
+PyTorch's for the CPU, and for the fused operators that of `kernels`.
+
+It works in a process that was started with `environment`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from .torch_npu_build import KERNELS, LIBRARIES
+
+
+# Operators that make, view or move memory stay torch_npu's, as does the choice among attention kernels.
+_KEPT = (
+    "empty.memory_format",
+    "empty_strided",
+    "empty_like",
+    "new_empty_strided",
+    "empty_with_format",
+    "unsafe_empty_with_format",
+    "empty_with_swapped_memory",
+    "resize_",
+    "resize_as_",
+    "set_",
+    "is_set_to",
+    "record_stream",
+    "is_pinned",
+    "_pin_memory",
+    "get_storage_size",
+    "copy_memory_",
+    "as_strided",
+    "as_strided_",
+    "view",
+    "_reshape_alias",
+    "_lazy_clone",
+    "scaled_dot_product_attention",
+)
+
+
+def environment(cards: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of a process whose CANN is the stand-in.
+
+    Args:
+        cards: 0 or 1.
+        base: Other variables; those of this process by default.
+    """
+    variables = dict(os.environ if base is None else base)
+    variables["ASCEND_STUB_DEVICES"] = str(cards)
+    variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(LIBRARIES), variables.get("LD_LIBRARY_PATH")]))
+    # The boxed kernels read device memory at once, so no second thread may still have work to launch.
+    variables["TASK_QUEUE_ENABLE"] = "0"
+    # As on a host with CANN, importing torch imports torch_npu.
+    variables.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
+    return variables
+
+
+@functools.cache
+def install() -> int:
+    """Give the card its arithmetic and return the number of operators that have it."""
+    import torch
+
+    from . import kernels
+
+    kernels.register("CPU")
+    torch.ops.load_library(str(KERNELS))
+    return len(torch.ops.host_npu.install([f"aten::{name}" for name in _KEPT]))
+
+
+@contextmanager
+def counted_calls() -> Iterator[dict[str, int]]:
+    """Operators that ran on the card, by name with namespace; filled in when the block is left."""
+    import torch
+
+    counts: dict[str, int] = {}
+    torch.ops.host_npu.count(True)
+    try:
+        yield counts
+    finally:
+        torch.ops.host_npu.count(False)
+        counts.update(torch.ops.host_npu.calls())
