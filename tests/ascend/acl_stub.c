@@ -21,7 +21,7 @@ enum {
 
 static const size_t MEMORY = (size_t)8 << 30;  // of the card, in bytes
 static atomic_size_t used;
-static int current;
+static _Thread_local int current = -1;  // a context belongs to a thread
 static char context[64];  // only its address is looked at
 
 static unsigned devices(void) {
@@ -52,8 +52,18 @@ int aclmdlFinalizeDump(void) { TRACE(); return OK; }
 // Devices and contexts
 
 int aclrtGetDeviceCount(unsigned *count) { TRACE(); *count = devices(); return OK; }
-int aclrtSetDevice(int device) { TRACE(); current = device; return (unsigned)device < devices() ? OK : NO_DEVICE; }
-int aclrtGetDevice(int *device) { TRACE(); *device = current; return devices() ? OK : NO_CONTEXT; }
+int aclrtSetDevice(int device) {
+  TRACE();
+  if ((unsigned)device >= devices()) return NO_DEVICE;
+  current = device;
+  return OK;
+}
+int aclrtGetDevice(int *device) {
+  TRACE();
+  if (current < 0) return NO_CONTEXT;
+  *device = current;
+  return OK;
+}
 int aclrtResetDevice(int device) { TRACE(); return OK; }
 const char *aclrtGetSocName(void) { TRACE(); return "Ascend910B3"; }
 int aclGetDeviceCapability(unsigned device, int what, int64_t *value) { TRACE(); *value = 24; return OK; }

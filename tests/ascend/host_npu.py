@@ -12,34 +12,36 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from .torch_npu_build import KERNELS, LIBRARIES
 
 
 # Operators that make, view or move memory stay torch_npu's, as does the choice among attention kernels.
 _KEPT = (
-    "empty.memory_format",
-    "empty_strided",
-    "empty_like",
-    "new_empty_strided",
-    "empty_with_format",
-    "unsafe_empty_with_format",
-    "empty_with_swapped_memory",
-    "resize_",
-    "resize_as_",
-    "set_",
-    "is_set_to",
-    "record_stream",
-    "is_pinned",
-    "_pin_memory",
-    "get_storage_size",
-    "copy_memory_",
-    "as_strided",
-    "as_strided_",
-    "view",
-    "_reshape_alias",
-    "_lazy_clone",
-    "scaled_dot_product_attention",
+    "aten::empty.memory_format",
+    "aten::empty_strided",
+    "aten::empty_like",
+    "aten::new_empty_strided",
+    "aten::empty_with_swapped_memory",
+    "aten::resize_",
+    "aten::resize_as_",
+    "aten::set_",
+    "aten::is_set_to",
+    "aten::record_stream",
+    "aten::is_pinned",
+    "aten::_pin_memory",
+    "aten::as_strided",
+    "aten::as_strided_",
+    "aten::view",
+    "aten::_reshape_alias",
+    "aten::_lazy_clone",
+    "aten::scaled_dot_product_attention",
+    "npu::empty_with_format",
+    "npu::unsafe_empty_with_format",
+    "npu::get_npu_format",
+    "npu::get_storage_size",
 )
 
 
@@ -67,9 +69,38 @@ def install() -> int:
 
     from . import kernels
 
-    kernels.register("CPU")
+    kernels.register("CPU", _observe)
     torch.ops.load_library(str(KERNELS))
-    return len(torch.ops.host_npu.install([f"aten::{name}" for name in _KEPT]))
+    return len(torch.ops.host_npu.install(list(_KEPT)))
+
+
+@dataclass(frozen=True)
+class FusedCall:
+    """A call of a fused operator, with the CPU tensors that stand for those of the card."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+_records: list[list[FusedCall]] = []
+
+
+def _observe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    for record in _records:
+        record.append(FusedCall(name, args, kwargs, result))
+
+
+@contextmanager
+def recorded_fused_calls() -> Iterator[list[FusedCall]]:
+    """Calls of the fused operators while the block runs."""
+    record: list[FusedCall] = []
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)
 
 
 @contextmanager
