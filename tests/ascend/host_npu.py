@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from .torch_npu_build import KERNELS, LIBRARIES
 
 
@@ -60,6 +62,12 @@ def environment(cards: int, base: Mapping[str, str] | None = None) -> dict[str, 
     # As on a host with CANN, importing torch imports torch_npu.
     variables.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
     return variables
+
+
+def require(cards: int) -> None:
+    """Stop pytest where it was not started with that `environment`."""
+    if os.environ.get("ASCEND_STUB_DEVICES") != str(cards):
+        pytest.exit("These tests need a process of their own: make test-torch-npu", returncode=4)
 
 
 @functools.cache
