@@ -78,6 +78,10 @@ def install() -> int:
     from . import kernels
 
     kernels.register("CPU", _observe)
+    # What torch_npu's softmax with a dtype calls: PyTorch has no operator of that name.
+    library = torch.library.Library("npu", "IMPL")
+    library.impl("_npu_dtype_cast", lambda input, dtype: input.to(dtype), "CPU")
+    _libraries.append(library)
     torch.ops.load_library(str(KERNELS))
     return len(torch.ops.host_npu.install(list(_KEPT)))
 
@@ -92,6 +96,7 @@ class FusedCall:
     result: Any
 
 
+_libraries: list[Any] = []  # a library that is garbage takes its kernels along
 _records: list[list[FusedCall]] = []
 
 
