@@ -26,7 +26,9 @@ def test_a_second_card_is_refused():
         resolve_device("npu:1")
 
 
-@pytest.mark.parametrize("set_up", [lambda: resolve_device("npu"), lambda: devices.prepare_thread(CARD)])
+@pytest.mark.parametrize(
+    "set_up", [lambda: resolve_device("npu"), lambda: devices.prepare_thread(CARD)], ids=["choice", "thread"]
+)
 def test_settings(set_up):
     import torch_npu
 
