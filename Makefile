@@ -1,5 +1,8 @@
 # make demo   draws and edits pictures with the demo model on the CPU, in a virtual environment of its own
 # make test   everything that CI runs: lint, types, and the tests on both library pairs and in ComfyUI
+# make test-torch-npu   the tests on the real torch_npu, on Linux, with neither a card nor CANN: stand-ins for CANN's
+#   libraries are compiled into build/torch_npu, so a C and a C++20 compiler are needed. Its virtual environment is for
+#   that alone: without the stand-ins not even `import torch` works in it.
 # make demo-checkpoint   trains the demo model from nothing: under two hours on two cores
 #
 # PyTorch comes from wherever pip is set up to find it. On Linux a plain pip brings a CUDA build of several GB;
@@ -8,7 +11,7 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-checkpoint test lint test-library test-ascend-pair comfyui-environments benchmark clean
+.PHONY: demo demo-checkpoint test lint test-library test-ascend-pair test-torch-npu comfyui-environments benchmark clean
 
 demo: .venv/runtime-installed
 	.venv/bin/python scripts/demo.py
@@ -27,6 +30,10 @@ test-library: .venv/tests-installed comfyui-environments
 # The library pair of the Ascend stack. ComfyUI 0.3.64 runs with it in the tests above.
 test-ascend-pair: .venv-ascend/tests-installed
 	.venv-ascend/bin/python -m pytest tests/deepgen_npu
+
+# No card, and one whose memory is host memory: each in a process of its own.
+test-torch-npu: .venv-torch-npu/tests-installed
+	.venv-torch-npu/bin/python tests/real_torch_npu/run.py
 
 comfyui-environments: .venv/tests-installed
 	.venv/bin/python scripts/make_comfyui_environments.py
@@ -52,5 +59,12 @@ benchmark: .venv/tests-installed
 	.venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-dev.txt
 	touch $@
 
+# torch_npu is the release that belongs to the torch of constraints-ascend.txt, whose build stays as it is (--no-deps).
+.venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt
+	$(PYTHON) -m venv .venv-torch-npu
+	.venv-torch-npu/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-torch-npu-test.txt
+	.venv-torch-npu/bin/python $(PIP_INSTALL) --no-deps torch_npu==2.13.0
+	touch $@
+
 clean:
-	rm -rf .venv .venv-ascend .venv-comfyui-* demo .pytest_cache .ruff_cache
+	rm -rf .venv .venv-ascend .venv-torch-npu build/torch_npu .venv-comfyui-* demo .pytest_cache .ruff_cache

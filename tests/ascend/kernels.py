@@ -8,6 +8,7 @@ and nobody here needs is refused, never ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,25 @@ from .checks import check_floats, halves, refuse
 _libraries: list[torch.library.Library] = []
 
 
-def register(key: str = "CPU") -> None:
+Observer = Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]
+"""Told about each call: the operator's name, the arguments and the result."""
+
+
+def register(key: str = "CPU", observe: Observer | None = None) -> None:
     """Implement the operators, whose schemas exist already, for a dispatch key of PyTorch."""
     library = torch.library.Library("npu", "IMPL")
     for name, kernel in KERNELS.items():
-        library.impl(name, kernel, key)
+        library.impl(name, kernel if observe is None else _observed(name, kernel, observe), key)
     _libraries.append(library)  # a library that is garbage takes its kernels along
+
+
+def _observed(name: str, kernel: Callable, observe: Observer) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = kernel(*args, **kwargs)
+        observe(name, args, kwargs, result)
+        return result
+
+    return call
 
 
 # Norms and activations

@@ -1,0 +1,85 @@
+"""What users meet who forgot to source CANN's environment: torch itself does not load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepgen_npu import npu_setup
+
+
+ROOT = Path(__file__).parents[3]
+_EXAMINE = """
+from deepgen_npu import doctor
+print(doctor.as_json(doctor.examine()))
+"""
+_CHOOSE = """
+from deepgen_npu.devices import DeviceError, resolve_device
+print(resolve_device("auto"))
+try:
+    resolve_device("npu")
+except DeviceError as error:
+    print(error)
+"""
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess:
+    """Python in a process that does not find CANN's libraries."""
+    hidden = ("LD_LIBRARY_PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_torch_does_not_load():
+    child = run("import torch")
+    assert child.returncode != 0
+    assert "cannot open shared object file" in child.stderr
+    assert npu_setup.is_missing_library(child.stderr)
+
+
+def test_doctor_names_the_command():
+    child = run(_EXAMINE)
+    assert child.returncode == 0, child.stderr
+    found = json.loads(child.stdout)
+    assert not found["healthy"]
+    problems = [finding for finding in found["findings"] if finding["level"] == "problem"]
+    assert len(problems) == 1
+    assert npu_setup.NOT_SOURCED in problems[0]["what"]
+    assert "libhccl.so" in problems[0]["what"]
+    assert problems[0]["mend"] == npu_setup.SOURCE_COMMAND
+
+
+def test_devices_where_torch_loads_without_torch_npu():
+    child = run(_CHOOSE, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert child.returncode == 0, child.stderr
+    chosen, reason = child.stdout.strip().splitlines()[-2:]
+    assert chosen == "cpu"
+    assert "torch_npu is installed but does not load" in reason
+    assert npu_setup.SOURCE_COMMAND in reason
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_doctor_where_cann_is_there_and_no_card_answers(tmp_path, card):
+    """The package is fine; what is wrong depends on whether the machine has a card."""
+    from deepgen_npu import doctor
+
+    if card:
+        (tmp_path / "dev").mkdir()
+        (tmp_path / "dev" / "davinci0").touch()
+    found = doctor.examine(root=tmp_path)
+    assert found.packages["torch_npu"] is not None
+    about_cards = [finding for finding in found.findings if "torch_npu finds no NPU" in finding.what]
+    assert [finding.level for finding in about_cards] == ["problem" if card else "advice"]
+    assert found.healthy is not card
