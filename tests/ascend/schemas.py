@@ -1,6 +1,6 @@
 """Schemas of the fused operators in torch_npu 2.13.0, as ``str(torch.ops.npu.<name>.default._schema)`` prints them.
 
-tests/torch_npu compares them with the installed package.
+tests/real_torch_npu compares them with the installed package.
 """
 
 from __future__ import annotations

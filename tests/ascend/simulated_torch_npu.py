@@ -104,7 +104,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """F.scaled_dot_product_attention, on the ways that torch_npu 2.13.0 takes (tests/torch_npu follows them).
+    """F.scaled_dot_product_attention, on the ways that torch_npu 2.13.0 takes (tests/real_torch_npu follows them).
 
     Four dimensions and a boolean mask or none: the fused operator. Anything else: matrix products and a softmax.
     """

@@ -1,6 +1,6 @@
 """Every fused call, checked three ways: arguments, rules, numbers.
 
-The simulated operators have the real schemas (tests/torch_npu compares them with the package), so arguments that do not
+The simulated operators have the real schemas (tests/real_torch_npu compares them with the package), so arguments that do not
 fit never arrive; their kernels refuse what CANN's rules forbid; and here the numbers are compared with the plain path.
 """
 
