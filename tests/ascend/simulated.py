@@ -35,7 +35,14 @@ WAITS = {
     "aten::is_nonzero",
 }
 # May be given tensors of the host beside those of the device.
-MIXED = {"aten::copy_", "aten::_copy_from", "aten::index_put_", "aten::_index_put_impl_", "aten::index"}
+MIXED = {
+    "aten::copy_",
+    "aten::_copy_from",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::index",
+    "aten::_has_compatible_shallow_copy_type",
+}
 
 
 @dataclass

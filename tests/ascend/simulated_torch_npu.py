@@ -231,6 +231,9 @@ def _torch_npu_module(cards: int) -> Any:
     module.max_memory_allocated = lambda device=None: memory(device).peak
     module.reset_peak_memory_stats = reset_peak
     module.mem_get_info = lambda device=None: (memory(device).total - memory(device).now, memory(device).total)
+    module.memory_stats = lambda device=None: {
+        f"{kind}_bytes.all.current": memory(device).now for kind in ("reserved", "active", "allocated")
+    }
     module.get_device_name = lambda *a: "Ascend910B3 (simulated)"
     module.Event, module.Stream, module.device = _Event, _Stream, _Device
     module.current_stream = module.default_stream = lambda *a: _Stream()

@@ -24,6 +24,7 @@ from typing import Any
 
 
 WATCH_STDIN = "DEEPGEN_BENCH_WATCH_STDIN"
+SIMULATED_NPU = "DEEPGEN_BENCH_SIMULATED_NPU"
 
 
 class AbsentModule(types.ModuleType):
@@ -132,10 +133,21 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def install_simulated_npu() -> None:
+    """Give this process the simulated NPU of the tests, which ComfyUI then finds by itself."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from ascend.simulated_torch_npu import install
+
+    del sys.path[0]
+    install()
+
+
 def main() -> None:
     root = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
     if os.environ.pop(WATCH_STDIN, ""):
         exit_with_parent()
+    if os.environ.pop(SIMULATED_NPU, ""):
+        install_simulated_npu()
     # This folder must not stay importable: it has modules with the names of ComfyUI's own.
     sys.path[0] = str(root)
     os.chdir(root)

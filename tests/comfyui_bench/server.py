@@ -1,4 +1,4 @@
-"""Run a ComfyUI server in a fresh base folder, with packs linked in, offline and on the CPU."""
+"""Run a ComfyUI server in a fresh base folder, with packs linked in, offline, on the CPU or a simulated NPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from .checkouts import REPO_ROOT, Checkout
 from .checkouts import find_checkouts as find_checkouts
-from .launch import WATCH_STDIN
+from .launch import SIMULATED_NPU, WATCH_STDIN
 
 
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -50,6 +50,7 @@ class ServerOptions:
         settings: front-end settings of the default user, over `USER_SETTINGS`.
         prepare: called with the base folder before the first start, e.g. to lay out models.
         start_timeout: seconds until the server must answer.
+        simulated_npu: run on the simulated NPU instead of the CPU.
     """
 
     packs: Mapping[str, Path] = field(default_factory=lambda: {PACK_NAME: REPO_ROOT})
@@ -58,6 +59,7 @@ class ServerOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Path], None] | None = None
     start_timeout: float = 180.0
+    simulated_npu: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class ComfyServer:
             # Its default place is inside the checkout, whatever the base directory.
             "--database-url",
             f"sqlite:///{self.base / 'user' / 'comfyui.db'}",
-            "--cpu",
+            *([] if self.options.simulated_npu else ["--cpu"]),
             "--listen",
             "127.0.0.1",
             "--port",
@@ -178,6 +180,8 @@ class ComfyServer:
             PYTHONIOENCODING="utf-8",
         )
         environment[WATCH_STDIN] = "1"
+        if self.options.simulated_npu:
+            environment[SIMULATED_NPU] = "1"
         for key, value in extra.items():
             if value is None:
                 environment.pop(key, None)

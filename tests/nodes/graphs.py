@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from golden import load_case
+from PIL import Image
+
+from deepgen_npu.images import from_pixels
 
 
 Graph = dict[str, dict[str, Any]]
 
 
-def loader(model: str = "somebody/reference", dtype: str = "float32") -> dict[str, Any]:
-    return {"class_type": "DeepGenLoader", "inputs": {"model": model, "dtype": dtype}}
+def loader(model: str = "somebody/reference", dtype: str = "float32", **changes: Any) -> dict[str, Any]:
+    return {"class_type": "DeepGenLoader", "inputs": {"model": model, "dtype": dtype, **changes}}
 
 
 def generation(**changes: Any) -> dict[str, Any]:
@@ -60,3 +66,28 @@ def chain(**changes: Any) -> Graph:
         "generated": save("generate"),
         "edited": save("edit"),
     }
+
+
+def golden_run(case: str, input_folder: Path) -> tuple[Graph, Image.Image]:
+    """The graph of a golden case with one picture, and that picture.
+
+    Args:
+        input_folder: ComfyUI's, which receives the reference.
+    """
+    call, references, golden = load_case(case)
+    settings = {
+        "prompt": call["prompt"][0],
+        "negative_prompt": call["negative_prompt"],
+        "width": call["width"],
+        "height": call["height"],
+        "steps": call["num_inference_steps"],
+        "cfg": call["guidance_scale"],
+        "seed": 42,
+    }
+    graph = {"loader": loader(), "make": generation(**settings), "saved": save("make")}
+    if references:
+        references[0].save(input_folder / "reference.png")
+        graph["picture"] = load_image("reference.png")
+        graph["make"] = edit("picture", **settings)
+    (expected,) = from_pixels(golden["image"], "pil")
+    return graph, expected

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import load_case
-from graphs import chain, edit, generation, load_image, loader, save
+from graphs import chain, edit, generation, golden_run, load_image, loader, save
 from PIL import Image
-
-from deepgen_npu.images import from_pixels
 
 
 ROOT = Path(__file__).parents[2]
@@ -77,24 +74,9 @@ class TestRuns:
     @pytest.mark.parametrize("case", ["t2i", "edit"])
     def test_pictures_are_the_originals(self, comfy, comfy_client, case):
         """Loader, node and SaveImage together agree with the golden picture to the last of 256 levels."""
-        call, references, golden = load_case(case)
-        settings = {
-            "prompt": call["prompt"][0],
-            "negative_prompt": call["negative_prompt"],
-            "width": call["width"],
-            "height": call["height"],
-            "steps": call["num_inference_steps"],
-            "cfg": call["guidance_scale"],
-            "seed": 42,
-        }
-        graph = {"loader": loader(), "make": generation(**settings), "saved": save("make")}
-        if references:
-            references[0].save(comfy.input / "reference.png")
-            graph["picture"] = load_image("reference.png")
-            graph["make"] = edit("picture", **settings)
+        graph, expected = golden_run(case, comfy.input)
         result = comfy_client.run(graph)
         assert result.ok, result.error_text
-        (expected,) = from_pixels(golden["image"], "pil")
         (image,) = result.images
         assert np.abs(array(image) - array(expected)).max() <= 1
 

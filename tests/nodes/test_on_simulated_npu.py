@@ -1,0 +1,80 @@
+"""The nodes in a real ComfyUI that finds an NPU: ComfyUI's own memory manager moves the parts to it and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from comfyui_bench.client import Client
+from comfyui_bench.fixtures import CHECKOUTS
+from comfyui_bench.server import ComfyServer, ServerOptions
+from graphs import chain, generation, golden_run, loader, save
+from PIL import Image
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
+def server(request, comfy_options) -> Iterator[ComfyServer]:
+    checkout = request.param
+    if checkout is None or checkout.problem:
+        pytest.skip("NOT PROVEN: that the nodes run in a ComfyUI on an NPU; no ComfyUI was found that runs")
+    with ComfyServer(checkout, ServerOptions(prepare=comfy_options.prepare, simulated_npu=True)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server) -> Iterator[Client]:
+    with Client(server) as client:
+        yield client
+
+
+def used(server: ComfyServer) -> int:
+    """Bytes of the card that are in use."""
+    (device,) = server.get("/system_stats").json()["devices"]
+    return device["vram_total"] - device["vram_free"]
+
+
+def test_comfyui_finds_the_card(server):
+    log = server.log_path.read_text(encoding="utf-8")
+    assert "Total VRAM 65536 MB" in log
+    assert re.search(r"^Device: npu", log, re.MULTILINE), log
+
+
+@pytest.mark.parametrize("case", ["t2i", "edit"])
+def test_pictures_are_the_originals(server, client, case):
+    graph, expected = golden_run(case, server.input)
+    result = client.run(graph)
+    assert result.ok, result.error_text
+    assert used(server) > 0, "it ran on the card"
+    (image,) = result.images
+    assert np.abs(array(image) - array(expected)).max() <= 1
+
+
+def test_captured_steps_make_the_same_pictures(client):
+    graph = chain(seed=8)
+    eager = client.run(graph)
+    graph["loader"] = loader(capture_graph=True)
+    captured = client.run(graph)
+    assert captured.ok and "edit" in captured.executed
+    for node in ("generated", "edited"):
+        assert np.array_equal(array(captured.images_of(node)[0]), array(eager.images_of(node)[0]))
+
+
+def test_previews_and_cancel(client):
+    job = client.start({"loader": loader(), "make": generation(steps=60, width=128, height=128), "saved": save("make")})
+    job.wait_until(lambda result: len(result.previews) > 2)
+    job.interrupt()
+    assert job.wait().status == "interrupted"
+    assert client.run(chain(seed=9)).ok
+
+
+def test_the_card_is_given_back(server, client):
+    assert client.run(chain(seed=10)).ok
+    before = used(server)
+    server.free()
+    assert used(server) < before
