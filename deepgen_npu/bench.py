@@ -64,7 +64,9 @@ class Measurement:
 
 def weights_of(pipe: DeepGenPipeline) -> dict[str, int]:
     """Bytes of each part's parameters."""
-    return {part: sum(parameter.nbytes for parameter in pipe.components[part].parameters()) for part in PARTS}
+    return {
+        part: sum(parameter.nbytes for parameter in pipe.components[part].parameters()) for part in PARTS
+    }
 
 
 def measure(

@@ -62,7 +62,9 @@ def compare_pictures(first: Image.Image, second: Image.Image) -> Difference:
         mean=float(error.mean()),
         identical=mse == 0,
         psnr=math.inf if mse == 0 else 10 * math.log10(255**2 / mse),
-        ssim=float(structural_similarity(one, other, channel_axis=2, data_range=255, win_size=side - (side + 1) % 2)),
+        ssim=float(
+            structural_similarity(one, other, channel_axis=2, data_range=255, win_size=side - (side + 1) % 2)
+        ),
     )
 
 
