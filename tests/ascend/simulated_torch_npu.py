@@ -146,7 +146,7 @@ def _install_torch_npu() -> None:
     metadata = Path(site.name) / f"torch_npu-{module.__version__}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {module.__version__}\n", encoding="utf-8")
-    sys.path.insert(0, site.name)
+    sys.path.append(site.name)
 
 
 class _Event:

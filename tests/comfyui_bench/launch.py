@@ -135,10 +135,11 @@ def exit_with_parent() -> None:
 
 def install_simulated_npu() -> None:
     """Give this process the simulated NPU of the tests, which ComfyUI then finds by itself."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    tests = str(Path(__file__).resolve().parents[1])
+    sys.path.append(tests)
     from ascend.simulated_torch_npu import install
 
-    del sys.path[0]
+    sys.path.remove(tests)
     install()
 
 
