@@ -27,14 +27,14 @@ def import_torch_npu() -> None:
         if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
             command = npu_setup.install_command(torch.__version__)
             trouble = npu_setup.Trouble(npu_setup.NOT_INSTALLED, f"{command} (see requirements-npu.txt)")
-            raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_NPU}") from None
+            raise DeviceError(f"An NPU was asked for: {trouble}. {npu_setup.WITHOUT_NPU}") from None
         trouble = npu_setup.why_not_loaded(
             f"{type(error).__name__}: {error}",
             os.environ,
             torch=torch.__version__,
             torch_npu=npu_setup.package_version("torch_npu"),
         )
-        raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_TORCH_NPU}") from error
+        raise DeviceError(f"An NPU was asked for: {trouble}. {npu_setup.WITHOUT_TORCH_NPU}") from error
 
 
 def npu_count() -> int:
@@ -56,7 +56,7 @@ def require_npu(index: int) -> None:
     count = npu_count()
     if count == 0:
         trouble = npu_setup.no_card(os.environ, npu_setup.cards(), npu_setup.driver_version())
-        raise DeviceError(f"An NPU was asked for, but {trouble}. {npu_setup.WITHOUT_NPU}")
+        raise DeviceError(f"An NPU was asked for: {trouble}. {npu_setup.WITHOUT_NPU}")
     if index >= count:
         raise DeviceError(f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}.")
     set_up_thread(index)

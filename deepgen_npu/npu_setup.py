@@ -205,7 +205,7 @@ def _last_line(error: str) -> str:
 def conflict(environment: Mapping[str, str], torch_npu: str | None) -> Trouble | None:
     """Two variables for the allocator, at which torch_npu 2.10 and later stops."""
     both = "PYTORCH_NPU_ALLOC_CONF" in environment and "PYTORCH_ALLOC_CONF" in environment
-    if both and (release(torch_npu) or (0,)) >= (2, 10):
+    if both and (release(torch_npu) or (0, 0, 0)) >= (2, 10, 0):
         return Trouble(
             "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set, at which torch_npu 2.10 and later stops",
             "unset PYTORCH_ALLOC_CONF",
