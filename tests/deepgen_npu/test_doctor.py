@@ -81,14 +81,18 @@ def examined(**changes) -> Examination:
     packages = dict.fromkeys(doctor.PACKAGES, "1.0")
     packages |= {"torch": "2.9.0+cpu", "torch_npu": "2.9.0.post2", "diffusers": "0.38.0", "transformers": "4.57.6"}
     packages |= {"huggingface_hub": "0.36.0", **changes.pop("packages", {})}
-    cards = [{"device": f"npu:{i}", "name": "Ascend910B3", "free": GIB, "total": 2 * GIB, "error": None} for i in (0, 1)]
+    cards = [
+        {"device": f"npu:{i}", "name": "Ascend910B3", "free": GIB, "total": 2 * GIB, "error": None} for i in (0, 1)
+    ]
     facts = {"cards": ["/dev/davinci0", "/dev/davinci1"], "devices": cards, "cann": "8.5.1", "driver": "25.0"}
     facts |= {"deepgen": "0", "python": "3.11", "system": "Linux", "processor": "x", "environment": {}}
     return Examination(packages=packages, **{**facts, **changes})
 
 
 def problems(found: Examination, environment=BEST, root: Path = Path("/nowhere")) -> list[tuple[str, str]]:
-    return [(finding.what, finding.mend) for finding in findings(found, environment, root) if finding.level == "problem"]
+    return [
+        (finding.what, finding.mend) for finding in findings(found, environment, root) if finding.level == "problem"
+    ]
 
 
 # This machine
@@ -104,7 +108,15 @@ def test_this_machine_without_a_card_is_healthy(capsys):
 
     for name, module in (("torch", torch), ("diffusers", diffusers), ("transformers", transformers)):
         assert re.search(rf"^  {name} +{re.escape(module.__version__)}$", text, re.MULTILINE)
-    for word in ("torch_npu", "accelerate", "einops", "CANN", "Ascend driver", "TASK_QUEUE_ENABLE", "CPU_AFFINITY_CONF"):
+    for word in (
+        "torch_npu",
+        "accelerate",
+        "einops",
+        "CANN",
+        "Ascend driver",
+        "TASK_QUEUE_ENABLE",
+        "CPU_AFFINITY_CONF",
+    ):
         assert re.search(rf"^  {word} ", text, re.MULTILINE), word
     assert text.endswith("No problem was found.\n")
 

@@ -61,7 +61,7 @@ def test_versions_of_cann_and_driver(tmp_path):
     put(
         tmp_path,
         f"{OLD}/latest/version.cfg",
-        "# version: 1.0\nruntime_running_version=[7.0.0.5.242:8.0.RC1]\ncompiler_running_version=[7.0.0.5.242:8.0.RC1]\n",
+        "# version: 1.0\nruntime_running_version=[7.0.0.5.242:8.0.RC1]\n",
     )
     assert npu_setup.cann_version({}, tmp_path) == "8.0.RC1"
     put(tmp_path, f"{OLD}/latest/aarch64-linux/ascend_toolkit_install.info", INSTALLED.replace("8.5.1", "8.3.RC1"))
