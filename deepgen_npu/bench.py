@@ -8,22 +8,37 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .checkpoint import PARTS
 from .devices import memory_allocated, peak_memory, reset_peak_memory, synchronize
+from .pipeline import DeepGenPipeline
+from .placement import device_of
+from .runs import STAGES, RunSettings, run
 
 
-if TYPE_CHECKING:
-    from PIL import Image
+@dataclass(frozen=True)
+class Part:
+    """Where a part of the model lies between runs, and how large it is there."""
 
-    from .pipeline import DeepGenPipeline
+    device: str
+    nbytes: int
 
-STAGES = ("encode", "denoise", "decode")
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one run."""
+
+    stages: Mapping[str, float]
+
+    @property
+    def run(self) -> float:
+        return sum(self.stages.values())
 
 
 @dataclass
@@ -31,133 +46,120 @@ class Measurement:
     """What `measure` found. Bytes, seconds.
 
     Attributes:
-        weights: Of each part.
-        load_seconds: Of the whole pipeline.
-        warm_up: Seconds of the first run.
-        stages: Median seconds of each stage.
-        run: Median seconds of a whole run.
-        steps_per_second: Of denoising.
-        peak: Most memory that was allocated on the device during a run; None on a CPU.
+        parts: Parameters and buffers of each part.
+        load_seconds: Of the whole pipeline from files; None where no files were read.
+        warm_up: The first run, which is in none of the medians.
+        runs: The other ones.
+        peaks: Most that was allocated on the device during each stage of any run, weights included, and
+            ``whole run``; None on a CPU, where nobody counts.
     """
 
-    device: str
-    name: str
-    dtype: str
-    height: int
-    width: int
-    steps: int
-    guidance_scale: float
-    references: int
-    runs: int
-    captured: bool
-    weights: dict[str, int] = field(default_factory=dict)
-    load_seconds: float = 0.0
-    warm_up: float = 0.0
-    stages: dict[str, float] = field(default_factory=dict)
-    run: float = 0.0
-    steps_per_second: float = 0.0
-    peak: int | None = None
+    settings: RunSettings
+    parts: dict[str, Part]
+    load_seconds: float | None
+    warm_up: Times
+    runs: list[Times] = field(default_factory=list)
+    peaks: dict[str, int] | None = None
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Median of each stage."""
+        return {stage: statistics.median(times.stages[stage] for times in self.runs) for stage in STAGES}
+
+    @property
+    def run(self) -> float:
+        """Median of the whole run."""
+        return statistics.median(times.run for times in self.runs)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of denoising, at its median."""
+        return self.settings.num_inference_steps / self.stages["denoise"]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def weights_of(pipe: DeepGenPipeline) -> dict[str, int]:
-    """Bytes of each part's parameters."""
-    return {
-        part: sum(parameter.nbytes for parameter in pipe.components[part].parameters()) for part in PARTS
-    }
+        """For JSON: the medians and all they were made of."""
+        return {
+            "settings": asdict(self.settings),
+            "parts": {name: asdict(part) for name, part in self.parts.items()},
+            "load_seconds": self.load_seconds,
+            "warm_up": {**self.warm_up.stages, "run": self.warm_up.run},
+            "median": {**self.stages, "run": self.run, "steps_per_second": self.steps_per_second},
+            "runs": [{**times.stages, "run": times.run} for times in self.runs],
+            "peaks": self.peaks,
+        }
 
 
 def measure(
     pipe: DeepGenPipeline,
-    result: Measurement,
-    prompt: str,
-    images: list[Image.Image],
-    seed: int,
-    on_run: Callable[[int], object] | None = None,
+    device: torch.device,
+    settings: RunSettings,
+    count: int,
+    load_seconds: float | None = None,
+    on_run: Callable[[int], object] = lambda number: None,
 ) -> Measurement:
-    """Time whole runs of the pipeline and fill in ``result``.
+    """Time whole runs of a pipeline.
 
     Args:
-        result: With the settings of the runs.
+        device: Where the DiT runs.
+        count: Runs to take the median of; there is one more before them.
         on_run: Called with the number of each run before it begins; 0 is the one for warming up.
     """
-    device = torch.device(result.device)
-    seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    peaks = []
-    for number in range(result.runs + 1):
-        if on_run is not None:
-            on_run(number)
-        reset_peak_memory(device)
-        times = _run(pipe, result, prompt, images, seed, device)
-        if number == 0:
-            result.warm_up = sum(times.values())
-            continue
-        peaks.append(peak_memory(device))
-        for stage, value in times.items():
-            seconds[stage].append(value)
-    result.stages = {stage: statistics.median(values) for stage, values in seconds.items()}
-    result.run = statistics.median(sum(values) for values in zip(*seconds.values(), strict=True))
-    result.steps_per_second = result.steps / result.stages["denoise"]
-    result.peak = max(peaks) if memory_allocated(device) is not None else None
-    result.weights = weights_of(pipe)
-    return result
+    counted = memory_allocated(device) is not None
+    peaks: dict[str, int] = {}
+    runs: list[Times] = []
+    parts = sizes_of_parts(pipe)
+    for number in range(count + 1):
+        on_run(number)
+        seconds: dict[str, float] = {}
 
-
-def _run(
-    pipe: DeepGenPipeline,
-    settings: Measurement,
-    prompt: str,
-    images: list[Image.Image],
-    seed: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """Seconds of each stage of one run."""
-    noise = pipe.prepare_latents(1, settings.height, settings.width, seed=seed)
-    times, state = {}, None
-    stages: dict[str, Callable[[Any], Any]] = {
-        "encode": lambda _: pipe.encode(prompt, images or None, "", settings.height, settings.width),
-        "denoise": lambda conditioning: pipe.denoise(conditioning, noise, settings.steps, settings.guidance_scale),
-        "decode": lambda latents: pipe.decode(latents, "pil"),
-    }
-    try:
-        for stage, run in stages.items():
+        @contextmanager
+        def timed(stage: str, seconds: dict[str, float] = seconds) -> Iterator[None]:
+            reset_peak_memory(device)
             synchronize(device)
             start = time.perf_counter()
-            state = run(state)
+            yield
             synchronize(device)
-            times[stage] = time.perf_counter() - start
-    finally:
-        pipe.placement.release()
-    return times
+            seconds[stage] = time.perf_counter() - start
+            peaks[stage] = max(peaks.get(stage, 0), peak_memory(device))
+
+        run(pipe, settings, timed)
+        runs.append(Times(seconds))
+    peaks["whole run"] = max(peaks.values())
+    return Measurement(settings, parts, load_seconds, runs[0], runs[1:], peaks if counted else None)
+
+
+def sizes_of_parts(pipe: DeepGenPipeline) -> dict[str, Part]:
+    """Bytes of each part's parameters and buffers: the DiT's position table is a buffer of hundreds of MiB."""
+    sizes = {}
+    for name in PARTS:
+        module: torch.nn.Module = pipe.components[name]
+        tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        sizes[name] = Part(str(device_of(module)), sum(tensor.nbytes for tensor in tensors.values()))
+    return sizes
 
 
 def as_markdown(result: Measurement) -> str:
-    """The report's two tables, and the time of each stage."""
-    lines = [
-        f"{result.name} ({result.device}), {result.dtype}, {result.width} x {result.height}, {result.steps} steps, "
-        f"guidance {result.guidance_scale}, {result.references} reference(s)"
-        + (", captured in a graph" if result.captured else ""),
-        "",
-        "| part | weights |",
-        "|---|---|",
-        *(f"| {part} | {_gib(size)} |" for part, size in result.weights.items()),
-    ]
-    if result.peak is not None:
-        lines.append(f"| most allocated during a run | {_gib(result.peak)} |")
+    """The report's two tables, with the time of each stage and the peaks."""
+    lines = ["| Part | Device | Memory |", "|---|---|---|"]
+    lines += [f"| {name} | {part.device} | {_amount(part.nbytes)} |" for name, part in result.parts.items()]
+    lines += [f"| all parts | | {_amount(sum(part.nbytes for part in result.parts.values()))} |", ""]
     lines += [
-        "",
-        f"| what | median of {result.runs} |",
-        "|---|---|",
-        f"| loading | {result.load_seconds:.2f} s (once) |",
-        f"| first run (warming up) | {result.warm_up:.2f} s |",
-        *(f"| {stage} | {seconds:.3f} s |" for stage, seconds in result.stages.items()),
-        f"| denoising | {result.steps_per_second:.2f} it/s |",
-        f"| whole run | {result.run:.2f} s |",
+        f"| What | Median of {len(result.runs)} | First run |" + (" Peak memory |" if result.peaks else ""),
+        "|---|---|---|" + ("---|" if result.peaks else ""),
     ]
+    for stage, seconds in (*result.stages.items(), ("whole run", result.run)):
+        first = result.warm_up.run if stage == "whole run" else result.warm_up.stages[stage]
+        peak = f" {_amount(result.peaks[stage])} |" if result.peaks else ""
+        lines.append(f"| {stage} | {seconds:.3f} s | {first:.3f} s |{peak}")
+    first_rate = result.settings.num_inference_steps / result.warm_up.stages["denoise"]
+    loading = "Loading was not measured: random weights have no files."
+    if result.load_seconds is not None:
+        loading = f"Loading the model took {result.load_seconds:.2f} s, once (importing the libraries apart)."
+    empty = " |" if result.peaks else ""
+    lines.append(f"| denoising | {result.steps_per_second:.2f} it/s | {first_rate:.2f} it/s |{empty}")
+    lines += ["", loading]
     return "\n".join(lines)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"

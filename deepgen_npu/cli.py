@@ -1,5 +1,7 @@
 """The command line: ``inference.py`` and ``python -m deepgen_npu generate|edit|check|download``.
 
+The commands ``doctor``, ``bench`` and ``verify`` are in `tools_cli`.
+
 Arguments are checked, and the checkpoint's headers read, before torch is imported.
 """
 
@@ -16,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import arguments as checks
+from . import npu_setup
 from .checkpoint import PARTS, Checkpoint, CheckpointError, how_to_download, resolve_model
 from .download import MODEL_ID, SOURCES, DownloadError, find_downloaded
+from .options import DEFAULT_PROMPT, UsageError, add_model_option, add_placement_options, add_run_options
 from .sizes import SizeRules
 
 
@@ -25,12 +29,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .pipeline import DeepGenPipeline
-
-DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
-
-
-class UsageError(ValueError):
-    """A command line that cannot work."""
 
 
 def inference(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "or else the hub's own cache",
     )
     download.set_defaults(run=_download)
+    from .tools_cli import add_commands  # which uses this module
+
+    add_commands(commands)
     return _run(parser, argv)
 
 
@@ -75,37 +76,30 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        arguments.run(arguments)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError) as error:
+        # Commands whose result may be bad news return a status.
+        return arguments.run(arguments) or 0
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
         # What the user can mend reads as one line; anything else keeps its traceback.
-        if isinstance(error, RuntimeError) and not _is_for_users(error):
+        explained = npu_setup.explain_import(error)
+        if explained is None and isinstance(error, (RuntimeError, ImportError)) and not _is_for_users(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
-    return 0
 
 
-def _is_for_users(error: RuntimeError) -> bool:
-    if isinstance(error, DownloadError):
-        return True
-    # torch is loaded by whatever raises these.
-    from .devices import DeviceError
-    from .memory import OutOfDeviceMemory
-
-    return isinstance(error, (DeviceError, OutOfDeviceMemory))
+def _is_for_users(error: Exception) -> bool:
+    # Whatever raised the other two has loaded torch; where it has not, torch may be what does not load.
+    names = (("npu", "DeviceError"), ("memory", "OutOfDeviceMemory"))
+    modules = ((sys.modules.get(f"{__package__}.{module}"), name) for module, name in names)
+    return isinstance(error, (DownloadError, *(getattr(module, name) for module, name in modules if module)))
 
 
 def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None:
     add = parser.add_argument
-    add(
-        "--model_path",
-        metavar="DIR",
-        help="folder in the layout of DeepGen-1.0-diffusers, or a Hugging Face id, which is downloaded if need be "
-        "(default: where `python -m deepgen_npu download` puts the model)",
-    )
+    add_model_option(parser)
     if editing:
         add("--prompt", required=True, help="what to change")
     else:
@@ -125,34 +119,9 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
         )
     add("--negative_prompt", default="", help="what to keep away from")
     add("--output_image", default="output_deepgen.png", metavar="FILE", help="(default: %(default)s)")
-    add("--height", type=int, help="in pixels (default: what the model was trained at, 512 for DeepGen 1.0)")
-    add("--width", type=int, help="in pixels (default: as for the height)")
-    add("--seed", type=int, default=42, help="(default: %(default)s)")
-    add("--num_inference_steps", type=int, default=50, help="(default: %(default)s)")
-    add("--guidance_scale", type=float, default=4.0, help="(default: %(default)s)")
+    add_run_options(parser)
     add("--num_images", type=int, default=1, help="number of pictures (default: %(default)s)")
-    add(
-        "--device",
-        default="npu",
-        help="npu, npu:N, cuda, cuda:N, cpu, or auto for the best there is (default: %(default)s)",
-    )
-    add(
-        "--dtype",
-        default="auto",
-        choices=checks.DTYPES,
-        help="precision (default: %(default)s)",
-    )
-    memory = parser.add_mutually_exclusive_group()
-    memory.add_argument(
-        "--offload", action="store_true", help="keep only the running part on the device, to save its memory"
-    )
-    memory.add_argument(
-        "--text_encoder_device",
-        metavar="DEVICE",
-        help="another device for VLM and connector, for instance a second card: --device npu:0 "
-        "--text_encoder_device npu:1",
-    )
-    add("--capture_graph", action="store_true", help="capture the denoising step in a graph of the NPU or GPU")
+    add_placement_options(parser)
     add(
         "--vae_tiling",
         action="store_true",
@@ -172,7 +141,7 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
 def _make_picture(arguments: argparse.Namespace) -> None:
     output = _output_path(arguments.output_image)
     references = [_open_picture(name) for name in arguments.input_image or []]
-    checkpoint = Checkpoint.open(resolve_model(arguments.model_path or _downloaded_model()))
+    checkpoint = Checkpoint.open(resolve_model(arguments.model_path or downloaded_model()))
     rules = SizeRules.from_checkpoint(checkpoint)
     trained_height, trained_width = rules.follow(1, 1, editing=bool(references))
     height = trained_height if arguments.height is None else arguments.height
@@ -340,7 +309,7 @@ def _download(arguments: argparse.Namespace) -> None:
     print(f"Complete: {checkpoint.folder}")
 
 
-def _downloaded_model() -> Path:
+def downloaded_model() -> Path:
     folder = _comfyui_target()
     if folder is None or not folder.is_dir():
         folder = find_downloaded()

@@ -42,7 +42,7 @@ def import_torch_npu() -> None:
 
 
 def _error(trouble: Trouble, otherwise: str = npu_setup.WITHOUT_NPU) -> DeviceError:
-    return DeviceError(f"An NPU was asked for, but {trouble}. {otherwise}")
+    return DeviceError(f"An NPU was asked for: {trouble}. {otherwise}")
 
 
 def npu_count() -> int:

@@ -205,7 +205,7 @@ def _last_line(error: str) -> str:
 def conflict(environment: Mapping[str, str], torch_npu: str | None) -> Trouble | None:
     """Two variables for the allocator, at which torch_npu 2.10 and later stops."""
     both = "PYTORCH_NPU_ALLOC_CONF" in environment and "PYTORCH_ALLOC_CONF" in environment
-    if both and (release(torch_npu) or (0,)) >= (2, 10):
+    if both and (release(torch_npu) or (0, 0, 0)) >= (2, 10, 0):
         return Trouble(
             "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set, at which torch_npu 2.10 and later stops",
             "unset PYTORCH_ALLOC_CONF",
@@ -258,11 +258,12 @@ def explain_import(error: BaseException, environment: Mapping[str, str] | None =
         return None
     text = "\n".join(f"{type(link).__name__}: {link}" for link in reversed(chain))
     torch, torch_npu = package_version("torch"), package_version("torch_npu")
-    if torch is None:
+    missing = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if torch is None and missing == "torch":
         return str(Trouble("torch is not installed in this Python", "pip install torch, as pytorch.org tells"))
     if torch_npu is None or not (_is_of_torch_npu(chain) or "torch_npu" in text):
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        return f"The package {missing} is not installed: pip install -r requirements.txt" if missing else None
+        named = bool(missing) and missing != __package__
+        return f"The package {missing} is not installed: pip install -r requirements.txt" if named else None
     trouble = why_not_loaded(text, os.environ if environment is None else environment, Path("/"), torch, torch_npu)
     return f"{trouble}. {WITHOUT_TORCH_NPU}"
 

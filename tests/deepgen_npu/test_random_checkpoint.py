@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deepgen_npu import CheckpointError, DeepGenPipeline, random_checkpoint
+from deepgen_npu import CheckpointError, DeepGenPipeline, random_checkpoint, random_values
 from deepgen_npu.random_checkpoint import MARKER, SIZES, is_random_checkpoint, weight_files, write
 
 
