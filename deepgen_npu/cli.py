@@ -226,7 +226,7 @@ def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offl
     print(f"Loading pipeline from: {checkpoint.folder}")
     start = time.perf_counter()
     dtype = resolve_dtype(dtype_name, devices["transformer"])
-    where = dict.fromkeys(PARTS, torch.device("cpu")) if offload else devices
+    where = dict.fromkeys(devices, torch.device("cpu")) if offload else devices
     with tqdm(total=checkpoint.nbytes(), desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
         pipe = DeepGenPipeline.from_checkpoint(checkpoint, dtype, where, on_bytes_read=bar.update)
     if offload:

@@ -80,9 +80,8 @@ def denoise(
         [b, C, h, w].
     """
     timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformers[0].config["patch_size"])
-    velocity_of = GuidedVelocity(
-        transformers, conditioning, timesteps, guidance_scale, *latents.shape[-2:], capture_graph
-    )
+    height, width = latents.shape[-2:]
+    velocity_of = GuidedVelocity(transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph)
     for step, timestep in enumerate(timesteps):
         velocity = velocity_of(latents, step)
         previous = latents

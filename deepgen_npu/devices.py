@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -51,6 +51,8 @@ class GuidedVelocity:
         conditioning: On the device and in the dtype of the first.
         timesteps: [n] in 0..1000, on the same device.
         guidance_scale: At 1 or less the negative branch is not evaluated.
+        height: Of the latents.
+        width: Of the latents.
         capture_graph: Capture each evaluation in a graph of its device.
     """
 
@@ -62,7 +64,7 @@ class GuidedVelocity:
         guidance_scale: float,
         height: int,
         width: int,
-        capture_graph: bool = False,
+        capture_graph: bool,
     ):
         self.scale = guidance_scale
         self.guided = guidance_scale > 1
@@ -75,9 +77,7 @@ class GuidedVelocity:
             with on_device(device):
                 given = (timesteps, embeds, pooled, *references)
                 timesteps_, embeds, pooled, *references = (tensor.to(device) for tensor in given)
-                prepared = PreparedTransformer(
-                    transformer, timesteps_, embeds, pooled, references, height, width
-                )
+                prepared = PreparedTransformer(transformer, timesteps_, embeds, pooled, references, height, width)
             return _Branch(device, prepared, capture_graph)
 
         if not self.guided:

@@ -7,7 +7,6 @@ a size that would fit.
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -144,6 +143,7 @@ def _explain(pipe: PipelineParts, work: Work, reason: str) -> str:
     advice += ["decode in tiles (enable_vae_tiling(), --vae_tiling)"] if work.part == "vae" else []
     advice += ["free what other programs hold on it"]
     return (
-        f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). With all else moved out, {free / 2**30:.1f} of "
-        f"{total / 2**30:.1f} GiB are free beside its weights. What can help: {', or '.join(advice)}. ({reason})"
+        f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). With all else moved out, "
+        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free beside its weights. "
+        f"What can help: {', or '.join(advice)}. ({reason})"
     )

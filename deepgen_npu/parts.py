@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from .connector import Connector
 
 
-def device_map(
-    device: torch.device, text_encoder_device: str | torch.device | None = None
-) -> dict[str, torch.device]:
+def device_map(device: torch.device, text_encoder_device: str | torch.device | None = None) -> dict[str, torch.device]:
     """The device of each part: VLM and connector may have one of their own."""
     text = device if text_encoder_device is None else resolve_device(text_encoder_device)
     return {part: text if part in ("vlm", "connector") else device for part in PARTS}
@@ -202,7 +200,9 @@ class PipelineParts:
         """
         target, here = resolve_device(device), device_of(self.transformer)
         if isinstance(self.placement, ModelOffload):
-            raise ValueError("CFG parallel needs the DiT to stay on its device; call to() first, to end model offload.")
+            raise ValueError(
+                "CFG parallel needs the DiT to stay on its device; call to() first, to end model offload."
+            )
         if target == here:
             raise ValueError(f"CFG parallel wants a second device for the negative branch; the DiT is on {here}, too.")
         self._further_transformers = [copy_to(self.transformer, target)]

@@ -117,8 +117,6 @@ class Place:
         Raises:
             DeviceError: When the device is not there.
         """
-        if arguments.offload and arguments.text_encoder_device:
-            raise UsageError("--offload moves all parts to one device; leave --text_encoder_device out.")
         device = resolve_device(arguments.device)
         if arguments.text_encoder_device:
             resolve_device(arguments.text_encoder_device)  # found wrong before anything slow

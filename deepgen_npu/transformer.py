@@ -217,7 +217,7 @@ def _block(
     if block.context_pre_only:
         scale_context, shift_context = of_context
     else:
-        shift_context, scale_context, gate_context, shift_ff_context, scale_ff_context, gate_ff_context = of_context
+        shift_context, scale_context = of_context[:2]
     attended, attended_context = _joint_attention(
         block.attn,
         torch.addcmul(shift, normalised, scale),
@@ -229,6 +229,7 @@ def _block(
         image = torch.addcmul(image, gate_2, _self_attention(block.attn2, torch.addcmul(shift_2, normalised, scale_2)))
     image = torch.addcmul(image, gate_ff, block.ff(torch.addcmul(shift_ff, _normalised(image), scale_ff)))
     if not block.context_pre_only:
+        gate_context, shift_ff_context, scale_ff_context, gate_ff_context = of_context[2:]
         context = torch.addcmul(context, gate_context, attended_context)
         modulated = torch.addcmul(shift_ff_context, _normalised(context), scale_ff_context)
         context = torch.addcmul(context, gate_ff_context, block.ff_context(modulated))

@@ -125,7 +125,7 @@ class _Attention:
 
     def windowed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The tokens of a window attend to each other. [n, T, heads, d] each."""
-        attended = ops.attention(*map(self._divide, (q, k, v)), self.mask)
+        attended = ops.attention(self._divide(q), self._divide(k), self._divide(v), self.mask)
         together = attended.unflatten(0, (len(q), -1)).flatten(1, 2)
         return together if self.gather is None else together.index_select(1, self.gather)
 

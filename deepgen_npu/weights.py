@@ -73,7 +73,7 @@ def load_part(
 
 def copy_to(model: Module, device: torch.device) -> Any:
     """A DiT or VAE once more, on another device; nothing of its size is kept elsewhere on the way."""
-    config = dict(getattr(model, "config"))
+    config = dict(model.config)
     with torch.device("meta"):
         copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
     copy.requires_grad_(False)

@@ -71,7 +71,9 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("largest difference to the original implementation (float32, CPU)")
         for case, tensor, difference in _golden_rows:
             terminalreporter.write_line(f"{case:28} {tensor:32} {difference:.2e}")
-    for section in re.split(r"^=+ (?=counted|measured|largest)", config.stash.get(SIMULATED, ""), flags=re.MULTILINE)[1:]:
+    for section in re.split(r"^=+ (?=counted|measured|largest)", config.stash.get(SIMULATED, ""), flags=re.MULTILINE)[
+        1:
+    ]:
         title, *lines = section.splitlines()
         terminalreporter.section(title.rstrip(" ="))
         for line in lines:

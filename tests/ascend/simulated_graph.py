@@ -1,7 +1,8 @@
 """``torch.npu.NPUGraph`` of the simulated device.
 
-As with the real one, a replay runs the recorded operators again on the recorded tensors: what was not copied into those
-is not seen, and values of the host are frozen. What a real capture refuses, waiting or reading the host, is refused.
+As with the real one, a replay runs the recorded operators again on the recorded tensors: what was not copied into
+those is not seen, and values of the host are frozen. What a real capture refuses, waiting or reading the host, is
+refused.
 """
 
 from __future__ import annotations

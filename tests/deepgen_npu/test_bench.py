@@ -261,7 +261,6 @@ def test_variables_that_matter_are_told(monkeypatch):
         (["--random-weights", "tiny", "--references", "-1"], "references is -1"),
         (["--random-weights", "tiny", "--height", "100"], "Nearest: 96 or 112"),
         (["--random-weights", "tiny", "--model_path", "x"], "both given"),
-        (["--random-weights", "tiny", "--offload", "--text_encoder_device", "cpu"], "leave --text_encoder_device out"),
         (["--model_path", "nowhere"], "There is no folder nowhere"),
     ],
 )

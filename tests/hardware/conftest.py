@@ -12,8 +12,8 @@ import os
 # Before torch is imported. An operator that the NPU has not would silently run on the CPU.
 os.environ.setdefault("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 _table: list[tuple[str, str]] = []

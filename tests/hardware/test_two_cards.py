@@ -22,9 +22,7 @@ def second(device) -> torch.device:
 
 @pytest.mark.parametrize("case", CASES)
 def test_vlm_and_connector_on_the_second_card(device, second, case):
-    pipe = DeepGenPipeline.from_pretrained(
-        TINY, torch_dtype=torch.float32, device=device, text_encoder_device=second
-    )
+    pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype=torch.float32, device=device, text_encoder_device=second)
     pipe.set_progress_bar_config(disable=True)
     ours, golden = denoised(pipe, case)
     assert (ours - golden).abs().max() <= TOLERANCE

@@ -67,7 +67,9 @@ def test_captured_steps_make_the_same_pictures(client):
 
 
 def test_previews_and_cancel(client):
-    job = client.start({"loader": loader(), "make": generation(steps=60, width=128, height=128), "saved": save("make")})
+    job = client.start(
+        {"loader": loader(), "make": generation(steps=60, width=128, height=128), "saved": save("make")}
+    )
     job.wait_until(lambda result: len(result.previews) > 2)
     job.interrupt()
     assert job.wait().status == "interrupted"

@@ -1,7 +1,8 @@
 """Every fused call, checked three ways: arguments, rules, numbers.
 
-The simulated operators have the real schemas (tests/real_torch_npu compares them with the package), so arguments that do not
-fit never arrive; their kernels refuse what CANN's rules forbid; and here the numbers are compared with the plain path.
+The simulated operators have the real schemas (tests/real_torch_npu compares them with the package), so arguments that
+do not fit never arrive; their kernels refuse what CANN's rules forbid; and here the numbers are compared with the
+plain path.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def test_each_fused_call_of_a_run_computes_the_plain_path(load, recorded, case, 
     # Queries and keys: two norms for each side of the joint attention, two for the second attention.
     assert calls["npu_rms_norm"] == 2 * vlm_layers + (2 * vision + bool(vision)) + steps * (4 * blocks + 2 * duals)
     if dtype == torch.float32:
-        counts_table.append((f"fused calls of {case}", ", ".join(f"{n} x {name}" for name, n in sorted(calls.items()))))
+        counts_table.append(
+            (f"fused calls of {case}", ", ".join(f"{n} x {name}" for name, n in sorted(calls.items())))
+        )
     assert all(value <= EXACT[dtype] for value in worst.values()), worst
     assert set(calls) == {"npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention_v3"}
 
@@ -145,14 +148,12 @@ class TestRules:
         on_npu = F.scaled_dot_product_attention(*(q.to(NPU),) * 3, attn_mask=mask.to(NPU)).cpu()
         torch.testing.assert_close(on_npu, F.scaled_dot_product_attention(q, q, q, attn_mask=mask))
         with pytest.raises(RuntimeError, match="bool or uint8"):
-            torch.ops.npu.npu_fusion_attention(
-                *(q.to(NPU),) * 3, 2, "BNSD", atten_mask=torch.zeros(4, 4).to(NPU)
-            )
+            torch.ops.npu.npu_fusion_attention(*(q.to(NPU),) * 3, 2, "BNSD", atten_mask=torch.zeros(4, 4).to(NPU))
 
     @pytest.mark.parametrize(("heads", "layout"), [(3, "BNSD"), (2, "BSND"), (2, "XXXX")])
     def test_heads_and_layouts(self, heads, layout):
         q = noise(1, 2, 4, 8).to(NPU)
-        with pytest.raises(RuntimeError, match="heads|layout"):
+        with pytest.raises(RuntimeError, match=r"heads|layout"):
             torch.ops.npu.npu_fusion_attention(q, q, q, heads, layout)
 
     def test_wide_numbers(self):

@@ -64,8 +64,7 @@ def test_activations_stay_below_their_estimates(load, counts_table, monkeypatch)
     """At several sizes, so that the estimate grows as the peak does."""
     monkeypatch.setattr("deepgen_npu.memory.MODULATION_BYTES", 0)  # one step of so narrow a model has next to none
     pipe = load("npu:0", torch_dtype=torch.bfloat16)
-    call, references, _ = load_case("edit")
-    picture = references[0]
+    picture = load_case("edit")[1][0]
     for side, count in ((192, 0), (384, 0), (384, 1), (384, 2)):
         images = [picture] * count
         held = {}

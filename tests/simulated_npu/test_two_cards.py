@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from ascend.simulated import reset, state
 from golden import CASES, denoised, differences, load_case
 
