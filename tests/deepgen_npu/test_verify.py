@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +13,9 @@ import pytest
 import torch
 from golden import TINY
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from tables import rows
 
 from deepgen_npu import DeepGenPipeline, cli, runs, verify
-from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.reference import Reference, fingerprint
-from deepgen_npu.runs import RunSettings
 from deepgen_npu.verify import Difference, compare_latents, compare_pictures
 
 
@@ -32,15 +27,6 @@ SMALL = [*PLACE, *RUN]
 
 def noise(seed: int, height: int = 24, width: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def rows(markdown: str) -> dict[str, list[str]]:
-    """The cells of each row of the last table, by their first."""
-    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
-    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    header = max(index for index, cells in enumerate(split) if cells[0] == "Comparison")
-    assert split[header][1:] == ["MSE", "Largest difference", "Mean difference", "Identical", "PSNR", "SSIM"]
-    return {cells[0]: cells[1:] for cells in split[header + 1 :]}
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
@@ -266,155 +252,6 @@ def test_against_another_place(capsys, pipe):
     mse = ((first - second) ** 2).mean()
     assert found["picture"][:2] == [f"{mse:.6g}", f"{abs(first - second).max():.6g}"]
     assert found["picture"][4:] == [f"{10 * math.log10(65025 / mse):.2f} dB", f"{ssim(first, second):.6f}"]
-
-
-# References
-
-
-@pytest.fixture
-def reference(tmp_path, capsys) -> Path:
-    folder = tmp_path / "new" / "reference"
-    assert cli.main(["verify", *SMALL, "--seed", "7", "--prompt", "caf\u00e9", "--save", str(folder)]) == 0
-    assert f"Reference saved at: {folder}" in capsys.readouterr().out
-    return folder
-
-
-def test_a_reference_has_all_that_another_machine_needs(reference, pipe):
-    assert sorted(path.name for path in reference.parent.rglob("*")) == [
-        "latents.safetensors",
-        "picture.png",
-        "reference",
-        "reference.json",
-    ]
-    facts = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
-    assert facts["settings"] == {
-        "prompt": "caf\u00e9",
-        "height": 64,
-        "width": 64,
-        "seed": 7,
-        "num_inference_steps": 2,
-        "guidance_scale": 4.0,
-        "references": 0,
-    }
-    assert facts["machine"]["torch"] == torch.__version__ and facts["machine"]["device"].startswith("cpu (")
-    assert facts["dtype"] == "float32" and facts["model"] == "tiny"
-    call = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 7}
-    latents = load_file(reference / "latents.safetensors")["latents"]
-    assert torch.equal(latents, pipe("caf\u00e9", **call, output_type="latent").images)
-    with Image.open(reference / "picture.png") as picture:
-        assert picture.tobytes() == pipe("caf\u00e9", **call).images[0].tobytes()
-
-
-def test_comparing_with_a_reference_uses_its_settings(reference, capsys):
-    """Also its dtype; only the model is named."""
-    command = ["verify", "--model_path", str(TINY), "--device", "cpu", "--compare", str(reference)]
-    assert cli.main([*command, "--max_difference", "0"]) == 0
-    text = capsys.readouterr().out
-    assert {name: cells[3] for name, cells in rows(text).items()} == {"picture": "yes", "latents": "yes"}
-    assert "seed 7" in text and "), float32\n" in text
-    assert re.search(rf"^- Reference: cpu \(.+\), float32; .*torch {re.escape(torch.__version__)}", text, re.MULTILINE)
-
-    # Another machine's numbers: one latent and one pixel.
-    latents = load_file(reference / "latents.safetensors")["latents"]
-    latents[0, 3, 2, 1] -= 2
-    save_file({"latents": latents}, reference / "latents.safetensors")
-    with Image.open(reference / "picture.png") as picture:
-        picture.load()
-    red, green, blue = picture.getpixel((1, 2))
-    picture.putpixel((1, 2), (red ^ 64, green, blue))
-    picture.save(reference / "picture.png")
-    assert cli.main(command) == 0
-    found = rows(capsys.readouterr().out)
-    assert found["latents"][1] == "2" and found["latents"][3] == "no"
-    assert found["picture"][:2] == [f"{64**2 / (64 * 64 * 3):.6g}", "64"]
-    assert cli.main([*command, "--max_difference", "63"]) == 1
-    assert "pixels differ by 64, more than 63" in capsys.readouterr().out
-
-
-def test_another_dtype_can_be_asked_for(reference, capsys):
-    assert cli.main(["verify", *PLACE[:4], "--dtype", "bfloat16", "--compare", str(reference)]) == 0
-    text = capsys.readouterr().out
-    assert "), bfloat16\n" in text and rows(text)["latents"][3] == "no"
-
-
-def test_another_model_is_refused(reference, tiny, capsys, monkeypatch):
-    """One value of one tensor is enough."""
-    path = tiny / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(path)
-    tensors["decoder.conv_in.bias"][0] += 1
-    save_file(tensors, path)
-    monkeypatch.setattr(runs, "run", None)  # nothing slow happens
-    command = ["verify", "--model_path", str(tiny), "--device", "cpu", "--compare", str(reference)]
-    assert cli.main(command) == 2
-    assert re.search(r"made with another model: tiny, fingerprint \w{12}; tiny has \w{12}", capsys.readouterr().err)
-
-
-def test_the_fingerprint_is_the_contents(tiny, tmp_path):
-    def of(folder: Path) -> str:
-        return fingerprint(Checkpoint.open(folder))
-
-    expected = of(TINY)
-    assert of(tiny) == expected and len(expected) == 64
-    # Other files, the same tensors: one shard instead of two.
-    shards = {}
-    for path in sorted((tiny / "vlm").glob("*.safetensors")):
-        shards |= load_file(path)
-        path.unlink()
-    (tiny / "vlm" / "model.safetensors.index.json").unlink(missing_ok=True)
-    save_file(shards, tiny / "vlm" / "model.safetensors")
-    assert of(tiny) == expected
-    for name in ("transformer/config.json", "prompt_template.json", "scheduler/scheduler_config.json"):
-        other = Path(shutil.copytree(TINY, tmp_path / name.replace("/", "-")))
-        content = json.loads((other / name).read_text(encoding="utf-8"))
-        (other / name).write_text(json.dumps({**content, "further": 1}), encoding="utf-8")
-        assert of(other) != expected, name
-    assert fingerprint(Checkpoint.open(TINY), "tiny 0") != fingerprint(Checkpoint.open(TINY), "tiny 1")
-
-
-def test_random_weights_have_references_too(tmp_path, capsys):
-    """So machines are compared without a download."""
-    place = ["--random-weights", "tiny", "--device", "cpu"]
-    folder = tmp_path / "reference"
-    assert cli.main(["verify", *place, "--dtype", "float32", *RUN, "--save", str(folder)]) == 0
-    assert cli.main(["verify", *place, "--compare", str(folder)]) == 0
-    assert rows(capsys.readouterr().out)["latents"][3] == "yes"
-
-
-def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
-    settings = RunSettings("x", 64, 64, 1, 2, 4.0)
-    reference = Reference(torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64)), settings, "m", "f", "float32", {})
-    folder = tmp_path / "reference"
-    folder.mkdir()
-
-    def full_disk(self, name, **options):
-        Path(name).write_bytes(b"half")
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", full_disk)
-        with pytest.raises(OSError, match="no space"):
-            reference.save(folder)
-    assert list(tmp_path.rglob("*")) == [folder]
-    reference.save(folder)
-    assert Reference.load(folder).settings == settings
-
-
-def test_damaged_references(reference):
-    facts = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
-    for changed, words in (
-        ({"format": 2}, "format is 2"),
-        ({"settings": {}}, "missing"),
-        ({"settings": {**facts["settings"], "sampler": 1}}, "sampler"),
-    ):
-        (reference / "reference.json").write_text(json.dumps({**facts, **changed}), encoding="utf-8")
-        with pytest.raises(ValueError, match=words):
-            Reference.load(reference)
-    (reference / "reference.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be read"):
-        Reference.load(reference)
-    (reference / "latents.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no .*latents.safetensors"):
-        Reference.load(reference)
 
 
 # Mistakes
