@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .devices import on_device
-from .graphs import capture
+from .graphs import Step, capture
 from .transformer import PreparedTransformer
 
 
@@ -20,23 +19,20 @@ if TYPE_CHECKING:
     from .denoising import Conditioning
 
 
-@dataclass
 class _Branch:
     """Some rows of a step, evaluated together on one device."""
 
-    device: torch.device
-    prepared: PreparedTransformer
-    captured: bool
-
-    def __post_init__(self) -> None:
-        self._evaluate = None
+    def __init__(self, device: torch.device, prepared: PreparedTransformer, capture_graph: bool):
+        self._device, self._prepared = device, prepared
+        # A graph is captured with the first latents that come.
+        self._evaluate: Step | None = None if capture_graph else prepared
 
     def __call__(self, latents: Tensor, step: int) -> Tensor:
         """Start the evaluation; on an accelerator the result is there later."""
-        with on_device(self.device):
-            latents, modulation = latents.to(self.device), self.prepared.modulation(step)
+        with on_device(self._device):
+            latents, modulation = latents.to(self._device), self._prepared.modulation(step)
             if self._evaluate is None:
-                self._evaluate = capture(self.prepared, latents, modulation) if self.captured else self.prepared
+                self._evaluate = capture(self._prepared, latents, modulation)
             return self._evaluate(latents, modulation)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ascend.simulated import state
-from golden import load_case
+from golden import denoised, load_case
 
 from deepgen_npu import ops
 
@@ -98,6 +98,14 @@ def test_each_fused_call_of_a_run_computes_the_plain_path(load, recorded, case, 
         )
     assert all(value <= EXACT[dtype] for value in worst.values()), worst
     assert set(calls) == {"npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention_v3"}
+
+
+@pytest.mark.parametrize("case", ["edit", "t2i_batch"])
+def test_a_release_without_the_third_form_of_attention(on_npu, monkeypatch, case):
+    monkeypatch.setattr(ops, "_fused_attention", lambda: torch.ops.npu.npu_fusion_attention)
+    ours, golden = denoised(on_npu, case)
+    assert (ours - golden).abs().max() <= 1e-4
+    assert state.counts.operators["npu::npu_fusion_attention"] > 0
 
 
 def test_gelu_stays_the_tanh_form(on_npu):
