@@ -220,6 +220,7 @@ def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offl
     import torch
     from tqdm.auto import tqdm
 
+    from .bench import sizes_of_parts
     from .devices import resolve_dtype
     from .pipeline import DeepGenPipeline
 
@@ -232,10 +233,9 @@ def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offl
     if offload:
         pipe.enable_model_cpu_offload(devices["transformer"])
     print(f"All components loaded in {time.perf_counter() - start:.1f}s ({str(dtype).removeprefix('torch.')})")
-    for part in PARTS:
-        size = sum(parameter.nbytes for parameter in pipe.components[part].parameters())
-        place = f"cpu, on {devices[part]} while it runs" if offload else f"{devices[part]}"
-        print(f"  {part}: {place}, {_amount(size)}")
+    for name, part in sizes_of_parts(pipe).items():
+        place = f"cpu, on {devices[name]} while it runs" if offload else part.device
+        print(f"  {name}: {place}, {_amount(part.nbytes)}")
     return pipe
 
 
