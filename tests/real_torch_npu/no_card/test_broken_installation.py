@@ -14,10 +14,6 @@ from deepgen_npu import npu_setup
 
 
 ROOT = Path(__file__).parents[3]
-_EXAMINE = """
-from deepgen_npu import doctor
-print(doctor.as_json(doctor.examine()))
-"""
 _CHOOSE = """
 from deepgen_npu.devices import DeviceError, resolve_device
 print(resolve_device("auto"))
@@ -28,46 +24,63 @@ except DeviceError as error:
 """
 
 
-def run(code: str, **variables: str) -> subprocess.CompletedProcess:
-    """Python in a process that does not find CANN's libraries."""
-    hidden = ("LD_LIBRARY_PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, **variables},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def python(tmp_path):
+    """Runs Python in a process that does not find CANN's libraries, although a CANN is there."""
+    script = tmp_path / "cann" / "set_env.sh"
+    script.parent.mkdir()
+    script.touch()
+
+    def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        hidden = ("LD_LIBRARY_PATH", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env={**environment, "ASCEND_TOOLKIT_HOME": str(script.parent), **variables},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    python.command = f"source {script}"  # pyright: ignore[reportFunctionMemberAccess]
+    return python
 
 
-def test_torch_does_not_load():
-    child = run("import torch")
+def test_torch_does_not_load(python):
+    child = python("-c", "import torch")
     assert child.returncode != 0
     assert "cannot open shared object file" in child.stderr
-    assert npu_setup.is_missing_library(child.stderr)
 
 
-def test_doctor_names_the_command():
-    child = run(_EXAMINE)
-    assert child.returncode == 0, child.stderr
+def test_doctor_names_the_command(python):
+    child = python("-m", "deepgen_npu", "doctor", "--json")
+    assert child.returncode == 1, child.stderr
     found = json.loads(child.stdout)
     assert not found["healthy"]
     problems = [finding for finding in found["findings"] if finding["level"] == "problem"]
     assert len(problems) == 1
     assert npu_setup.NOT_SOURCED in problems[0]["what"]
     assert "libhccl.so" in problems[0]["what"]
-    assert problems[0]["mend"] == npu_setup.SOURCE_COMMAND
+    assert problems[0]["mend"] == python.command
 
 
-def test_devices_where_torch_loads_without_torch_npu():
-    child = run(_CHOOSE, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+@pytest.mark.parametrize("device", ["npu", "auto", "cpu"])
+def test_the_command_line_names_it_in_one_line(python, tmp_path, device):
+    arguments = ["generate", "--model_path", "demo_checkpoint", "--device", device]
+    child = python("-m", "deepgen_npu", *arguments, "--output_image", str(tmp_path / "picture.png"))
+    assert child.returncode == 2
+    (line,) = [line for line in child.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ") and npu_setup.NOT_SOURCED in line and python.command in line
+
+
+def test_devices_where_torch_loads_without_torch_npu(python):
+    child = python("-c", _CHOOSE, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert child.returncode == 0, child.stderr
     chosen, reason = child.stdout.strip().splitlines()[-2:]
     assert chosen == "cpu"
-    assert "torch_npu is installed but does not load" in reason
-    assert npu_setup.SOURCE_COMMAND in reason
+    assert npu_setup.NOT_SOURCED in reason
+    assert python.command in reason
 
 
 @pytest.mark.parametrize("card", [False, True])
