@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from ascend.report import sections as simulated_sections
 from comfyui_bench.fixtures import (  # noqa: F401
     comfy,
     comfy_browser,
@@ -23,8 +23,6 @@ from deepgen_npu.random_checkpoint import write as write_random_checkpoint
 
 
 _golden_rows: list[tuple[str, str, float]] = []
-SIMULATED = pytest.StashKey[str]()
-"""What the tests on the simulated NPU printed."""
 
 
 def lay_out_models(base: Path) -> None:
@@ -65,18 +63,13 @@ def golden_table():
     return _golden_rows
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter):
     report_missing_comfyui(terminalreporter)
     if _golden_rows:
         terminalreporter.section("largest difference to the original implementation (float32, CPU)")
         for case, tensor, difference in _golden_rows:
             terminalreporter.write_line(f"{case:28} {tensor:32} {difference:.2e}")
-    for section in re.split(r"^=+ (?=counted|measured|largest)", config.stash.get(SIMULATED, ""), flags=re.MULTILINE)[
-        1:
-    ]:
-        title, *lines = section.splitlines()
-        terminalreporter.section(title.rstrip(" ="))
+    for title, lines in simulated_sections():
+        terminalreporter.section(title)
         for line in lines:
-            if line.startswith("="):
-                break
             terminalreporter.write_line(line)

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SIMULATED
+from ascend import report as simulated
 
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def report(request) -> str:
+def report() -> str:
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/simulated_npu", "tests/hardware", "-m", "not cuda", "--color=no"],
         cwd=ROOT,
@@ -27,7 +27,7 @@ def report(request) -> str:
         text=True,
         check=False,
     )
-    request.config.stash[SIMULATED] = child.stdout
+    simulated.printed.append(child.stdout)
     if child.returncode != 0:
         pytest.fail(f"on the simulated NPU:\n{child.stdout}\n{child.stderr}", pytrace=False)
     return child.stdout
