@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import PARTS
+from .checkpoint import PARTS, amount
 from .devices import memory_allocated, peak_memory, reset_peak_memory, synchronize
 from .pipeline import DeepGenPipeline
 from .placement import device_of
@@ -141,15 +141,15 @@ def sizes_of_parts(pipe: DeepGenPipeline) -> dict[str, Part]:
 def as_markdown(result: Measurement) -> str:
     """The report's two tables, with the time of each stage and the peaks."""
     lines = ["| Part | Device | Memory |", "|---|---|---|"]
-    lines += [f"| {name} | {part.device} | {_amount(part.nbytes)} |" for name, part in result.parts.items()]
-    lines += [f"| all parts | | {_amount(sum(part.nbytes for part in result.parts.values()))} |", ""]
+    lines += [f"| {name} | {part.device} | {amount(part.nbytes)} |" for name, part in result.parts.items()]
+    lines += [f"| all parts | | {amount(sum(part.nbytes for part in result.parts.values()))} |", ""]
     lines += [
         f"| What | Median of {len(result.runs)} | First run |" + (" Peak memory |" if result.peaks else ""),
         "|---|---|---|" + ("---|" if result.peaks else ""),
     ]
     for stage, seconds in (*result.stages.items(), ("whole run", result.run)):
         first = result.warm_up.run if stage == "whole run" else result.warm_up.stages[stage]
-        peak = f" {_amount(result.peaks[stage])} |" if result.peaks else ""
+        peak = f" {amount(result.peaks[stage])} |" if result.peaks else ""
         lines.append(f"| {stage} | {seconds:.3f} s | {first:.3f} s |{peak}")
     first_rate = result.settings.num_inference_steps / result.warm_up.stages["denoise"]
     loading = "Loading was not measured: random weights have no files."
@@ -159,7 +159,3 @@ def as_markdown(result: Measurement) -> str:
     lines.append(f"| denoising | {result.steps_per_second:.2f} it/s | {first_rate:.2f} it/s |{empty}")
     lines += ["", loading]
     return "\n".join(lines)
-
-
-def _amount(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"

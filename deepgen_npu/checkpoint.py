@@ -352,3 +352,8 @@ def _check_bridges(checkpoint: Checkpoint) -> None:
                 f"The parts of {checkpoint.folder} do not fit together: {left} is {left_value}, "
                 f"but {right} is {right_value}. The folder mixes different models. {how_to_download()}"
             )
+
+
+def amount(nbytes: int) -> str:
+    """A size of weights or memory, for people."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**27 else f"{nbytes / 2**20:.2f} MiB"

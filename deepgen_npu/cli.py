@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import arguments as checks
 from . import npu_setup
-from .checkpoint import PARTS, Checkpoint, CheckpointError, how_to_download, resolve_model
+from .checkpoint import PARTS, Checkpoint, CheckpointError, amount, how_to_download, resolve_model
 from .download import MODEL_ID, SOURCES, DownloadError, find_downloaded
 from .options import DEFAULT_PROMPT, UsageError, add_model_option, add_placement_options, add_run_options
 from .sizes import SizeRules
@@ -235,12 +235,8 @@ def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offl
     print(f"All components loaded in {time.perf_counter() - start:.1f}s ({str(dtype).removeprefix('torch.')})")
     for name, part in sizes_of_parts(pipe).items():
         place = f"cpu, on {devices[name]} while it runs" if offload else part.device
-        print(f"  {name}: {place}, {_amount(part.nbytes)}")
+        print(f"  {name}: {place}, {amount(part.nbytes)}")
     return pipe
-
-
-def _amount(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
 
 
 def _open_picture(name: str) -> Image.Image:
@@ -293,7 +289,7 @@ def _check(arguments: argparse.Namespace) -> None:
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path))
     print(f"{checkpoint.folder} is whole.")
     for part in PARTS:
-        print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {_amount(checkpoint.nbytes(part))}")
+        print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {amount(checkpoint.nbytes(part))}")
 
 
 def _download(arguments: argparse.Namespace) -> None:

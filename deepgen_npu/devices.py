@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -148,10 +147,8 @@ def empty_cache(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a card or of the processor."""
-    if device.type != "cpu":
-        return str(_backend(device.type).get_device_name(device))
-    return platform.processor() or platform.machine()
+    """The name of a card."""
+    return str(_backend(device.type).get_device_name(device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .devices import on_device
 from .graphs import Step, capture
+from .placement import device_of
 from .transformer import PreparedTransformer
 
 
@@ -68,7 +69,7 @@ class GuidedVelocity:
         negative = (conditioning.negative_prompt_embeds, conditioning.negative_pooled_prompt_embeds)
 
         def branch(transformer: SD3Transformer2DModel, embeds: Tensor, pooled: Tensor) -> _Branch:
-            device, rows = next(transformer.parameters()).device, len(embeds)
+            device, rows = device_of(transformer), len(embeds)
             references = [latents.repeat(rows // len(latents), 1, 1, 1) for latents in conditioning.reference_latents]
             with on_device(device):
                 given = (timesteps, embeds, pooled, *references)
