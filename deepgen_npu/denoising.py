@@ -52,6 +52,36 @@ class Conditioning:
         )
 
 
+@dataclass
+class Start:
+    """A picture that denoising begins with, instead of nothing but noise.
+
+    Attributes:
+        latents: [b or 1, C, H/8, W/8] in scaled space.
+        strength: In (0, 1]: how much of it is drawn anew. The steps are the last of a schedule that would have
+            steps / strength; at 1 nothing of the picture is left but what the mask keeps.
+        mask: [b or 1, 1, H/8, W/8] in [0, 1]: 1 where it may change, 0 where it is kept.
+    """
+
+    latents: Tensor
+    strength: float = 1.0
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device) -> Start:
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, latents=self.latents.to(device), mask=mask)
+
+    def begin(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The picture with the noise of a sigma, in the noise's dtype."""
+        return (sigma * noise + (1 - sigma) * self.latents.float()).to(noise.dtype)
+
+    def keep(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """``latents`` with the picture put back where the mask keeps it."""
+        if self.mask is None:
+            return latents
+        return torch.lerp(self.begin(noise, sigma).float(), latents.float(), self.mask).to(latents.dtype)
+
+
 def denoise(
     transformers: Sequence[SD3Transformer2DModel],
     scheduler: FlowMatchEulerDiscreteScheduler,
@@ -62,6 +92,7 @@ def denoise(
     on_step: OnStep | None = None,
     on_progress: Callable[[], object] | None = None,
     capture_graph: bool = False,
+    start: Start | None = None,
 ) -> Tensor:
     """Integrate the flow from noise to data with the scheduler's steps.
 
@@ -75,17 +106,25 @@ def denoise(
             finished latents in float32. It returns the latents to go on with.
         on_progress: Called after each step.
         capture_graph: Capture the DiT's evaluation in a graph of the device and replay it (see `graphs`).
+        start: A picture to begin with, on the same device.
 
     Returns:
         [b, C, h, w].
     """
-    timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, transformers[0].config["patch_size"])
+    strength = start.strength if start else 1.0
+    patch_size = transformers[0].config["patch_size"]
+    timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, patch_size, strength)
+    noise = latents
+    if start:
+        latents = start.begin(noise, sigmas[0])
     height, width = latents.shape[-2:]
     velocity_of = GuidedVelocity(transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph)
     for step, timestep in enumerate(timesteps):
         velocity = velocity_of(latents, step)
         previous = latents
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        if start:
+            latents = start.keep(latents, noise, sigmas[step + 1])
         if on_step is not None:
             x0 = previous.float() - sigmas[step] * velocity.float()
             latents = on_step(step, timestep, latents, x0)
@@ -95,9 +134,17 @@ def denoise(
 
 
 def set_timesteps(
-    scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, latents: Tensor, patch_size: int
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    num_inference_steps: int,
+    latents: Tensor,
+    patch_size: int,
+    strength: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps [n] in 0..1000 on the device of ``latents``, and sigmas [n + 1] in 0..1."""
+    """Timesteps [n] in 0..1000 on the device of ``latents``, and sigmas [n + 1] in 0..1.
+
+    Args:
+        strength: Below 1 they are the last n of a schedule of n / strength steps.
+    """
     config = scheduler.config
     arguments = {}
     if config["use_dynamic_shifting"]:
@@ -107,10 +154,11 @@ def set_timesteps(
             config["max_image_seq_len"] - config["base_image_seq_len"]
         )
         arguments["mu"] = config["base_shift"] + slope * (tokens - config["base_image_seq_len"])
-    scheduler.set_timesteps(num_inference_steps, device=latents.device, **arguments)
+    scheduler.set_timesteps(int(num_inference_steps / strength), device=latents.device, **arguments)
+    first = len(scheduler.timesteps) - num_inference_steps
     # Without it the scheduler searches for its first timestep, which waits for the device.
-    scheduler.set_begin_index(0)
-    return scheduler.timesteps, scheduler.sigmas
+    scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:], scheduler.sigmas[first:]
 
 
 def require_finite(values: Tensor, what: str) -> None:

@@ -7,9 +7,9 @@ a size that would fit.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -61,8 +61,7 @@ class Work:
 def activation_bytes(pipe: PipelineParts, work: Work) -> int:
     """An upper estimate of what a part needs on its device beside its weights."""
     if work.part == "vae":
-        narrowest = pipe.vae.config["block_out_channels"][0]
-        return TENSORS_OF_VAE * narrowest * work.height * work.width * pipe.vae.dtype.itemsize
+        return vae_activation_bytes(pipe.vae.config, work.height, work.width, pipe.vae.dtype)
     itemsize = pipe.dtype.itemsize
     if work.part == "transformer":
         config = pipe.transformer.config
@@ -82,6 +81,11 @@ def activation_bytes(pipe: PipelineParts, work: Work) -> int:
         return TENSORS_OF_VLM * work.rows * tokens * wide * itemsize + pixels
     width = pipe.connector.config["connector"]["hidden_size"]
     return TENSORS_OF_CONNECTOR * work.rows * tokens * width * itemsize
+
+
+def vae_activation_bytes(config: Mapping[str, Any], height: int, width: int, dtype: torch.dtype) -> int:
+    """The same for a VAE that encodes or decodes a picture of so many pixels."""
+    return TENSORS_OF_VAE * config["block_out_channels"][0] * height * width * dtype.itemsize
 
 
 def largest_fitting(pipe: PipelineParts, work: Work, free: int) -> tuple[int, int] | None:
@@ -140,7 +144,7 @@ def _explain(pipe: PipelineParts, work: Work, reason: str) -> str:
     advice = [f"choose a smaller size (about {size[0]} x {size[1]} would fit)"] if size else []
     advice += ["make fewer pictures at once"] if work.rows > 2 else []
     advice += ["use fewer references"] if work.references else []
-    advice += ["decode in tiles (enable_vae_tiling(), --vae_tiling)"] if work.part == "vae" else []
+    advice += [f"decode in tiles ({pipe.placement.how_to_tile})"] if work.part == "vae" else []
     advice += ["free what other programs hold on it"]
     return (
         f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). With all else moved out, "

@@ -13,6 +13,7 @@ from .checkpoint import PARTS, Checkpoint, CheckpointError, resolve_model
 from .devices import resolve_device, resolve_dtype
 from .placement import ModelOffload, Placement, StayInPlace, device_of
 from .prompts import PromptTemplate
+from .reuse import EncodingCache
 from .sizes import SizeRules
 from .weights import BytesRead, copy_to, load_part, load_scheduler, load_tokenizer
 
@@ -60,6 +61,8 @@ class PipelineParts:
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.capture_graph = False
         """Capture each run's denoising step in a graph of the device (NPU, CUDA) and replay it: the same pictures."""
+        self.encodings = EncodingCache()
+        """What was encoded: give it some ``max_bytes``, and the same prompts and pictures are not encoded again."""
         self._further_transformers: list[SD3Transformer2DModel] = []
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
@@ -116,22 +119,22 @@ class PipelineParts:
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         devices: Mapping[str, torch.device],
-        vae_dtype: torch.dtype | None = None,
+        vae: AutoencoderKL | None = None,
         on_bytes_read: BytesRead | None = None,
     ) -> Self:
         """Load a checked folder, each part to a device of its own.
 
         Args:
             devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
-            vae_dtype: Of the VAE alone; None means ``dtype``.
+            vae: The VAE, if it is loaded already; it may have a dtype of its own.
         """
         template = PromptTemplate.from_config(checkpoint.prompt_template)
         sizes = SizeRules.from_checkpoint(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = {} if vae is None else {"vae": vae}
         for part in PARTS:
-            part_dtype = vae_dtype or dtype if part == "vae" else dtype
-            parts[part] = load_part(checkpoint, part, part_dtype, devices[part], on_bytes_read)
+            if part not in parts:
+                parts[part] = load_part(checkpoint, part, dtype, devices[part], on_bytes_read)
         return cls(
             tokenizer=tokenizer,
             scheduler=load_scheduler(checkpoint),

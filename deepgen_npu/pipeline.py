@@ -7,24 +7,30 @@ Each stage is public and a function of what the one before returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import arguments
+from . import arguments, autoencoder
 from . import images as pictures
-from .denoising import Conditioning, denoise, require_finite
+from .denoising import Conditioning, Start, denoise, require_finite
 from .devices import random_noise
 from .memory import Work, with_room
 from .parts import PipelineParts
 from .prompts import tokenize
+from .reuse import digest
 from .vision_language import stacked_hidden_states
 from .vision_tower import encode_references
 
+
+Embeds = tuple[Tensor, Tensor, Tensor, Tensor]
+"""prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds."""
 
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -34,6 +40,30 @@ class DeepGenPipelineOutput:
     """``images`` in the form that ``output_type`` named."""
 
     images: list[Image.Image] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A reference picture at the output's size.
+
+    Attributes:
+        pixels: [3, H, W] in [-1, 1], on the CPU.
+        name: What tells it from other pictures.
+    """
+
+    pixels: Tensor
+    name: Hashable
+
+    @classmethod
+    def of(cls, image: Image.Image, height: int, width: int) -> _Reference:
+        pixels = pictures.to_pixels(image, height, width)
+        return cls(pixels, digest(pixels))
+
+
+def _repeat(embeds: Embeds, copies: int) -> Embeds:
+    """All rows, then all again, for several pictures a prompt."""
+    first, second, third, fourth = (tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for tensor in embeds)
+    return first, second, third, fourth
 
 
 class DeepGenPipeline(PipelineParts):
@@ -134,15 +164,22 @@ class DeepGenPipeline(PipelineParts):
         """`encode` for several sets of references and the same prompts.
 
         The sets go through one part of the model after the other, so that a part that has to be moved to the
-        device is moved once, however many sets there are.
+        device is moved once, however many sets there are. What is in `encodings`, or comes twice, is not encoded
+        again.
         """
         height, width = self.sizes.check(height, width, editing=any(images))
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
-        pixels = [[pictures.to_pixels(reference, height, width) for reference in group] for group in images]
-        stacked = [self._stack_states(prompt, references, negative_prompt) for references in pixels]
-        embeds = [self._bridge(states, copies) for states in stacked]
-        latents = [[self.encode_image(reference[None]) for reference in references] for references in pixels]
-        return [Conditioning(*one, height, width, refs) for one, refs in zip(embeds, latents, strict=True)]
+        groups = [[_Reference.of(image, height, width) for image in group] for group in images]
+        embeds = self._embed(prompt, negative_prompt, groups)
+        latents = {}
+        for reference in (reference for group in groups for reference in group):
+            if reference.name not in latents:
+                encode = partial(self.encode_image, reference.pixels[None])
+                latents[reference.name] = self._reuse("latents", reference, encode)
+        return [
+            Conditioning(*_repeat(one, copies), height, width, [latents[reference.name] for reference in group])
+            for one, group in zip(embeds, groups, strict=True)
+        ]
 
     @torch.no_grad()
     def encode_prompt(
@@ -164,28 +201,45 @@ class DeepGenPipeline(PipelineParts):
             as in `Conditioning`.
         """
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
-        references = pictures.as_list(image)
-        if references:  # text alone has no size
+        images = pictures.as_list(image)
+        if images:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
-        pixels = [pictures.to_pixels(reference, height, width) for reference in references]
-        return self._bridge(self._stack_states(prompt, pixels, negative_prompt), copies)
+        group = [_Reference.of(image, height, width) for image in images]
+        return _repeat(self._embed(prompt, negative_prompt, [group])[0], copies)
 
-    def _stack_states(
-        self, prompt: str | Sequence[str], references: Sequence[Tensor], negative_prompt: str | None
-    ) -> Tensor:
-        """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden].
+    def _embed(
+        self, prompt: str | Sequence[str], negative_prompt: str | None, groups: Sequence[Sequence[_Reference]]
+    ) -> list[Embeds]:
+        """What the text side makes of the prompts with each group of references, a row for each prompt."""
+        prompts, negative = tuple(arguments.prompts(prompt)), arguments.negative_prompt(negative_prompt)
+        keys = [("embeds", prompts, negative, *(reference.name for reference in group)) for group in groups]
+        embeds: dict[Hashable, Any] = {key: self.encodings.find(key) for key in keys}
+        new = {key: group for key, group in zip(keys, groups, strict=True) if embeds[key] is None}
+        # All through the VLM first: so each part is moved to the device once.
+        stacked = {key: self._stack_states(prompts, group, negative) for key, group in new.items()}
+        for key in new:
+            embeds[key] = self._bridge(stacked.pop(key))
+            self.encodings.keep(key, embeds[key])
+        return [embeds[key] for key in keys]
 
-        Args:
-            references: Each [3, H, W] in [-1, 1].
-        """
-        prompts = arguments.prompts(prompt)
-        texts = [*prompts, *[arguments.negative_prompt(negative_prompt)] * len(prompts)]
+    def _reuse(self, kind: str, reference: _Reference, encode: Callable[[], Tensor]) -> Tensor:
+        """One kind of encoding of a reference, from `encodings` if it is there."""
+        key = (kind, reference.name)
+        if found := self.encodings.find(key):
+            return found[0]
+        encoded = encode()
+        self.encodings.keep(key, (encoded,))
+        return encoded
+
+    def _stack_states(self, prompts: Sequence[str], references: Sequence[_Reference], negative_prompt: str) -> Tensor:
+        """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden]."""
+        texts = [*prompts, *[negative_prompt] * len(prompts)]
         for text in texts:
             self.prompt_template.check(text)
         cells = []
         if references:
             cell = self.sizes.vision_cell
-            cells = [(pixels.shape[1] // cell, pixels.shape[2] // cell) for pixels in references]
+            cells = [(one.pixels.shape[1] // cell, one.pixels.shape[2] // cell) for one in references]
             counts = [rows * columns for rows, columns in cells]
             texts = [self.prompt_template.for_editing(text, counts) for text in texts]
         else:
@@ -193,20 +247,24 @@ class DeepGenPipeline(PipelineParts):
         input_ids, valid = tokenize(self.tokenizer, texts)
 
         def run(device: torch.device) -> Tensor:
+            def look(pixels: Tensor) -> Tensor:
+                return encode_references(self.vlm, pixels[None].to(device, self.vlm.dtype))[0]
+
             features = None
             if references:
-                pixels = torch.stack(list(references)).to(device, self.vlm.dtype)
-                features = encode_references(self.vlm, pixels).flatten(0, 1)[None]
+                # Each alone, so that its features do not depend, in the last bit, on what else is there.
+                seen = [self._reuse("vision", one, partial(look, one.pixels)).to(device) for one in references]
+                features = torch.cat(seen)[None]
             meta_queries = self.connector.meta_queries.to(device)
             return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
 
-        height, width = references[0].shape[1:] if references else (0, 0)
+        height, width = references[0].pixels.shape[1:] if references else (0, 0)
         image_tokens = sum(rows * columns for rows, columns in cells)
         text_tokens = input_ids.shape[1] + self.connector.num_queries - image_tokens
         return with_room(self, Work("vlm", height, width, len(texts), len(references), text_tokens), run)
 
-    def _bridge(self, stacked: Tensor, copies: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The connector's output, split into prompts and negative prompts and repeated for the copies."""
+    def _bridge(self, stacked: Tensor) -> Embeds:
+        """The connector's output, split into prompts and negative prompts."""
         rows, tokens = stacked.shape[:2]
         sequence, pooled = with_room(
             self,
@@ -215,18 +273,11 @@ class DeepGenPipeline(PipelineParts):
         )
         prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
         pooled_embeds, negative_pooled_embeds = pooled.chunk(2)
-        return (
-            prompt_embeds.repeat(copies, 1, 1),
-            pooled_embeds.repeat(copies, 1),
-            negative_prompt_embeds.repeat(copies, 1, 1),
-            negative_pooled_embeds.repeat(copies, 1),
-        )
+        return prompt_embeds, pooled_embeds, negative_prompt_embeds, negative_pooled_embeds
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Reference latents: the mode of the VAE's posterior in scaled space.
-
-        The original draws a sample from the global random numbers; with the mode, a seed alone decides.
 
         Args:
             pixels: [b, 3, H, W] in [-1, 1].
@@ -236,8 +287,7 @@ class DeepGenPipeline(PipelineParts):
         """
 
         def run(device: torch.device) -> Tensor:
-            mode = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()
-            return (mode - self._vae_shift) * self.vae.config["scaling_factor"]
+            return autoencoder.scale(self.vae, autoencoder.encode(self.vae, pixels.to(device, self.vae.dtype)))
 
         return with_room(self, Work("vae", *pixels.shape[-2:]), run)
 
@@ -267,11 +317,13 @@ class DeepGenPipeline(PipelineParts):
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
         callback_on_step_end: StepCallback | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """From noise to finished latents.
 
         Args:
             latents: [b, C, H/8, W/8] noise, as `prepare_latents` makes it.
+            start: A picture to begin with instead of nothing but noise.
 
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
@@ -299,6 +351,7 @@ class DeepGenPipeline(PipelineParts):
                     on_step if callback_on_step_end is not None else None,
                     progress_bar.update,
                     self.capture_graph,
+                    start.to(device) if start else None,
                 )
 
         work = Work(
@@ -330,21 +383,12 @@ class DeepGenPipeline(PipelineParts):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The VAE decoder's output: [b, 3, H, W], about [-1, 1], not clamped, in the VAE's dtype."""
-        factor = self.vae_scale_factor
-        height, width = (side * factor for side in latents.shape[-2:])
+        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
 
         def run(device: torch.device) -> Tensor:
-            unscaled = latents.to(device, self.vae.dtype) / self.vae.config["scaling_factor"] + self._vae_shift
-            # One at a time: a batch would need a gigabyte for each picture of 512 x 512.
-            return torch.cat([self.vae.decode(one).sample for one in unscaled.split(1)])
+            return autoencoder.decode(self.vae, autoencoder.unscale(self.vae, latents.to(device)))
 
-        pixels = with_room(self, Work("vae", height, width), run)
-        require_finite(pixels, "The VAE's output")
-        return pixels
-
-    @property
-    def _vae_shift(self) -> float:
-        return self.vae.config["shift_factor"] or 0.0
+        return with_room(self, Work("vae", height, width), run)
 
     def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor

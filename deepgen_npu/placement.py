@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class Placement(Protocol):
+    how_to_tile: str
+    """Told to a user whose device has no room to decode a picture."""
+
     def activate(self, part: str) -> torch.device:
         """Make ``vlm``, ``connector``, ``transformer`` or ``vae`` ready to run and say where it runs."""
         ...
@@ -35,6 +38,8 @@ class Placement(Protocol):
 
 class StayInPlace:
     """Parts run where they are. When a device's memory runs out, its parts begin to take turns."""
+
+    how_to_tile = "enable_vae_tiling(), --vae_tiling"
 
     def __init__(self, parts: Mapping[str, Module]):
         self._parts = parts
@@ -73,6 +78,8 @@ class ModelOffload:
     A part comes to the device when its stage begins and leaves it when another part's stage begins or the run
     ends, so at most the largest part and its activations are there.
     """
+
+    how_to_tile = StayInPlace.how_to_tile
 
     def __init__(self, parts: Mapping[str, Module], device: torch.device):
         self.parts = parts
