@@ -116,7 +116,7 @@ def with_room(pipe: PipelineParts, work: Work, run: Callable[[torch.device], Res
     reason = ""
     for attempt in range(2):
         try:
-            return run(pipe.placement.activate(work.part))
+            return run(pipe.placement.activate(work.part, activation_bytes(pipe, work)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -58,7 +58,7 @@ class PipelineParts:
         self.sizes = sizes or SizeRules.from_configs(
             transformer.config, vae.config, vlm.config.vision_config.to_dict()
         )
-        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.vae_scale_factor = self.sizes.vae_factor
         self.capture_graph = False
         """Capture each run's denoising step in a graph of the device (NPU, CUDA) and replay it: the same pictures."""
         self.encodings = EncodingCache()

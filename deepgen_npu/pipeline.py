@@ -383,10 +383,15 @@ class DeepGenPipeline(PipelineParts):
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The VAE decoder's output: [b, 3, H, W], about [-1, 1], not clamped, in the VAE's dtype."""
+        return self.decode_unscaled(autoencoder.unscale(self.vae, latents))
+
+    @torch.no_grad()
+    def decode_unscaled(self, latents: Tensor) -> Tensor:
+        """`decode_latents` for latents in the VAE's own space instead of the DiT's."""
         height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
 
         def run(device: torch.device) -> Tensor:
-            return autoencoder.decode(self.vae, autoencoder.unscale(self.vae, latents.to(device)))
+            return autoencoder.decode(self.vae, latents.to(device, self.vae.dtype))
 
         return with_room(self, Work("vae", height, width), run)
 

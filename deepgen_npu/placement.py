@@ -23,8 +23,12 @@ class Placement(Protocol):
     how_to_tile: str
     """Told to a user whose device has no room to decode a picture."""
 
-    def activate(self, part: str) -> torch.device:
-        """Make ``vlm``, ``connector``, ``transformer`` or ``vae`` ready to run and say where it runs."""
+    def activate(self, part: str, nbytes: int = 0) -> torch.device:
+        """Make ``vlm``, ``connector``, ``transformer`` or ``vae`` ready to run and say where it runs.
+
+        Args:
+            nbytes: An estimate of what the part will need there beside its weights.
+        """
         ...
 
     def make_room(self, part: str) -> None:
@@ -45,7 +49,7 @@ class StayInPlace:
         self._parts = parts
         self._turns: dict[torch.device, ModelOffload] = {}
 
-    def activate(self, part: str) -> torch.device:
+    def activate(self, part: str, nbytes: int = 0) -> torch.device:
         for turns in self._turns.values():
             if part in turns.parts:
                 return turns.activate(part)
@@ -85,7 +89,7 @@ class ModelOffload:
         self.parts = parts
         self.device = device
 
-    def activate(self, part: str) -> torch.device:
+    def activate(self, part: str, nbytes: int = 0) -> torch.device:
         prepare_thread(self.device)
         self.release(keep=part)
         self.parts[part].to(self.device)

@@ -38,6 +38,7 @@ class SizeRules:
             factor 8 times the DiT's patch 2).
         editing_multiple: The same where there are references (32: one merge cell of the vision tower).
         vision_cell: Pixels covered by one merge cell of the vision tower, that is by one image token (32).
+        vae_factor: Pixels along a side that one latent stands for (8).
         longest_side: What the DiT's position grid covers (6144).
         trained_side: Side of the square whose area the model was trained at (512).
     """
@@ -45,6 +46,7 @@ class SizeRules:
     generation_multiple: int
     editing_multiple: int
     vision_cell: int
+    vae_factor: int
     longest_side: int
     trained_side: int
 
@@ -71,6 +73,7 @@ class SizeRules:
             generation_multiple=generation,
             editing_multiple=math.lcm(generation, int(cell)),
             vision_cell=int(cell),
+            vae_factor=factor,
             longest_side=longest,
             trained_side=min(trained_side, longest),
         )

@@ -6,12 +6,11 @@ from comfy_api.latest import io
 
 from ..deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from . import inputs
+from .compat import search_aliases
+from .inputs import CUSTOM, FOLLOW, RESTORE
 
 
 MULTIPLE = 32
-
-FOLLOW = "follow image"
-CUSTOM = "width and height"
 
 
 class DeepGenEdit(io.ComfyNode):
@@ -19,9 +18,10 @@ class DeepGenEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DeepGenEdit",
-            display_name="DeepGen Edit",
+            display_name="DeepGen Edit Image",
             category=inputs.CATEGORY,
             description="Edits a picture as the prompt says with DeepGen 1.0. A batch is edited picture by picture.",
+            **search_aliases("image editing", "instruction edit", "i2i", "img2img"),
             inputs=[
                 inputs.pipeline(),
                 io.Image.Input("image", tooltip="The picture to edit. Of a batch, each picture is edited."),
@@ -29,24 +29,18 @@ class DeepGenEdit(io.ComfyNode):
                 inputs.negative_prompt(EDIT_NEGATIVE_PROMPT),
                 io.Combo.Input(
                     "size_mode",
-                    options=[FOLLOW, CUSTOM],
+                    options=[FOLLOW, CUSTOM, RESTORE],
                     default=FOLLOW,
                     tooltip="follow image: the shape of the picture at the area the model was trained at. "
-                    "width and height: the two numbers below; the picture is stretched to them.",
+                    "width and height: the two numbers below; the picture is stretched to them. "
+                    "size of image: made like follow image, then scaled to exactly the size of the picture.",
                 ),
                 inputs.side("width", MULTIPLE, "Used by 'width and height': in pixels, a multiple of 32."),
                 inputs.side("height", MULTIPLE, "Used by 'width and height': in pixels, a multiple of 32."),
                 inputs.seed(),
                 inputs.steps(),
                 inputs.cfg(),
-                *(
-                    io.Image.Input(
-                        f"image_{number}",
-                        optional=True,
-                        tooltip=f"Reference {number}: one picture for all, or as many as image has.",
-                    )
-                    for number in (2, 3, 4)
-                ),
+                *inputs.references(2, 3, 4),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The edited pictures, one batch.")],
         )
@@ -55,11 +49,10 @@ class DeepGenEdit(io.ComfyNode):
     def validate_inputs(
         cls, size_mode: str | None = None, width: int | None = None, height: int | None = None
     ) -> bool | str:
-        if size_mode not in (None, FOLLOW, CUSTOM):
-            return f"size_mode is {size_mode!r}; {FOLLOW!r} or {CUSTOM!r} is wanted."
-        if size_mode == FOLLOW:
-            return True
-        return inputs.check_sides(MULTIPLE, width=width, height=height)
+        modes = (FOLLOW, CUSTOM, RESTORE)
+        return inputs.check_size_mode(size_mode, modes) or inputs.check_sides(
+            MULTIPLE, **({} if size_mode in (FOLLOW, RESTORE) else {"width": width, "height": height})
+        )
 
     @classmethod
     def execute(
@@ -78,52 +71,17 @@ class DeepGenEdit(io.ComfyNode):
         image_3=None,
         image_4=None,
     ) -> io.NodeOutput:
-        import torch
+        from . import stages
+        from .images import reference_groups
+        from .scale import editing_size, pixel_size
 
-        from .images import to_image, to_pil
-        from .memory import placement_of
-        from .progress import step_callback
-        from .scale import drawing_size, pixel_size, show
-
+        handle = stages.handle_of(pipeline)
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
-        sizes = pipeline.sizes
+        drawn = editing_size(handle.sizes, image, size_mode, height, width)
         if size_mode == FOLLOW:
-            drawn = sizes.follow(image.shape[1], image.shape[2])
-            height, width = (side * pixel_size(sizes) for side in drawn)
-        else:
-            drawn = drawing_size(sizes, height, width, editing=True)
-        placement_of(pipeline).expect(pipeline, *drawn, batch=1, references=len(groups[0]))
-        callback = step_callback(pipeline, steps, pictures=len(groups))
-        # One draw for the whole batch: picture k has the same noise however many there are.
-        noise = pipeline.prepare_latents(len(groups), *drawn, seed=seed)
-        # Stage by stage for all of them, so that no stage has to be loaded twice.
-        pictures = [[to_pil(reference)[0] for reference in group] for group in groups]
-        conditionings = pipeline.encode_each(prompt, pictures, negative_prompt, *drawn)
-        latents = [
-            pipeline.denoise(conditioning, noise[index : index + 1], steps, cfg, callback)
-            for index, conditioning in enumerate(conditionings)
-        ]
-        edited = [pipeline.decode(one, "pt") for one in latents]
-        return io.NodeOutput(to_image(show(torch.cat(edited), height, width)))
-
-
-def reference_groups(**images) -> list[list]:
-    """The references of each picture of the batch.
-
-    Args:
-        images: IMAGE tensors [b, H, W, C] or None by input name; the first sets the batch.
-
-    Returns:
-        For each picture of the batch its references, each [1, H, W, C].
-
-    Raises:
-        ValueError: When a further input has neither one picture nor as many as the first.
-    """
-    given = {name: image for name, image in images.items() if image is not None}
-    (first, batch), *others = [(name, len(image)) for name, image in given.items()]
-    for name, count in others:
-        if count not in (1, batch):
-            raise ValueError(
-                f"{name} has {count} pictures and {first} has {batch}; one is wanted, or as many as {first}."
-            )
-    return [[image[min(index, len(image) - 1) :][:1] for image in given.values()] for index in range(batch)]
+            height, width = (side * pixel_size(handle.sizes) for side in drawn)
+        elif size_mode == RESTORE:
+            height, width = image.shape[1:3]
+        conditionings = stages.encode(handle, prompt, negative_prompt, groups, *drawn)
+        latent = stages.sample(handle, conditionings, seed, steps, cfg)
+        return io.NodeOutput(stages.decode(handle, latent, height, width))

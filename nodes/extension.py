@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .edit import DeepGenEdit
+from .encode import DeepGenEncode
 from .loader import DeepGenLoader
+from .sample import DeepGenSample
 from .text_to_image import DeepGenTextToImage
 
 
 class DeepGenExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DeepGenLoader, DeepGenTextToImage, DeepGenEdit]
+        return [DeepGenLoader, DeepGenTextToImage, DeepGenEdit, DeepGenEncode, DeepGenSample]

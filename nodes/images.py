@@ -27,3 +27,25 @@ def to_pil(image: Tensor) -> list[Image.Image]:
 def to_image(pixels: Tensor) -> Tensor:
     """[b, 3, H, W] in [0, 1] as an IMAGE batch [b, H, W, 3] (NCHW to BHWC)."""
     return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+def reference_groups(**images: Tensor | None) -> list[list[Image.Image]]:
+    """The references of each picture of a batch.
+
+    Args:
+        images: IMAGE tensors [b, H, W, C] or None by input name; the first sets the batch.
+
+    Raises:
+        ValueError: When a further input has neither one picture nor as many as the first.
+    """
+    given = {name: image for name, image in images.items() if image is not None}
+    if not given:
+        return [[]]
+    (first, batch), *others = [(name, len(image)) for name, image in given.items()]
+    for name, count in others:
+        if count not in (1, batch):
+            raise ValueError(
+                f"{name} has {count} pictures and {first} has {batch}; one is wanted, or as many as {first}."
+            )
+    pictures = [to_pil(image) for image in given.values()]
+    return [[each[min(index, len(each) - 1)] for each in pictures] for index in range(batch)]

@@ -8,6 +8,11 @@ from ..deepgen_npu.sizes import nearest_sides
 
 
 Pipeline = io.Custom("DEEPGEN_PIPELINE")
+Conditioning = io.Custom("DEEPGEN_CONDITIONING")
+
+FOLLOW = "follow image"
+CUSTOM = "width and height"
+RESTORE = "size of image"
 
 # The position grid of DeepGen 1.0 covers 384 x 384 patches of 16 pixels (transformer/config.json). A smaller
 # checkpoint refuses what is too large for it when it runs.
@@ -73,6 +78,25 @@ def cfg() -> io.Input:
 
 def side(name: str, multiple: int, tooltip: str) -> io.Input:
     return io.Int.Input(name, default=512, min=multiple, max=LONGEST_SIDE, step=multiple, tooltip=tooltip)
+
+
+def references(*numbers: int) -> list[io.Input]:
+    """Optional inputs ``image_2`` and so on."""
+    return [
+        io.Image.Input(
+            f"image_{number}",
+            optional=True,
+            tooltip=f"Reference {number}: one picture for all, or as many as image has.",
+        )
+        for number in numbers
+    ]
+
+
+def check_size_mode(mode: str | None, modes: tuple[str, ...]) -> str:
+    """For ``validate_inputs``: what is wrong with a size mode, or nothing. ComfyUI 0.3.64 does not check it itself."""
+    if mode is None or mode in modes:
+        return ""
+    return f"size_mode is {mode!r}; {', '.join(map(repr, modes[:-1]))} or {modes[-1]!r} is wanted."
 
 
 def check_sides(multiple: int, **sides: int | None) -> bool | str:

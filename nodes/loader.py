@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..deepgen_npu.arguments import DTYPES
+from .compat import search_aliases
 from .inputs import CATEGORY, Pipeline
-from .models import find_model, model_choices
+from .models import find_model, model_choices, state_of
 
 
 class DeepGenLoader(io.ComfyNode):
@@ -18,7 +19,8 @@ class DeepGenLoader(io.ComfyNode):
             display_name="DeepGen Loader",
             category=CATEGORY,
             description="Loads DeepGen 1.0 from models/deepgen. One loader serves generation and editing; "
-            "ComfyUI chooses the device.",
+            "ComfyUI chooses the device. The weights are read when they are first needed.",
+            **search_aliases("load model", "checkpoint"),
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -42,7 +44,13 @@ class DeepGenLoader(io.ComfyNode):
                     "does not wait for the host. The same pictures; where it cannot be used, the log says so.",
                 ),
             ],
-            outputs=[Pipeline.Output(display_name="pipeline", tooltip="For DeepGen Text to Image and DeepGen Edit.")],
+            outputs=[
+                Pipeline.Output(display_name="pipeline", tooltip="The model, for all other DeepGen nodes."),
+                io.Vae.Output(
+                    display_name="vae",
+                    tooltip="The model's VAE, for VAE Decode, VAE Encode and their tiled variants.",
+                ),
+            ],
         )
 
     @classmethod
@@ -59,9 +67,13 @@ class DeepGenLoader(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
-        from .memory import load_pipeline
+    def fingerprint_inputs(cls, model: str, dtype: str, capture_graph: bool = False) -> str:
+        # A folder that was mended, or downloaded since, is another model.
+        return state_of(find_model(model))
 
-        pipe = load_pipeline(find_model(model), dtype)
-        pipe.capture_graph = capture_graph
-        return io.NodeOutput(pipe)
+    @classmethod
+    def execute(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
+        from .handle import DeepGenHandle
+
+        handle = DeepGenHandle(find_model(model), dtype, capture_graph)
+        return io.NodeOutput(handle, handle.vae)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import comfy.latent_formats
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..deepgen_npu.devices import prepare_thread
-from ..deepgen_npu.memory import Work, activation_bytes
 
 
 if TYPE_CHECKING:
     from ..deepgen_npu.pipeline import DeepGenPipeline
 
 
-class _Stage(torch.nn.Module):
+class Stage(torch.nn.Module):
     """What a ModelPatcher holds. It cannot hold the models themselves: it sets ``model.device``, which is a
     read-only property of diffusers and transformers classes.
     """
@@ -28,11 +25,20 @@ class _Stage(torch.nn.Module):
         super().__init__()
         for name, part in parts.items():
             setattr(self, name, part)
+
+
+class DeepGenVLM(Stage):
+    """The name is what ComfyUI's log shows when it loads or unloads the stage."""
+
+
+class DeepGenDiT(Stage):
+    def __init__(self, latent_format: comfy.latent_formats.LatentFormat | None = None, **parts: torch.nn.Module):
+        super().__init__(**parts)
         # latent_preview reads it from here.
-        self.latent_format = comfy.latent_formats.SD3()
+        self.latent_format = latent_format
 
 
-class _WholePatcher(ModelPatcher):
+class WholePatcher(ModelPatcher):
     """Moves a stage as a whole or not at all.
 
     The layers of diffusers and transformers cannot fetch their weights while they run, as ComfyUI's own can. With
@@ -44,16 +50,18 @@ class _WholePatcher(ModelPatcher):
         return super().partially_load(device_to, extra_memory=1e32, force_patch_weights=force_patch_weights)
 
 
-class DeepGenVLM(_Stage):
-    """The name is what ComfyUI's log shows when it loads or unloads the stage."""
+def check_cancel_in(module: torch.nn.Module) -> None:
+    """Let the cancel button act at each layer of a part that runs once and long, not only when it is done.
 
+    Not for the DiT: its steps are short, and a captured step has no layers.
+    """
 
-class DeepGenDiT(_Stage):
-    pass
+    def check(*arguments: object) -> None:
+        mm.throw_exception_if_processing_interrupted()
 
-
-class DeepGenVAE(_Stage):
-    pass
+    for layer in module.modules():
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            layer.register_forward_pre_hook(check)
 
 
 class ComfyPlacement:
@@ -61,41 +69,38 @@ class ComfyPlacement:
 
     VLM, connector with DiT, and VAE are loaded whole just before they run; ComfyUI moves other models out only
     as far as needed, and ours when somebody else needs the room or presses "Unload models".
+
+    Args:
+        vae: The patcher of the VAE, which ComfyUI's own nodes use, too.
+        latent_format: Of the previews.
     """
 
-    def __init__(self, pipe: DeepGenPipeline):
-        self.denoiser = _WholePatcher(
-            DeepGenDiT(connector=pipe.connector, transformer=pipe.transformer),
+    how_to_tile = "with DeepGen Sampler and VAE Decode (Tiled)"
+
+    def __init__(self, pipe: DeepGenPipeline, vae: ModelPatcher, latent_format: comfy.latent_formats.LatentFormat):
+        self.denoiser = WholePatcher(
+            DeepGenDiT(latent_format, connector=pipe.connector, transformer=pipe.transformer),
             load_device=mm.get_torch_device(),
             offload_device=mm.unet_offload_device(),
         )
-        text = _WholePatcher(
+        text = WholePatcher(
             DeepGenVLM(vlm=pipe.vlm),
             load_device=mm.text_encoder_device(),
             offload_device=mm.text_encoder_offload_device(),
         )
-        vae = _WholePatcher(
-            DeepGenVAE(vae=pipe.vae), load_device=mm.vae_device(), offload_device=mm.vae_offload_device()
-        )
+        check_cancel_in(pipe.vlm)
+        check_cancel_in(pipe.connector)
         self._patchers = {
             "vlm": text,
             "connector": self.denoiser,
             "transformer": self.denoiser,
             "vae": vae,
         }
-        self._activations: dict[str, int] = {}
 
-    def expect(self, pipe: DeepGenPipeline, height: int, width: int, batch: int, references: int) -> None:
-        """Estimate the memory that each stage needs beside its weights, for ComfyUI to keep free."""
-        self._activations = {
-            part: activation_bytes(pipe, Work(part, height, width, rows=2 * batch, references=references))
-            for part in self._patchers
-        }
-
-    def activate(self, part: str) -> torch.device:
+    def activate(self, part: str, nbytes: int = 0) -> torch.device:
         mm.throw_exception_if_processing_interrupted()
         patcher = self._patchers[part]
-        mm.load_models_gpu([patcher], memory_required=self._activations.get(part, 0), force_full_load=True)
+        mm.load_models_gpu([patcher], memory_required=nbytes, force_full_load=True)
         prepare_thread(patcher.load_device)
         return patcher.load_device
 
@@ -106,40 +111,6 @@ class ComfyPlacement:
     def release(self) -> None:
         """Nothing: ComfyUI frees memory when it needs some."""
 
-
-def placement_of(pipe: DeepGenPipeline) -> ComfyPlacement:
-    """The placement that `load_pipeline` gave a pipeline."""
-    if not isinstance(pipe.placement, ComfyPlacement):
-        raise TypeError("pipeline: connect the output of DeepGen Loader.")
-    return pipe.placement
-
-
-def load_pipeline(folder: Path, dtype_name: str) -> DeepGenPipeline:
-    """Read a checkpoint to where ComfyUI keeps idle models, with a progress bar over the bytes."""
-    from ..deepgen_npu.checkpoint import Checkpoint
-    from ..deepgen_npu.devices import resolve_dtype
-    from ..deepgen_npu.pipeline import DeepGenPipeline
-
-    checkpoint = Checkpoint.open(folder)
-    dtype = resolve_dtype(dtype_name, mm.get_torch_device())
-    bar = comfy.utils.ProgressBar(checkpoint.nbytes())
-
-    def on_bytes_read(count: int) -> None:
-        mm.throw_exception_if_processing_interrupted()
-        bar.update(count)
-
-    pipe = DeepGenPipeline.from_checkpoint(
-        checkpoint,
-        dtype,
-        devices={
-            "vlm": mm.text_encoder_offload_device(),
-            "connector": mm.unet_offload_device(),
-            "transformer": mm.unet_offload_device(),
-            "vae": mm.vae_offload_device(),
-        },
-        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
-        vae_dtype=mm.vae_dtype(mm.vae_device(), [] if dtype == torch.float32 else [torch.bfloat16]),
-        on_bytes_read=on_bytes_read,
-    )
-    pipe.placement = ComfyPlacement(pipe)
-    return pipe
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(patcher.model_size() for patcher in {id(one): one for one in self._patchers.values()}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ PUBLISHED = MODEL_ID.split("/")[1]
 
 DEMO = "coloured shapes (demo, not DeepGen 1.0)"
 """The name of the small model that comes with the pack."""
+EITHER = "DeepGen 1.0 if downloaded, else the demo"
+"""What a workflow has that is to run on every machine."""
 _DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo_checkpoint"
 
 
@@ -29,15 +32,15 @@ def register_model_folder() -> None:
 def model_choices() -> tuple[list[str], str]:
     """The loader's list, and what a new loader has.
 
-    The list is the published model, every other checkpoint folder, the demo. The demo is also the default, as long
-    as there is no other model.
+    The list is the published model, every other checkpoint folder, that or the demo, the demo. The demo is also the
+    default, as long as there is no other model.
     """
     folders = _folders()
-    others = sorted(name for name in folders if name not in (PUBLISHED, DEMO))
+    others = sorted(name for name in folders if name not in (PUBLISHED, EITHER, DEMO))
     default = DEMO
     if folders:
         default = PUBLISHED if _published(folders) else min(folders)
-    return [PUBLISHED, *others, DEMO], default
+    return [PUBLISHED, *others, EITHER, DEMO], default
 
 
 def find_model(name: str) -> Path:
@@ -51,6 +54,8 @@ def find_model(name: str) -> Path:
     folders = _folders()
     if name in folders:
         return folders[name]
+    if name == EITHER:
+        return _published(folders) or _DEMO_FOLDER
     if name == DEMO:
         return _DEMO_FOLDER
     roots = folder_paths.get_folder_paths(FOLDER)
@@ -68,6 +73,13 @@ def find_model(name: str) -> Path:
         f"model: there is no model {name!r} in {' or '.join(roots)}. "
         f"Found: {', '.join(sorted(folders)) or 'none'}. Put its folder there and press R."
     )
+
+
+def state_of(folder: Path) -> str:
+    """Changes when a file in a folder does."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _published(folders: dict[str, Path]) -> Path | None:

@@ -8,7 +8,7 @@ import comfy.cli_args
 import comfy.model_management as mm
 import latent_preview
 
-from .memory import placement_of
+from .memory import ComfyPlacement
 
 
 if TYPE_CHECKING:
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 _ON_CPU = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)
 
 
-def step_callback(pipe: DeepGenPipeline, steps: int, pictures: int = 1) -> StepCallback:
-    """A ``callback_on_step_end`` for a run of ``pictures`` x ``steps`` steps under one progress bar.
+def step_callback(pipe: DeepGenPipeline, steps: int, runs: int = 1) -> StepCallback:
+    """A ``callback_on_step_end`` for so many ``runs`` of ``steps`` steps under one progress bar.
 
     The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished picture. Latent2RGB
     gets a copy on the CPU, since ComfyUI would copy its picture off an NPU without waiting; TAESD runs on the
     device.
     """
-    total = steps * pictures
-    report = latent_preview.prepare_callback(placement_of(pipe).denoiser, total)
+    total = steps * runs
+    assert isinstance(pipe.placement, ComfyPlacement)
+    report = latent_preview.prepare_callback(pipe.placement.denoiser, total)
     before = 0
 
     def callback(pipe, step, timestep, tensors):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..deepgen_npu.sizes import TRAINED_SIDE
+from .inputs import CUSTOM
 
 
 if TYPE_CHECKING:
@@ -42,10 +43,31 @@ def drawing_size(sizes: SizeRules, height: int, width: int, editing: bool) -> tu
     return sides[0], sides[1]
 
 
-def show(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Pictures [b, 3, h, w] at the size [b, 3, height, width] that was asked for, without smoothing."""
+def editing_size(sizes: SizeRules, image: Tensor, size_mode: str, height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which the model draws an edit of an IMAGE [b, H, W, C] in one of the size modes."""
+    if size_mode == CUSTOM:
+        return drawing_size(sizes, height, width, editing=True)
+    return sizes.follow(image.shape[1], image.shape[2])
+
+
+def enlarge(pixels: Tensor, times: int) -> Tensor:
+    """Pictures [b, 3, h, w] with each pixel shown as a square."""
+    return pixels.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1) if times > 1 else pixels
+
+
+def shrink(pixels: Tensor, times: int) -> Tensor:
+    """The opposite of `enlarge`: the mean of each square."""
+    from torch.nn.functional import avg_pool2d
+
+    return avg_pool2d(pixels, times) if times > 1 else pixels
+
+
+def resize(pixels: Tensor, height: int, width: int, sizes: SizeRules) -> Tensor:
+    """Pictures [b, 3, h, w] in [0, 1] at another size: smoothly, but for a model whose pixels are shown as squares."""
     from torch.nn.functional import interpolate
 
     if tuple(pixels.shape[-2:]) == (height, width):
         return pixels
-    return interpolate(pixels, size=(height, width), mode="nearest")
+    if pixel_size(sizes) > 1:
+        return interpolate(pixels, size=(height, width), mode="nearest")
+    return interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)

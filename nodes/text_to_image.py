@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import inputs
+from .compat import search_aliases
 
 
 MULTIPLE = 16
@@ -15,9 +16,10 @@ class DeepGenTextToImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DeepGenTextToImage",
-            display_name="DeepGen Text to Image",
+            display_name="DeepGen Generate (Text to Image)",
             category=inputs.CATEGORY,
             description="Generates pictures from a prompt with DeepGen 1.0: scenes, reasoning, rendered text.",
+            **search_aliases("t2i", "txt2img", "create image", "draw"),
             inputs=[
                 inputs.pipeline(),
                 inputs.prompt("What to draw, in English or Chinese. Put text to render in quotation marks."),
@@ -49,23 +51,11 @@ class DeepGenTextToImage(io.ComfyNode):
         cfg: float,
         batch_size: int,
     ) -> io.NodeOutput:
-        from .images import to_image
-        from .memory import placement_of
-        from .progress import step_callback
-        from .scale import drawing_size, show
+        from . import stages
+        from .scale import drawing_size
 
-        drawn_height, drawn_width = drawing_size(pipeline.sizes, height, width, editing=False)
-        placement_of(pipeline).expect(pipeline, drawn_height, drawn_width, batch_size, references=0)
-        pixels = pipeline(
-            prompt,
-            negative_prompt=negative_prompt,
-            height=drawn_height,
-            width=drawn_width,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            num_images_per_prompt=batch_size,
-            seed=seed,
-            output_type="pt",
-            callback_on_step_end=step_callback(pipeline, steps),
-        ).images
-        return io.NodeOutput(to_image(show(pixels, height, width)))
+        handle = stages.handle_of(pipeline)
+        drawn = drawing_size(handle.sizes, height, width, editing=False)
+        conditionings = stages.encode(handle, prompt, negative_prompt, [[]], *drawn)
+        latent = stages.sample(handle, conditionings, seed, steps, cfg, batch_size)
+        return io.NodeOutput(stages.decode(handle, latent, height, width))

@@ -1,0 +1,97 @@
+"""DeepGenEncode: prompt, negative prompt and pictures to conditioning, the first of the two modular steps."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import inputs
+from .compat import search_aliases
+from .inputs import CUSTOM, FOLLOW
+
+
+MULTIPLE = 16
+
+
+class DeepGenEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DeepGenEncode",
+            display_name="DeepGen Encode Prompt",
+            category=inputs.CATEGORY,
+            description="Turns prompt, negative prompt and pictures into conditioning for DeepGen Sampler. With "
+            "pictures it is an edit, without them a generation.",
+            **search_aliases("conditioning", "text encode", "reference image"),
+            inputs=[
+                inputs.pipeline(),
+                inputs.prompt("What to draw, or with an image what to change, in English or Chinese."),
+                inputs.negative_prompt(),
+                io.Combo.Input(
+                    "size_mode",
+                    options=[FOLLOW, CUSTOM],
+                    default=FOLLOW,
+                    tooltip="Used with an image. follow image: its shape at the area the model was trained at. "
+                    "width and height: the two numbers below; the image is stretched to them.",
+                ),
+                inputs.side(
+                    "width",
+                    MULTIPLE,
+                    "Without an image, or with 'width and height': a multiple of 16 pixels, of 32 with an image.",
+                ),
+                inputs.side(
+                    "height",
+                    MULTIPLE,
+                    "Without an image, or with 'width and height': a multiple of 16 pixels, of 32 with an image.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture to edit; leave it open to generate. Of a batch, each picture is edited.",
+                ),
+                *inputs.references(2, 3, 4),
+            ],
+            outputs=[
+                inputs.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="For DeepGen Sampler: texts and pictures, and the size of the picture to make.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, size_mode: str | None = None, width: int | None = None, height: int | None = None
+    ) -> bool | str:
+        # Whether there is an image, and so whether the sides count, is known when the node runs.
+        return inputs.check_size_mode(size_mode, (FOLLOW, CUSTOM)) or inputs.check_sides(
+            MULTIPLE, width=width, height=height
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        pipeline,
+        prompt: str,
+        negative_prompt: str,
+        size_mode: str,
+        width: int,
+        height: int,
+        image=None,
+        image_2=None,
+        image_3=None,
+        image_4=None,
+    ) -> io.NodeOutput:
+        from . import stages
+        from .images import reference_groups
+        from .scale import drawing_size, editing_size
+
+        handle = stages.handle_of(pipeline)
+        others = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
+        if image is None:
+            if connected := [name for name, other in others.items() if other is not None]:
+                raise ValueError(f"{connected[0]} is connected and image is not; connect the first picture to image.")
+            drawn = drawing_size(handle.sizes, height, width, editing=False)
+        else:
+            drawn = editing_size(handle.sizes, image, size_mode, height, width)
+        groups = reference_groups(image=image, **others)
+        return io.NodeOutput(stages.encode(handle, prompt, negative_prompt, groups, *drawn))

@@ -1,0 +1,130 @@
+"""What travels from the loader to the other nodes: which weights to use, and how. They are read when first needed.
+
+ComfyUI may drop a handle from its cache and run the loader again at any time, so a handle costs nothing to make, and
+handles of the same weights share them as long as one of them lives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+
+from .memory import ComfyPlacement
+from .models import state_of
+from .previews import latent_format
+from .vae import ComfyVAE
+
+
+if TYPE_CHECKING:
+    from ..deepgen_npu.checkpoint import Checkpoint
+    from ..deepgen_npu.pipeline import DeepGenPipeline
+    from ..deepgen_npu.sizes import SizeRules
+
+
+# Encoded prompts and pictures take about 3 MB each.
+ENCODINGS_BYTES = 256 << 20
+
+
+class DeepGenHandle:
+    """A checkpoint folder and a dtype, and the weights once they were needed.
+
+    Args:
+        dtype_name: One of the loader's.
+
+    Raises:
+        CheckpointError: When the folder is not whole.
+    """
+
+    def __init__(self, folder: Path, dtype_name: str, capture_graph: bool):
+        from ..deepgen_npu.devices import resolve_dtype
+
+        self.capture_graph = capture_graph
+        self._weights = _shared(folder, resolve_dtype(dtype_name, mm.get_torch_device()))
+
+    @property
+    def sizes(self) -> SizeRules:
+        return self._weights.sizes
+
+    @property
+    def vae(self) -> ComfyVAE:
+        return self._weights.vae
+
+    def pipeline(self) -> DeepGenPipeline:
+        """The pipeline, on ComfyUI's memory manager. The first call reads the weights, with a progress bar."""
+        pipe = self._weights.pipeline()
+        pipe.capture_graph = self.capture_graph
+        return pipe
+
+    def get_ram_usage(self) -> int:
+        """Bytes of the weights that were read; ComfyUI asks when main memory runs short."""
+        return self._weights.nbytes()
+
+
+class _Weights:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
+        from ..deepgen_npu.sizes import SizeRules
+
+        self.sizes = SizeRules.from_checkpoint(checkpoint)
+        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
+        dtypes = [] if dtype == torch.float32 else [torch.bfloat16]
+        self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._pipe: DeepGenPipeline | None = None
+
+    def pipeline(self) -> DeepGenPipeline:
+        if self._pipe is None:
+            self._pipe = self._load()
+        return self._pipe
+
+    def nbytes(self) -> int:
+        if self._pipe is None:
+            return self.vae.model_size()
+        assert isinstance(self._pipe.placement, ComfyPlacement)
+        return self._pipe.placement.nbytes()
+
+    def _load(self) -> DeepGenPipeline:
+        """Read the weights to where ComfyUI keeps idle models."""
+        from ..deepgen_npu.checkpoint import PARTS
+        from ..deepgen_npu.pipeline import DeepGenPipeline
+
+        missing = [part for part in PARTS if part != "vae" or not self.vae.is_loaded]
+        bar = comfy.utils.ProgressBar(self._checkpoint.nbytes(*missing))
+
+        def on_bytes_read(count: int) -> None:
+            mm.throw_exception_if_processing_interrupted()
+            bar.update(count)
+
+        pipe = DeepGenPipeline.from_checkpoint(
+            self._checkpoint,
+            self._dtype,
+            devices={
+                "vlm": mm.text_encoder_offload_device(),
+                "connector": mm.unet_offload_device(),
+                "transformer": mm.unet_offload_device(),
+            },
+            vae=self.vae.load(on_bytes_read).vae,
+            on_bytes_read=on_bytes_read,
+        )
+        pipe.placement = ComfyPlacement(pipe, self.vae.patcher, latent_format(self._checkpoint))
+        pipe.encodings.max_bytes = ENCODINGS_BYTES
+        return pipe
+
+
+_KNOWN: WeakValueDictionary[tuple[str, torch.dtype], _Weights] = WeakValueDictionary()
+
+
+def _shared(folder: Path, dtype: torch.dtype) -> _Weights:
+    """The weights of a folder in the state it has now."""
+    from ..deepgen_npu.checkpoint import Checkpoint
+
+    key = (state_of(folder), dtype)
+    weights = _KNOWN.get(key)
+    if weights is None:
+        weights = _KNOWN[key] = _Weights(Checkpoint.open(folder), dtype)
+    return weights

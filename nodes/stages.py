@@ -1,0 +1,175 @@
+"""Encode, sample, decode: what every node that makes pictures is built from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..deepgen_npu import autoencoder
+from ..deepgen_npu.denoising import Conditioning, Start
+from .handle import DeepGenHandle
+from .images import to_image
+from .progress import step_callback
+from .scale import enlarge, pixel_size, resize
+from .vae import to_unit
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def handle_of(pipeline: Any) -> DeepGenHandle:
+    """The input ``pipeline`` of a node.
+
+    Raises:
+        TypeError: When it is something else.
+    """
+    if not isinstance(pipeline, DeepGenHandle):
+        raise TypeError(f"pipeline is a {type(pipeline).__name__}; connect the output of DeepGen Loader.")
+    return pipeline
+
+
+def encode(
+    handle: DeepGenHandle,
+    prompt: str,
+    negative_prompt: str,
+    groups: list[list[Image.Image]],
+    height: int,
+    width: int,
+) -> list[Conditioning]:
+    """Texts and pictures to conditioning, which waits on the CPU.
+
+    Args:
+        groups: The references of each picture of the batch; [[]] to generate.
+        height: In pixels of the model.
+        width: In pixels of the model.
+
+    Returns:
+        One for each group.
+    """
+    pipe = handle.pipeline()
+    encoded = pipe.encode_each(prompt, groups, negative_prompt, height, width)
+    return [conditioning.to(torch.device("cpu"), pipe.dtype) for conditioning in encoded]
+
+
+def sample(
+    handle: DeepGenHandle,
+    conditionings: list[Conditioning],
+    seed: int,
+    steps: int,
+    cfg: float,
+    batch_size: int = 1,
+    latent_image: dict[str, Any] | None = None,
+    denoise: float = 1.0,
+) -> dict[str, Any]:
+    """Conditioning to a LATENT in the VAE's own space, as ComfyUI has it, on the CPU.
+
+    Args:
+        batch_size: Pictures of each conditioning; with a latent_image, its batch counts instead.
+        latent_image: What to begin with; ``denoise`` below 1 keeps something of it, and its mask all outside.
+
+    Raises:
+        ValueError: When the latent_image does not fit.
+    """
+    clean, mask, chosen = None, None, None
+    if latent_image is not None:
+        clean, mask, chosen = _unpack(handle, latent_image)
+        conditionings = _sized_for(handle, conditionings, clean)
+        if len(conditionings) == 1:
+            batch_size = len(clean)
+        elif len(clean) not in (1, len(conditionings)):
+            raise ValueError(
+                f"latent_image has {len(clean)} latents and conditioning {len(conditionings)} pictures; one latent is "
+                "wanted, or as many."
+            )
+        else:
+            batch_size = 1
+    elif denoise < 1:
+        raise ValueError(
+            f"denoise is {denoise}, and there is no latent_image to keep something of: connect one, for instance from "
+            "VAE Encode, or set denoise to 1."
+        )
+    pipe = handle.pipeline()
+    height, width = conditionings[0].height, conditionings[0].width
+    total = batch_size * len(conditionings)
+    # One draw for the whole batch: picture k has the same noise however many there are.
+    noise = pipe.prepare_latents(max(chosen) + 1 if chosen else total, height, width, seed=seed)
+    if chosen:
+        noise = noise[chosen]
+    callback = step_callback(pipe, steps, runs=len(conditionings))
+    finished = []
+    for index, conditioning in enumerate(conditionings):
+        rows = slice(index * batch_size, (index + 1) * batch_size)
+        start = None
+        if clean is not None:
+            scaled = autoencoder.scale(pipe.vae, clean.float())
+            start = Start(_rows(scaled, rows), denoise, None if mask is None else _rows(mask, rows))
+        finished.append(
+            pipe.denoise(_repeated(conditioning, batch_size), noise[rows], steps, cfg, callback, start).cpu()
+        )
+    samples = autoencoder.unscale(pipe.vae, torch.cat(finished)).float()
+    return {**(latent_image or {}), "samples": samples}
+
+
+def decode(handle: DeepGenHandle, latent: dict[str, Any], height: int, width: int) -> Tensor:
+    """A LATENT to an IMAGE [b, height, width, 3]: to the bit what VAE Decode makes of it, if that is its size."""
+    pixels = to_unit(handle.pipeline().decode_unscaled(latent["samples"])).cpu()
+    pixels = enlarge(pixels, pixel_size(handle.sizes))
+    return to_image(resize(pixels, height, width, handle.sizes))
+
+
+def _repeated(conditioning: Conditioning, batch: int) -> Conditioning:
+    """One row for each picture of a batch."""
+    names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = {name: getattr(conditioning, name) for name in names}
+    return replace(
+        conditioning,
+        **{name: tensor.repeat(batch, *[1] * (tensor.ndim - 1)) for name, tensor in embeds.items()},
+    )
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    """The rows of a batch, or the only one there is."""
+    return tensor if len(tensor) == 1 else tensor[rows]
+
+
+def _unpack(handle: DeepGenHandle, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
+    """Samples [b, C, h, w], mask [1 or b, 1, h, w] and batch indices of a LATENT."""
+    samples = latent["samples"]
+    channels = handle.vae.latent_channels
+    if samples.ndim != 4 or samples.shape[1] != channels:
+        raise ValueError(
+            f"latent_image has the shape {list(samples.shape)}; [batch, {channels}, height, width] is wanted, as VAE "
+            "Encode with the loader's vae or EmptySD3LatentImage make it."
+        )
+    mask = latent.get("noise_mask")
+    if mask is not None:
+        mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+        if len(mask) not in (1, len(samples)):
+            raise ValueError(f"The mask of latent_image has {len(mask)} pictures and its latents {len(samples)}.")
+        mask = interpolate(mask, size=samples.shape[-2:], mode="bilinear")
+    return samples, mask, latent.get("batch_index")
+
+
+def _sized_for(handle: DeepGenHandle, conditionings: list[Conditioning], samples: Tensor) -> list[Conditioning]:
+    """The conditionings at the size of latents: texts have no size of their own, references have."""
+    sizes = handle.sizes
+    height, width = (side * sizes.vae_factor for side in samples.shape[-2:])
+    wanted = conditionings[0]
+    if (height, width) == (wanted.height, wanted.width):
+        return conditionings
+    if wanted.reference_latents:
+        scale = pixel_size(sizes)
+        raise ValueError(
+            f"latent_image is a picture of {width * scale} x {height * scale} pixels and conditioning is for one of "
+            f"{wanted.width * scale} x {wanted.height * scale}: give both the same size."
+        )
+    try:
+        sizes.check(height, width, editing=False)
+    except ValueError as error:
+        raise ValueError(f"latent_image: {error}") from None
+    return [replace(conditioning, height=height, width=width) for conditioning in conditionings]
