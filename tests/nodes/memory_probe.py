@@ -65,7 +65,7 @@ found = {}
 for state in ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
     mm.vram_state = getattr(mm.VRAMState, state)
     stage = Stage(layers=torch.nn.ModuleList(Layer(10, 10) for _ in range(3)))
-    patcher = memory._WholePatcher(stage, load_device=GPU, offload_device=CPU)
+    patcher = memory.WholePatcher(stage, load_device=GPU, offload_device=CPU)
     mm.load_models_gpu([patcher], force_full_load=True)
     loaded = places(patcher)
     mm.current_loaded_models[0].model_unload()

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import TINY
 from graphs import chain, edit, generation, golden_run, load_image, loader, save
 from PIL import Image
+
+from deepgen_npu.checkpoint import Checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +155,10 @@ class TestRuns:
     def test_the_workflow_is_in_the_picture(self, comfy_client):
         graph = {"loader": loader(), "generate": generation(), "generated": save("generate")}
         result = comfy_client.run(graph, extra_data={"extra_pnginfo": {"workflow": {"marker": 1}}})
-        assert json.loads(result.files[0].text["prompt"]) == graph
+        stored = json.loads(result.files[0].text["prompt"])
+        assert {key: {**node, "is_changed": None} for key, node in graph.items()} == {
+            key: {**node, "is_changed": None} for key, node in stored.items()
+        }
         assert json.loads(result.files[0].text["workflow"]) == {"marker": 1}
 
     def test_weights_of_every_dtype(self, comfy_client):
@@ -168,7 +174,9 @@ class TestProgress:
         graph = {"loader": loader(), "generate": generation(steps=6, seed=9), "generated": save("generate")}
         result = comfy_client.run(graph)
         steps = [(p.value, p.max) for p in result.progress if p.node == "generate"]
-        assert steps == [(step, 6) for step in range(1, 7)]
+        assert steps[-6:] == [(step, 6) for step in range(1, 7)]
+        # Before the steps there may be the bytes of the weights.
+        assert {most for _, most in steps[:-6]} <= {Checkpoint.open(TINY).nbytes()}
         previews = [preview.image for preview in result.previews if preview.node == "generate"]
         assert len(previews) >= 1
         assert all(array(preview).std() > 1 for preview in previews)
@@ -181,7 +189,7 @@ class TestProgress:
         seen = []
 
         def reached(result):
-            seen[:] = [p.value for p in result.progress if p.node == "generate"]
+            seen[:] = [p.value for p in result.progress if p.node == "generate" and p.max == 1000]
             return len(seen) >= 3
 
         job.wait_until(reached)
@@ -189,7 +197,7 @@ class TestProgress:
         job.interrupt()
         result = job.wait()
         assert result.interrupted and not result.ok
-        last = max(p.value for p in result.progress if p.node == "generate")
+        last = max(p.value for p in result.progress if p.node == "generate" and p.max == 1000)
         # The step during which the server got the request, and one that the client had not yet heard of.
         assert last - at_cancel <= 2, (at_cancel, last)
         graph["generate"]["inputs"]["steps"] = 2
