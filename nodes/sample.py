@@ -15,8 +15,8 @@ class DeepGenSample(io.ComfyNode):
             node_id="DeepGenSample",
             display_name="DeepGen Sampler",
             category=inputs.CATEGORY,
-            description="Draws what DeepGen Encode Prompt has encoded, as a latent for VAE Decode. With a latent_image "
-            "and denoise below 1 it changes that.",
+            description="Draws what DeepGen Encode Prompt has encoded, as a latent for VAE Decode. "
+            "With a latent_image and denoise below 1 it changes that.",
             **search_aliases("ksampler", "denoise", "img2img", "inpaint"),
             inputs=[
                 inputs.pipeline(),
