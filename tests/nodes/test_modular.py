@@ -67,9 +67,7 @@ class TestLatents:
         graph |= {"tiled": tiled, "untile": untile, "saved_tiled": save("untile")}
         result = comfy_client.run(graph)
         assert result.ok, result.error_text
-        (made,), (whole,), (tiles,) = (
-            array(result.images_of(node)[0])[None] for node in ("made", "saved", "saved_tiled")
-        )
+        made, whole, tiles = (array(result.images_of(node)[0]) for node in ("made", "saved", "saved_tiled"))
         assert made.shape == whole.shape == tiles.shape == (512, 512, 3)
         assert np.abs(whole - made).mean() < 8
         assert np.abs(tiles - made).mean() < 8
