@@ -212,6 +212,9 @@ class DeepGenPipeline(PipelineParts):
     ) -> list[Embeds]:
         """What the text side makes of the prompts with each group of references, a row for each prompt."""
         prompts, negative = tuple(arguments.prompts(prompt)), arguments.negative_prompt(negative_prompt)
+        self.prompt_template.check("negative_prompt", negative)
+        for text in prompts:
+            self.prompt_template.check("prompt", text)
         keys = [("embeds", prompts, negative, *(reference.name for reference in group)) for group in groups]
         embeds: dict[Hashable, Any] = {key: self.encodings.find(key) for key in keys}
         new = {key: group for key, group in zip(keys, groups, strict=True) if embeds[key] is None}
@@ -234,8 +237,6 @@ class DeepGenPipeline(PipelineParts):
     def _stack_states(self, prompts: Sequence[str], references: Sequence[_Reference], negative_prompt: str) -> Tensor:
         """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden]."""
         texts = [*prompts, *[negative_prompt] * len(prompts)]
-        for text in texts:
-            self.prompt_template.check(text)
         cells = []
         if references:
             cell = self.sizes.vision_cell

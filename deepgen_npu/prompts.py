@@ -66,17 +66,17 @@ class PromptTemplate:
         blocks = "".join(self.image_start + self.image_token * count + self.image_end for count in image_tokens)
         return self.instruction.replace("{input}", f"{blocks}\n{prompt}", 1)
 
-    def check(self, prompt: str) -> None:
+    def check(self, name: str, text: str) -> None:
         """Refuse a prompt that would be taken for a picture.
 
         Raises:
-            ValueError: When the prompt contains one of the template's image tokens.
+            ValueError: When the text of the argument ``name`` contains one of the template's image tokens.
         """
         for token in (self.image_start, self.image_token, self.image_end):
-            if token in prompt:
+            if token in text:
                 raise ValueError(
-                    f"The prompt contains {token}, which stands for a picture in the model's language. "
-                    "Remove it from the text and pass pictures as `image`."
+                    f"{name} contains {token}, which stands for a picture in the model's language. "
+                    "Remove it from the text and pass pictures as image."
                 )
 
 

@@ -7,23 +7,21 @@ handles of the same weights share them as long as one of them lives.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
 import comfy.utils
 import torch
 
+from ..deepgen_npu.checkpoint import PARTS, Checkpoint
+from ..deepgen_npu.devices import resolve_dtype
+from ..deepgen_npu.pipeline import DeepGenPipeline
+from ..deepgen_npu.prompts import PromptTemplate
+from ..deepgen_npu.sizes import SizeRules
 from .memory import ComfyPlacement
 from .models import state_of
 from .previews import latent_format
 from .vae import ComfyVAE
-
-
-if TYPE_CHECKING:
-    from ..deepgen_npu.checkpoint import Checkpoint
-    from ..deepgen_npu.pipeline import DeepGenPipeline
-    from ..deepgen_npu.sizes import SizeRules
 
 
 # Encoded prompts and pictures take about 3 MB each.
@@ -41,8 +39,6 @@ class DeepGenHandle:
     """
 
     def __init__(self, folder: Path, dtype_name: str, capture_graph: bool):
-        from ..deepgen_npu.devices import resolve_dtype
-
         self.capture_graph = capture_graph
         self._weights = _shared(folder, resolve_dtype(dtype_name, mm.get_torch_device()))
 
@@ -53,6 +49,15 @@ class DeepGenHandle:
     @property
     def vae(self) -> ComfyVAE:
         return self._weights.vae
+
+    @property
+    def prompt_template(self) -> PromptTemplate:
+        return self._weights.prompt_template
+
+    @property
+    def embedding_width(self) -> int:
+        """Of the prompt embeddings that the DiT takes."""
+        return self._weights.checkpoint.configs["transformer"]["joint_attention_dim"]
 
     def pipeline(self) -> DeepGenPipeline:
         """The pipeline, on ComfyUI's memory manager. The first call reads the weights, with a progress bar."""
@@ -67,13 +72,12 @@ class DeepGenHandle:
 
 class _Weights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
-        from ..deepgen_npu.sizes import SizeRules
-
         self.sizes = SizeRules.from_checkpoint(checkpoint)
+        self.prompt_template = PromptTemplate.from_config(checkpoint.prompt_template)
         # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
         dtypes = [] if dtype == torch.float32 else [torch.bfloat16]
         self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._dtype = dtype
         self._pipe: DeepGenPipeline | None = None
 
@@ -90,18 +94,15 @@ class _Weights:
 
     def _load(self) -> DeepGenPipeline:
         """Read the weights to where ComfyUI keeps idle models."""
-        from ..deepgen_npu.checkpoint import PARTS
-        from ..deepgen_npu.pipeline import DeepGenPipeline
-
         missing = [part for part in PARTS if part != "vae" or not self.vae.is_loaded]
-        bar = comfy.utils.ProgressBar(self._checkpoint.nbytes(*missing))
+        bar = comfy.utils.ProgressBar(self.checkpoint.nbytes(*missing))
 
         def on_bytes_read(count: int) -> None:
             mm.throw_exception_if_processing_interrupted()
             bar.update(count)
 
         pipe = DeepGenPipeline.from_checkpoint(
-            self._checkpoint,
+            self.checkpoint,
             self._dtype,
             devices={
                 "vlm": mm.text_encoder_offload_device(),
@@ -111,7 +112,7 @@ class _Weights:
             vae=self.vae.load(on_bytes_read).vae,
             on_bytes_read=on_bytes_read,
         )
-        pipe.placement = ComfyPlacement(pipe, self.vae.patcher, latent_format(self._checkpoint))
+        pipe.placement = ComfyPlacement(pipe, self.vae.patcher, latent_format(self.checkpoint))
         pipe.encodings.max_bytes = ENCODINGS_BYTES
         return pipe
 
@@ -121,7 +122,6 @@ _KNOWN: WeakValueDictionary[tuple[str, torch.dtype], _Weights] = WeakValueDictio
 
 def _shared(folder: Path, dtype: torch.dtype) -> _Weights:
     """The weights of a folder in the state it has now."""
-    from ..deepgen_npu.checkpoint import Checkpoint
 
     key = (state_of(folder), dtype)
     weights = _KNOWN.get(key)

@@ -51,6 +51,8 @@ def encode(
     Returns:
         One for each group.
     """
+    handle.prompt_template.check("prompt", prompt)
+    handle.prompt_template.check("negative_prompt", negative_prompt)
     pipe = handle.pipeline()
     encoded = pipe.encode_each(prompt, groups, negative_prompt, height, width)
     return [conditioning.to(torch.device("cpu"), pipe.dtype) for conditioning in encoded]
@@ -75,6 +77,12 @@ def sample(
     Raises:
         ValueError: When the latent_image does not fit.
     """
+    wanted, given = handle.embedding_width, conditionings[0].prompt_embeds.shape[-1]
+    if given != wanted:
+        raise ValueError(
+            f"conditioning is of another model: its embeddings have {given} numbers and this pipeline's {wanted}. "
+            "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler."
+        )
     clean, mask, chosen = None, None, None
     if latent_image is not None:
         clean, mask, chosen = _unpack(handle, latent_image)

@@ -233,7 +233,7 @@ class TestRefusals:
         ],
     )
     def test_bad_input_is_refused_before_anything_runs(self, pipe, monkeypatch, changes, words):
-        def too_late(part):
+        def too_late(part, nbytes):
             raise AssertionError(f"{part} ran")
 
         monkeypatch.setattr(pipe.placement, "activate", too_late)
@@ -283,8 +283,8 @@ class TestPlacement:
         places, seen = Places(pipe, monkeypatch), []
         activate = offloaded.placement.activate
 
-        def watch(part):
-            assert activate(part) == "elsewhere"
+        def watch(part, nbytes):
+            assert activate(part, nbytes) == "elsewhere"
             seen.append(places.on_device())
             return torch.device("cpu")
 
@@ -307,7 +307,7 @@ class TestPlacement:
 
     def test_several_sets_of_references_need_each_part_once(self, pipe, monkeypatch):
         order, activate = [], pipe.placement.activate
-        monkeypatch.setattr(pipe.placement, "activate", lambda part: order.append(part) or activate(part))
+        monkeypatch.setattr(pipe.placement, "activate", lambda part, nbytes: order.append(part) or activate(part))
         sets = [[picture(1)], [picture(2), picture(3)], [picture(4)]]
         each = pipe.encode_each("a", sets, height=64, width=64)
         assert order == ["vlm"] * 3 + ["connector"] * 3 + ["vae"] * 4

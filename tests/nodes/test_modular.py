@@ -163,6 +163,11 @@ class TestRefusals:
         graph["empty"] = core("EmptySD3LatentImage", width=64, height=64, batch_size=3)
         assert "latent_image has 3 latents and conditioning 2 pictures" in self.refused(comfy_client, graph)
 
+    def test_a_conditioning_of_another_model(self, comfy_client):
+        graph = modular(sampler=sampling("encode", pipeline=["other", 0])) | {"other": loader(DEMO)}
+        error = self.refused(comfy_client, graph)
+        assert "conditioning is of another model" in error and "the same DeepGen Loader" in error
+
     def test_a_second_picture_without_a_first(self, comfy_client):
         graph = modular(image_2=["make", 0]) | {"make": generation()}
         assert "image_2 is connected and image is not" in self.refused(comfy_client, graph)
