@@ -125,7 +125,7 @@ def sample(
 
 def decode(handle: DeepGenHandle, latent: dict[str, Any], height: int, width: int) -> Tensor:
     """A LATENT to an IMAGE [b, height, width, 3]: to the bit what VAE Decode makes of it, if that is its size."""
-    pixels = to_unit(handle.pipeline().decode_unscaled(latent["samples"])).cpu()
+    pixels = to_unit(handle.pipeline().decode_unscaled(latent["samples"]).float()).cpu()
     pixels = enlarge(pixels, pixel_size(handle.sizes))
     return to_image(resize(pixels, height, width, handle.sizes))
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:
-    """From the VAE's output, about [-1, 1], to [0, 1] in float32."""
-    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+    """From the VAE's output, about [-1, 1], to [0, 1]: in place, as newer versions of ComfyUI want it."""
+    return pixels.div_(2).add_(0.5).clamp_(0, 1)
 
 
 class DeepGenVAE(Stage):
@@ -34,7 +34,7 @@ class DeepGenVAE(Stage):
         super().__init__(vae=vae)
         self.enlargement = enlargement
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, **options: Any) -> torch.Tensor:
         with torch.no_grad():
             return autoencoder.encode(self.vae, shrink(pixels, self.enlargement))
 
@@ -59,6 +59,7 @@ class ComfyVAE(comfy.sd.VAE):
         self._enlargement = pixel_size(sizes)
         self.downscale_ratio = self.upscale_ratio = factor
         self.latent_channels = config["latent_channels"]
+        self.disable_offload = True  # its layers cannot fetch their weights while they run
         self.size = 0
         self.process_output = to_unit
 
