@@ -77,6 +77,7 @@ class _Weights:
         # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
         dtypes = [] if dtype == torch.float32 else [torch.bfloat16]
         self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
+        self._latent_format = latent_format(checkpoint)
         self.checkpoint = checkpoint
         self._dtype = dtype
         self._pipe: DeepGenPipeline | None = None
@@ -112,7 +113,7 @@ class _Weights:
             vae=self.vae.load(on_bytes_read).vae,
             on_bytes_read=on_bytes_read,
         )
-        pipe.placement = ComfyPlacement(pipe, self.vae.patcher, latent_format(self.checkpoint))
+        pipe.placement = ComfyPlacement(pipe, self.vae.patcher, self._latent_format)
         pipe.encodings.max_bytes = ENCODINGS_BYTES
         return pipe
 
@@ -122,7 +123,6 @@ _KNOWN: WeakValueDictionary[tuple[str, torch.dtype], _Weights] = WeakValueDictio
 
 def _shared(folder: Path, dtype: torch.dtype) -> _Weights:
     """The weights of a folder in the state it has now."""
-
     key = (state_of(folder), dtype)
     weights = _KNOWN.get(key)
     if weights is None:
