@@ -19,6 +19,8 @@ from deepgen_npu.random_checkpoint import MARKER, WeightFile, legacy_vlm_name, w
 from deepgen_npu.random_sizes import PROMPT_TEMPLATE, Size, Vocabulary, byte_symbols, make_size
 from deepgen_npu.sizes import TRAINED_SIDE_KEY
 
+from .preview_colours import KEY as RGB_FACTORS_KEY
+from .preview_colours import fit as fit_preview_colours
 from .scenes import SIDE
 from .wording import STOPS, all_words, capitalised_words
 
@@ -169,6 +171,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
     index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     index.pop(MARKER, None)
     index[TRAINED_SIDE_KEY] = SIDE
+    index[RGB_FACTORS_KEY] = fit_preview_colours(load(source))
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(source, target)

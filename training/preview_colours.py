@@ -1,0 +1,43 @@
+"""The colours of live previews: what the latents of the demo's VAE look like, as a linear map."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepgen_npu import DeepGenPipeline
+
+from .encode import picture_tensor
+from .scenes import BOTH_RINGS, random_scene
+
+
+KEY = "_deepgen_latent_rgb_factors"
+"""Of ``model_index.json``, where the nodes read it (nodes/previews.py)."""
+SCENES = 500
+DIGITS = 4
+
+
+@torch.no_grad()
+def latents_and_colours(pipe: DeepGenPipeline, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Scaled latents [n, C] of so many scenes, and the mean colours [n, 3] in [-1, 1] of their pixels."""
+    rng = random.Random(f"preview colours {seed}")
+    # All of one size, so that they go through the VAE together.
+    scenes = [random_scene(rng, replace(BOTH_RINGS, other_formats=0.0)) for _ in range(count)]
+    latents, colours = [], []
+    for start in range(0, count, 100):
+        pictures = picture_tensor(scenes[start : start + 100])
+        latents.append(pipe.encode_image(pictures).movedim(1, -1).flatten(0, -2))
+        colours.append(F.avg_pool2d(pictures, pipe.vae_scale_factor).movedim(1, -1).flatten(0, -2))
+    return torch.cat(latents), torch.cat(colours)
+
+
+def fit(pipe: DeepGenPipeline, seed: int = 0, count: int = SCENES) -> list[list[float]]:
+    """Rows [r, g, b], by least squares: one to multiply each channel with, and a last one to add."""
+    latents, colours = latents_and_colours(pipe, seed, count)
+    ones = torch.ones(len(latents), 1)
+    factors = torch.linalg.lstsq(torch.cat([latents, ones], dim=1).double(), colours.double()).solution
+    return [[round(float(value), DIGITS) for value in row] for row in factors]
