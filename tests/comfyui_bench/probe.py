@@ -1,0 +1,60 @@
+"""What a server that was started with the probe pack tells about itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .server import PACK_NAME, REPO_ROOT, ComfyServer
+
+
+PACKS = {PACK_NAME: REPO_ROOT, "Probe": Path(__file__).with_name("probe_pack")}
+
+VLM_LAYER = "Qwen2_5_VLAttention.q_proj"
+VISION_LAYER = "Qwen2_5_VLVisionAttention.qkv"
+DIT = "SD3Transformer2DModel.proj_out"
+VAE_ENCODER = "Encoder.conv_in"
+VAE_DECODER = "Decoder.conv_in"
+
+
+class Probe:
+    """Args: server: one whose packs are `PACKS`."""
+
+    def __init__(self, server: ComfyServer):
+        self.server = server
+        self._seen = self.calls()
+
+    def calls(self) -> dict[str, int]:
+        """How often each layer ran since the server's start, by "Parent.child"."""
+        return self.server.get("/probe").json()["calls"]
+
+    def new_calls(self, *names: str) -> list[int]:
+        """How often these ran since this was last asked."""
+        before, self._seen = self._seen, self.calls()
+        return [self._seen.get(name, 0) - before.get(name, 0) for name in names]
+
+    def memory(self) -> dict[str, float]:
+        return self.server.get("/probe/memory").json()
+
+    def slow_down(self, **seconds: float) -> None:
+        """Let each call of these layers wait first; the names as in `calls`. Without any, no more."""
+        self.server.post("/probe/slow", seconds)
+
+    def wait_for(self, name: str, count: int = 1, timeout: float = 60.0) -> None:
+        """Until a layer ran so often since `new_calls`."""
+        wait_until(lambda: self.calls().get(name, 0) - self._seen.get(name, 0) >= count, f"{count} x {name}", timeout)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come within {timeout:.0f} s")
+        time.sleep(0.02)
+
+
+def device_bytes(server: ComfyServer) -> int:
+    """Memory of the device in use, as ComfyUI tells it."""
+    (device,) = server.get("/system_stats").json()["devices"]
+    return device["vram_total"] - device["vram_free"]

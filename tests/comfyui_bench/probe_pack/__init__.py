@@ -1,0 +1,75 @@
+"""A pack for ComfyUI that looks on: how often layers ran, and what the process holds. It changes nothing of others.
+
+GET  /probe         {"calls": {"Parent.child": count}}, since the start
+GET  /probe/memory  after a garbage collection: resident MB, tensors alive, bytes on the device
+POST /probe/slow    {"Parent.child": seconds}: each call of it first waits so long
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from aiohttp import web
+from server import PromptServer
+from torch.nn.modules.module import register_module_forward_pre_hook, register_module_module_registration_hook
+
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {}
+NAME = "probe_name"
+
+calls: Counter[str] = Counter()
+slow: dict[str, float] = {}
+routes = PromptServer.instance.routes
+
+
+def name_child(parent, name, child):
+    """Layers do not know whose they are."""
+    if child is not None:
+        child.__dict__[NAME] = f"{type(parent).__name__}.{name}"
+
+
+def look_on(module, arguments):
+    name = module.__dict__.get(NAME)
+    if name is not None:
+        calls[name] += 1
+        if name in slow:
+            time.sleep(slow[name])
+
+
+register_module_module_registration_hook(name_child)
+register_module_forward_pre_hook(look_on)
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096 / 2**20
+
+
+@routes.get("/probe")
+async def get_calls(request):
+    return web.json_response({"calls": dict(calls)})
+
+
+@routes.get("/probe/memory")
+async def get_memory(request):
+    gc.collect()
+    before = resident_mb()
+    # What is free already and only kept by the allocator is no leak.
+    ctypes.CDLL(None).malloc_trim(0)
+    tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    device = torch.npu.memory_allocated() if hasattr(torch, "npu") else 0
+    return web.json_response(
+        {"resident_mb": before, "trimmed_mb": resident_mb(), "tensors": tensors, "device_bytes": device}
+    )
+
+
+@routes.post("/probe/slow")
+async def post_slow(request):
+    slow.clear()
+    slow.update(await request.json())
+    return web.json_response({})
