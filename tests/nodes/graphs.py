@@ -136,26 +136,3 @@ def golden_run(case: str, input_folder: Path) -> tuple[Graph, Image.Image]:
         graph["make"] = edit("picture", **settings)
     (expected,) = from_pixels(golden["image"], "pil")
     return graph, expected
-
-
-def modular(image: str | None = None, **changes: Any) -> Graph:
-    """Encode, sample and decode one by one; the picture is that of the node ``make``, which decodes."""
-    encoding = {"prompt": "a red circle", "negative_prompt": "", "size_mode": "width and height"}
-    encoding |= {"width": 64, "height": 64}
-    sampling = {"seed": 42, "steps": 3, "cfg": 4.0, "denoise": 1.0, "batch_size": 1}
-    pipeline = {"pipeline": ["loader", 0]}
-    graph = {
-        "encode": {"class_type": "DeepGenEncode", "inputs": {**pipeline, **_chosen(encoding, changes)}},
-        "sample": {
-            "class_type": "DeepGenSample",
-            "inputs": {**pipeline, "conditioning": ["encode", 0], **_chosen(sampling, changes)},
-        },
-        "make": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["loader", 1]}},
-    }
-    if image:
-        graph["encode"]["inputs"]["image"] = [image, 0]
-    return graph
-
-
-def _chosen(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return {name: changes.get(name, value) for name, value in defaults.items()}

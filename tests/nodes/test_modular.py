@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from golden import TINY
 from graphs import core, decoding, edit, encoding, generation, load_image, loader, modular, sampling, save
 from PIL import Image
+
+from deepgen_npu.checkpoint import Checkpoint
 
 
 DEMO = "coloured shapes (demo, not DeepGen 1.0)"
@@ -134,6 +139,29 @@ class TestLatents:
         graph["sample"] = sampling("encode", latent_image=["third", 0])
         (alone,) = pictures(comfy_client, graph)
         assert np.abs(alone - third).max() <= 1
+
+
+def test_the_vae_alone_reads_nothing_else(comfy, comfy_client):
+    comfy.free()
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 60).save(comfy.input / "small.png")
+    graph = {
+        "loader": loader(),
+        "a": load_image("small.png"),
+        "encode": core("VAEEncode", pixels=["a", 0], vae=["loader", 1]),
+        "decode": decoding("encode"),
+        "saved": save("decode"),
+    }
+    log = len(comfy.log_text())
+    assert pictures(comfy_client, graph)[0].shape == (64, 64, 3)
+    loaded = re.findall(r"Requested to load (\w+)", comfy.log_text()[log:])
+    assert loaded == ["DeepGenVAE"]
+    # The bar over the bytes belongs to the first node that needs all parts.
+    graph |= {"make": generation(seed=11), "saved": save("make")}
+    result = comfy_client.run(graph)
+    assert result.ok, result.error_text
+    checkpoint = Checkpoint.open(TINY)
+    missing = checkpoint.nbytes() - checkpoint.nbytes("vae")
+    assert (missing, missing) in {(p.value, p.max) for p in result.progress if p.node == "make"}
 
 
 class TestRefusals:
