@@ -20,13 +20,13 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
-def start(request, comfy_options) -> Callable[[int], ComfyServer]:
-    """Starts a server on a card of so many MiB."""
+def start(request, comfy_options) -> Callable[..., ComfyServer]:
+    """Starts a server on a card of so many MiB, with more of ComfyUI's arguments."""
     checkout = request.param
     if checkout is None or checkout.problem:
         pytest.skip("NOT PROVEN: that the nodes run in a ComfyUI on an NPU; no ComfyUI was found that runs")
-    return lambda mebibytes: ComfyServer(
-        checkout, ServerOptions(prepare=comfy_options.prepare, simulated_npu=mebibytes)
+    return lambda mebibytes, *args: ComfyServer(
+        checkout, ServerOptions(prepare=comfy_options.prepare, simulated_npu=mebibytes, args=args)
     )
 
 
@@ -103,3 +103,15 @@ def test_a_card_that_is_too_small_for_a_size_says_which_size_fits(start):
         assert "choose a smaller size (about" in failed.error_text
         graph["make"] = generation(width=64, height=64, steps=1)
         assert client.run(graph).ok, "the server goes on"
+
+
+@pytest.mark.parametrize("mode", ["--lowvram", "--novram"])
+def test_modes_for_small_cards_make_the_same_picture(start, client, mode):
+    graph = {"loader": loader(), "make": generation(seed=12), "saved": save("make")}
+    expected = array(client.run(graph).images[0])
+    with start(64 * 1024, mode) as server, Client(server) as other:
+        result = other.run(graph)
+        assert result.ok, result.error_text
+        # The VLM runs on the CPU there, and rounds in its own way.
+        assert np.abs(array(result.images[0]) - expected).max() <= 1
+        assert mode.strip("-").upper().replace("VRAM", "_VRAM") in server.log_text()
