@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import importlib
 import logging
 import os
 import re
@@ -119,14 +118,16 @@ def _is_model_id(text: str) -> bool:
 
 
 def _hf_storage(model_id: str) -> Path:
-    constants = importlib.import_module("huggingface_hub.constants")
+    from huggingface_hub import constants
+
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{model_id.replace('/', '--')}"
 
 
 def _cached_folders(source: str, model_id: str, revision: str | None) -> Iterator[Path]:
     """Folders where a cache may keep the model, the likeliest first; they need not exist."""
     if source == "huggingface":
-        hub = importlib.import_module("huggingface_hub")
+        import huggingface_hub as hub
+
         found = hub.try_to_load_from_cache(model_id, INDEX_FILE, revision=revision)
         if isinstance(found, str):
             yield Path(found).parent
@@ -148,7 +149,8 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _from_huggingface(model_id: str, revision: str | None, target: Path | None) -> Path:
-    hub = importlib.import_module("huggingface_hub")
+    import huggingface_hub as hub
+
     api = hub.HfApi()
     try:
         info = api.model_info(model_id, revision=revision, files_metadata=True, timeout=20)
@@ -186,8 +188,10 @@ def _from_huggingface(model_id: str, revision: str | None, target: Path | None) 
 
 def _from_modelscope(model_id: str, revision: str | None, target: Path | None) -> Path:
     try:
-        fetch = importlib.import_module("modelscope.hub.snapshot_download").snapshot_download
-        api = importlib.import_module("modelscope.hub.api").HubApi()
+        from modelscope.hub.api import HubApi
+        from modelscope.hub.snapshot_download import snapshot_download as fetch
+
+        api = HubApi()
     except ImportError as error:
         raise DownloadError(
             f"A ModelScope download needs the modelscope package, which cannot be imported "
@@ -283,7 +287,8 @@ def _explain(error: Exception, source: str, model_id: str, revision: str | None,
     other = "--source huggingface"
     login = "ModelScope's `modelscope login`"
     if source == "huggingface":
-        where = importlib.import_module("huggingface_hub.constants").ENDPOINT
+        from huggingface_hub.constants import ENDPOINT as where  # noqa: N811
+
         other = "HF_ENDPOINT set to a mirror you trust, or --source modelscope"
         login = "Hugging Face's `hf auth login` (or HF_TOKEN)"
     if any(isinstance(item, OSError) and item.errno in DISK_FULL for item in chain):

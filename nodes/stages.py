@@ -132,11 +132,16 @@ def decode(handle: DeepGenHandle, latent: dict[str, Any], height: int, width: in
 
 def _repeated(conditioning: Conditioning, batch: int) -> Conditioning:
     """One row for each picture of a batch."""
-    names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-    embeds = {name: getattr(conditioning, name) for name in names}
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.repeat(batch, *[1] * (tensor.ndim - 1))
+
     return replace(
         conditioning,
-        **{name: tensor.repeat(batch, *[1] * (tensor.ndim - 1)) for name, tensor in embeds.items()},
+        prompt_embeds=rows(conditioning.prompt_embeds),
+        pooled_prompt_embeds=rows(conditioning.pooled_prompt_embeds),
+        negative_prompt_embeds=rows(conditioning.negative_prompt_embeds),
+        negative_pooled_prompt_embeds=rows(conditioning.negative_pooled_prompt_embeds),
     )
 
 
