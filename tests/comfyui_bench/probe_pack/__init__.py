@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from aiohttp import web
-from server import PromptServer
+from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.modules.module import register_module_forward_pre_hook, register_module_module_registration_hook
 
 

@@ -1,0 +1,137 @@
+"""Memory of long sessions in a real ComfyUI: weights are given back, shared, and read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfyui_bench.client import Client
+from comfyui_bench.fixtures import CHECKOUTS
+from comfyui_bench.probe import PACKS, Probe, device_bytes, wait_until
+from comfyui_bench.result import RunResult
+from comfyui_bench.server import ComfyServer, ServerOptions
+from graphs import Graph, chain, generation, loader, save
+from larger import LARGER, NAME
+
+from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.random_checkpoint import weight_files, write
+from scripts.soak import prepare, slope, soak
+
+
+ELEMENTS = sum(file.elements for file in weight_files(LARGER))
+
+Start = Callable[..., AbstractContextManager[ComfyServer]]
+
+
+@pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
+def start(request) -> Start:
+    """Starts a server with the probe."""
+    checkout = request.param
+    if checkout is None or checkout.problem:
+        pytest.skip("NOT PROVEN: that memory is given back; no ComfyUI was found that runs")
+    return lambda **options: ComfyServer(checkout, ServerOptions(packs=PACKS, **options))
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    """With the larger checkpoint beside the small ones."""
+
+    def lay_out(base: Path) -> None:
+        prepare(base)
+        write(base / "models" / "deepgen" / NAME, LARGER)
+
+    with start(prepare=lay_out) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with Client(server) as client:
+        yield client
+
+
+def graph_of(model: str = NAME, seed: int = 1, **options) -> Graph:
+    return {
+        "loader": loader(model, **options),
+        "make": generation(seed=seed, steps=1),
+        "saved": save("make"),
+    }
+
+
+def bytes_read(server: ComfyServer, result: RunResult, model: str) -> float:
+    """Of the weights, by the progress bar, which goes up to their size in the files."""
+    nbytes = Checkpoint.open(server.models / "deepgen" / model).nbytes()
+    return max((one.value for one in result.progress if one.max == nbytes), default=0)
+
+
+def test_a_short_soak_leaves_nothing_on_the_device(start):
+    with start(prepare=prepare, simulated_npu=64 * 1024) as server:
+        assert device_bytes(server) == 0
+        rows = soak(server, 8)
+    assert all(row.device > 0 for row in rows), "it ran on the device"
+    assert {row.status for row in rows} == {"success", "interrupted"}
+    assert rows[-1].device_after == 0, "every byte is given back"
+    # Graphs with two loaders have two models; a cancelled one may have read but one.
+    tensors = [row.tensors for row in rows if "two loaders" not in row.what and row.status == "success"]
+    assert max(tensors) - min(tensors) < 100, "the models of earlier runs are gone"
+
+
+def test_weights_leave_main_memory_and_come_back(server, client):
+    """The rest that ComfyUI keeps is that of a server which has run a small model."""
+    probe, weights_mb = Probe(server), ELEMENTS * 4 / 2**20
+    assert client.run(graph_of("first")).ok
+    server.free()
+    before = probe.memory()["trimmed_mb"]
+    held = []
+    for seed in (1, 2):
+        result = client.run(graph_of(seed=seed))
+        assert result.ok, result.error_text
+        held.append(probe.memory()["trimmed_mb"] - before)
+        server.free()
+        wait_until(lambda: probe.memory()["trimmed_mb"] - before < 0.2 * weights_mb, "main memory", timeout=15)
+    assert all(0.9 * weights_mb < mb < 1.2 * weights_mb for mb in held), (held, weights_mb)
+
+
+def test_loaders_of_one_model_share_what_was_read(server, client):
+    probe = Probe(server)
+    server.free()
+    first = client.run(graph_of())
+    assert bytes_read(server, first, NAME) > 0
+    held = probe.memory()["trimmed_mb"]
+    captured = client.run(graph_of(capture_graph=True))
+    assert "loader" in captured.executed and bytes_read(server, captured, NAME) == 0
+    graph = graph_of(seed=2)
+    graph |= {"other": loader(NAME), "again": generation(pipeline=["other", 0], seed=3), "kept": save("again")}
+    both = client.run(graph)
+    assert {"other", "again"} <= set(both.executed) and bytes_read(server, both, NAME) == 0
+    assert probe.memory()["trimmed_mb"] - held < 100, "the weights are there once"
+    other_dtype = client.run(graph_of(dtype="bfloat16"))
+    assert bytes_read(server, other_dtype, NAME) > 0, "another dtype is another model"
+    again = client.run(graph_of(dtype="bfloat16", capture_graph=True))
+    assert bytes_read(server, again, NAME) == 0
+    server.free()
+    enough = held - 0.8 * ELEMENTS * 4 / 2**20
+    wait_until(lambda: probe.memory()["trimmed_mb"] < enough, "what was kept from one loader to the next", timeout=15)
+
+
+@pytest.mark.parametrize("mode", ["--cache-none", "--cache-lru 10", "--cache-ram 100000"])
+def test_other_caches_of_comfyui(start, mode):
+    """None keeps no result, LRU some, and RAM drops what it can when less than so many GB are free."""
+    with start(prepare=prepare, args=mode.split()) as server, Client(server) as client:
+        if "cache-ram" in mode and server.checkout.version_tuple < (0, 8):
+            pytest.skip("this ComfyUI has no --cache-ram")
+        graph = chain()
+        graph["loader"] = loader("first")
+        results = [client.run(graph), client.run(graph)]
+        assert all(result.ok for result in results), results[-1].error_text
+        pictures = [np.asarray(image) for result in results for image in result.images_of("edited")]
+        assert np.array_equal(pictures[0], pictures[-1])
+        assert ("edit" in results[1].executed) == (mode != "--cache-lru 10")
+
+
+def test_slope():
+    assert slope([3.0, 5.0, 7.0, 9.0]) == pytest.approx(2.0)
+    assert slope([1.0, 2.0, 1.0]) == pytest.approx(0.0)
