@@ -29,7 +29,7 @@ from comfyui_bench.checkouts import find_checkouts  # noqa: E402
 from comfyui_bench.client import Client  # noqa: E402
 from comfyui_bench.probe import PACKS, Probe, device_bytes, wait_until  # noqa: E402
 from comfyui_bench.server import ComfyServer, ServerError, ServerOptions  # noqa: E402
-from graphs import edit, generation, load_image, loader, modular, save  # noqa: E402
+from graphs import edit, generation, load_image, loader, modular, sampling, save  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from deepgen_npu.random_checkpoint import write  # noqa: E402
@@ -87,7 +87,8 @@ def prompts(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
         if kind == "generate":
             graph["make"] = generation(**settings, batch_size=1 + number // 5 % 2)
         elif kind == "modular":
-            graph |= modular(image=None, **settings)
+            seed = settings.pop("seed")
+            graph |= modular(sampler=sampling("encode", seed=seed), **settings) | {"loader": graph["loader"]}
         else:
             graph["picture"] = load_image(f"{colour}.png")
             graph["make"] = edit("picture", **settings)
