@@ -3,6 +3,8 @@
 # make test-torch-npu   the tests on the real torch_npu, on Linux, with neither a card nor CANN: stand-ins for CANN's
 #   libraries are compiled into build/torch_npu, so a C and a C++20 compiler are needed. Its virtual environment is for
 #   that alone: without the stand-ins not even `import torch` works in it.
+# make outside-checks   the checkers of others (comfy-cli, comfy-test, comfy-lint, comfy-import-guard, nodesafe) on the
+#   pack as the registry publishes it, in a virtual environment of their own
 # make demo-checkpoint   trains the demo model from nothing: under two hours on two cores
 #
 # PyTorch comes from wherever pip is set up to find it. On Linux a plain pip brings a CUDA build of several GB;
@@ -11,7 +13,8 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-checkpoint test lint test-library test-ascend-pair test-torch-npu comfyui-environments benchmark clean
+.PHONY: demo demo-checkpoint test lint test-library test-ascend-pair test-torch-npu outside-checks \
+	comfyui-environments benchmark clean
 
 demo: .venv/runtime-installed
 	.venv/bin/python scripts/demo.py
@@ -34,6 +37,9 @@ test-ascend-pair: .venv-ascend/tests-installed
 # No card, and one whose memory is host memory: each in a process of its own.
 test-torch-npu: .venv-torch-npu/tests-installed
 	.venv-torch-npu/bin/python tests/real_torch_npu/run.py
+
+outside-checks: .venv-checks/installed comfyui-environments
+	.venv-checks/bin/python scripts/outside_checks.py
 
 comfyui-environments: .venv/tests-installed
 	.venv/bin/python scripts/make_comfyui_environments.py
@@ -66,5 +72,10 @@ benchmark: .venv/tests-installed
 	.venv-torch-npu/bin/python $(PIP_INSTALL) --no-deps torch_npu==2.13.0
 	touch $@
 
+.venv-checks/installed: requirements-checks.txt
+	$(PYTHON) -m venv .venv-checks
+	.venv-checks/bin/python $(PIP_INSTALL) -r requirements-checks.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-ascend .venv-torch-npu build/torch_npu .venv-comfyui-* demo .pytest_cache .ruff_cache
+	rm -rf .venv .venv-ascend .venv-torch-npu .venv-checks build/torch_npu .venv-comfyui-* demo .pytest_cache .ruff_cache
