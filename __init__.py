@@ -4,6 +4,9 @@ ComfyUI calls `comfy_entrypoint` once. Nothing heavy is imported here or by the 
 not slow ComfyUI's start.
 """
 
+# Help pages of the nodes (web/docs), no JavaScript.
+WEB_DIRECTORY = "./web"
+
 
 async def comfy_entrypoint():
     from .nodes.extension import DeepGenExtension
