@@ -178,7 +178,7 @@ def test_in_the_front_end(comfy, comfy_browser, language):
         # Larger than the space that a browser gives a picture it could not load.
         browser.wait_for_function("() => document.querySelector('.node-help-content img')?.naturalWidth > 500")
 
-        browser.mouse.dblclick(1300, 800)
+        browser.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
         search = browser.locator("input[id^=comfy-vue-node-search-box-input]")
         for word, found in SEARCHES[language]:
             search.fill(word)
