@@ -62,6 +62,8 @@ def make_blueprint(page: ComfyPage) -> dict[str, Any]:
     for node in subgraph["nodes"]:
         tidy_node(node)
     outer["id"] = 1
+    # The front end also lists the seeds of the nodes inside, of which one is shown already.
+    outer["properties"] = {"proxyWidgets": [["-1", name] for name, _, _ in WIDGETS]}
     return {
         "revision": 0,
         "last_node_id": 1,

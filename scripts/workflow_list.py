@@ -175,7 +175,9 @@ SAMPLES = [
             save("save", 4, 0, "edit", "deepgen_combined"),
             *muted(
                 load("drawing", 1, THIRD_ROW),
-                generate("balloon", 2, THIRD_ROW, "a hot-air balloon with rainbow stripes, on a plain white background"),
+                generate(
+                    "balloon", 2, THIRD_ROW, "a hot-air balloon with rainbow stripes, on a plain white background"
+                ),
                 edit(
                     "fly",
                     3,
@@ -204,8 +206,8 @@ SAMPLES = [
             edit("edit", 2, 0, "picture", "Change the background to black.", size_mode="size of image"),
             preview("see_edit", 2, BELOW, "edit"),
             *mask_nodes(3, 0),
-            composite("composite", 4.7, 0, "picture", "edit", "mask"),
-            save("save", 4.7, 240, "composite", "deepgen_under_mask", 560),
+            composite("composite", 4.5, 0, "picture", "edit", "mask"),
+            save("save", 4.5, 240, "composite", "deepgen_under_mask", 560),
             *muted(
                 load("own", 1, THIRD_ROW),
                 edit(
@@ -231,27 +233,27 @@ SAMPLES = [
     complete(
         "deepgen_modular",
         [
-            encode("encode", 1, 0, "a green circle on the right on a black background"),
+            encode("encode", 1, 0, "a green circle on the right on a black background", 460),
             sample("sample", 2, 0, "encode"),
             decode("decode", 2, 320, "sample"),
             save("save", 2.75, 0, "decode", "deepgen_drawn", 460),
             Node("back", "VAEEncode", at(2, 640, 60, 300), links={"pixels": "decode", "vae": "loader:1"}),
-            encode("encode_change", 1, 640, "a yellow star", 460),
-            sample("change", 2, 760, "encode_change", latent_image="back", denoise=0.7),
+            encode("encode_change", 1, 640, "an orange triangle", 460),
+            sample("change", 2, 760, "encode_change", latent_image="back", denoise=0.5),
             decode("decode_change", 2, 1040, "change"),
             save("save_change", 2.75, 640, "decode_change", "deepgen_changed", 460),
             *muted(
-                load("drawing", 4, 0),
+                load("drawing", 3.85, 0),
                 encode(
                     "encode_edit",
-                    4,
+                    3.85,
                     460,
                     "Turn the drawing into a detailed watercolor painting.",
                     image="drawing",
                 ),
-                sample("sample_edit", 5, 0, "encode_edit"),
-                decode("decode_edit", 5, 320, "sample_edit"),
-                save("save_edit", 5, 460, "decode_edit", "deepgen_painting"),
+                sample("sample_edit", 4.85, 0, "encode_edit"),
+                decode("decode_edit", 4.85, 320, "sample_edit"),
+                save("save_edit", 4.85, 460, "decode_edit", "deepgen_painting"),
             ),
         ],
         steps(

@@ -51,7 +51,9 @@ def note(name: str) -> Node:
     def text(language: str) -> str:
         return "\n\n".join([TEXTS[name][language], TEXTS["model"][language], TEXTS["muted"][language]])
 
-    return Node("note", "MarkdownNote", (0, 200, 380, 1100), {"text": f"{text('en')}\n\n---\n\n{text('zh')}"}, title="Read me")
+    return Node(
+        "note", "MarkdownNote", (0, 200, 380, 960), {"text": f"{text('en')}\n\n---\n\n{text('zh')}"}, title="Read me"
+    )
 
 
 def at(column: float, y: int, height: int, width: int = 400) -> tuple[int, int, int, int]:

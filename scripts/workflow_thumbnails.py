@@ -38,7 +38,10 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for picture, (left, top, side) in zip(pictures, boxes, strict=True):
         scaled = picture.convert("RGB").resize((side * _TIMES, side * _TIMES), Image.Resampling.LANCZOS)
-        rim = [(value + change * RIM) * _TIMES for change, value in ((-1, left), (-1, top), (1, left + side), (1, top + side))]
+        rim = [
+            (value + change * RIM) * _TIMES
+            for change, value in ((-1, left), (-1, top), (1, left + side), (1, top + side))
+        ]
         draw.rectangle(rim, fill=GROUND)
         sheet.paste(scaled, (left * _TIMES, top * _TIMES))
     for line in lines:
