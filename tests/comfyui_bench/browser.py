@@ -135,6 +135,25 @@ class ComfyPage:
         """Load a workflow in UI format, replacing what is on the canvas."""
         self.page.evaluate("workflow => window.app.loadGraphData(workflow)", dict(workflow))
 
+    def open_template(self, pack: str, name: str) -> None:
+        """Open a sample workflow of a pack in the template browser, as a user does."""
+        self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(pack, exact=True).first.click()
+        card = self.page.locator(f"[data-testid=template-workflow-{name}]")
+        card.scroll_into_view_if_needed()  # its thumbnail is loaded when it is in view
+        card.locator("img").first.wait_for()
+        card.click()
+        card.wait_for(state="detached")
+
+    def add_from_library(self, name: str) -> None:
+        """Put a node on the canvas that is found in the side bar's node library."""
+        self.page.evaluate(
+            "() => window.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')"
+        )
+        self.page.get_by_placeholder("Search Nodes").fill(name)
+        self.page.locator(".node-lib-node-container").get_by_text(name).first.click()
+        self.page.wait_for_function("() => window.app.graph.nodes.length > 0")
+
     def drop_file(self, path: Path, mime: str = "image/png") -> None:
         """Give the front end a file as if it had been dropped on the canvas."""
         data = base64.b64encode(path.read_bytes()).decode()

@@ -5,42 +5,81 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 
 ROOT = Path(__file__).parents[2]
+PACK = "ComfyUI-DeepGen"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]
-OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit"}
-CORE = {"LoadImage", "SaveImage", "PreviewImage", "MarkdownNote"}
-PICTURES = {
-    "deepgen_text_to_image": 2,
-    "deepgen_edit_image": 1,
-    "deepgen_generate_then_edit": 2,
-    "deepgen_multi_step_edit": 3,
-    "deepgen_multiple_references": 2,
+RELEASES = sorted((ROOT / "tests" / "workflows" / "releases").glob("*/ui/*.json"))
+EITHER = "DeepGen 1.0 if downloaded, else the demo"
+OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample"}
+CORE = {
+    *("LoadImage", "SaveImage", "PreviewImage", "MarkdownNote", "VAEDecode", "VAEEncode"),
+    *("SolidMask", "FeatherMask", "MaskComposite", "ImageCompositeMasked"),
+}
+MUTED = 2
+# The five abilities that the prompts of DeepGen 1.0 show, each told by a word of its prompt.
+ABILITIES = {
+    "generation": "pizza",
+    "rendering of text": '"DeepGen 1.0"',
+    "editing": "watercolor",
+    "reasoning generation": "four hours after it was lit",
+    "reasoning editing": "gust of wind",
 }
 
 
-def ui(name: str) -> dict:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def twin(name: str) -> dict:
-    return json.loads((ROOT / "tests" / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+def ui(name: str) -> dict[str, Any]:
+    return read(ROOT / "workflows" / f"{name}.json")
 
 
-def calls(prompt: dict) -> dict:
+def twin(name: str) -> dict[str, Any]:
+    return read(ROOT / "tests" / "workflows" / f"{name}.json")
+
+
+def calls(prompt: dict[str, Any]) -> dict[str, Any]:
     """A prompt without what does not change its meaning."""
     return {key: (node["class_type"], node["inputs"]) for key, node in prompt.items()}
 
 
+def in_one_step(prompt: dict[str, Any]) -> dict[str, Any]:
+    for node in prompt.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 1
+    return prompt
+
+
+def unmuted(workflow: dict[str, Any]) -> dict[str, Any]:
+    for node in workflow["nodes"]:
+        node["mode"] = 0
+    return workflow
+
+
 def test_all_are_there():
-    assert set(NAMES) == set(PICTURES)
+    assert len(NAMES) >= 7 and set(ABILITIES) and len(RELEASES) >= 5
     assert {path.stem for path in (ROOT / "tests" / "workflows").glob("*.json")} == set(NAMES)
+    assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == set(NAMES)
     assert {path.suffix for path in (ROOT / "workflows").iterdir()} == {".json", ".jpg"}
+
+
+def test_they_show_what_deepgen_can_do():
+    prompts = [
+        str(value)
+        for name in NAMES
+        for node in ui(name)["nodes"]
+        if node["type"] in OURS and node["mode"] == MUTED
+        for value in node["widgets_values"]
+    ]
+    for ability, words in ABILITIES.items():
+        assert any(words in prompt for prompt in prompts), ability
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,69 +93,93 @@ class TestFiles:
                 assert node["properties"]["cnr_id"] == "deepgen"
         text = json.dumps(workflow)
         assert not re.search(r"/(home|root|tmp|work|Users)/|[A-Z]:\\\\", text)
-        pictures = {node["inputs"]["image"] for node in twin(name).values() if node["class_type"] == "LoadImage"}
+        pictures = {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage"}
         assert pictures <= {"example.png"}
 
     def test_one_loader_and_the_defaults(self, name):
         nodes = list(twin(name).values())
         (loader,) = [node for node in nodes if node["class_type"] == "DeepGenLoader"]
-        assert loader["inputs"] == {"model": "DeepGen-1.0-diffusers", "dtype": "auto", "capture_graph": False}
-        for node in nodes:
-            if node["class_type"] in OURS - {"DeepGenLoader"}:
-                assert (node["inputs"]["steps"], node["inputs"]["cfg"]) == (50, 4.0)
+        assert loader["inputs"] == {"model": EITHER, "dtype": "auto", "capture_graph": False}
+        drawing = [node["inputs"] for node in nodes if "steps" in node["inputs"]]
+        assert drawing and {(inputs["steps"], inputs["cfg"]) for inputs in drawing} == {(50, 4.0)}
 
     def test_a_note_tells_where_the_model_goes_in_both_languages(self, name):
         notes = "\n".join(node["widgets_values"][0] for node in ui(name)["nodes"] if node["type"] == "MarkdownNote")
-        for words in ("models/deepgen", "huggingface.co", "modelscope", "python -m deepgen_npu download"):
-            assert words in notes.lower()
-        assert "\u6a21\u578b" in notes
+        english, chinese = notes.split("\n---\n")
+        for words in (
+            "models/deepgen",
+            "huggingface.co",
+            "modelscope",
+            "python -m deepgen_npu download",
+            "**Ctrl+M**",
+        ):
+            assert words in english and words in chinese
+        assert english.isascii() and "\u6a21\u578b" in chinese
 
     def test_its_thumbnail(self, name):
-        with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
-            assert thumbnail.format == "JPEG" and thumbnail.width >= 256 and not thumbnail.getexif()
-        assert (ROOT / "workflows" / f"{name}.jpg").stat().st_size < 100_000
+        path = ROOT / "workflows" / f"{name}.jpg"
+        with Image.open(path) as thumbnail:
+            # The cards of the template browser are square.
+            assert (thumbnail.format, thumbnail.size) == ("JPEG", (512, 512)) and not thumbnail.getexif()
+        assert path.stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("name", NAMES)
-class TestInComfyUI:
-    def test_the_template_browser_offers_it(self, comfy, name):
-        templates = comfy.get("/workflow_templates").json()
-        assert name in templates["ComfyUI-DeepGen"]
-        served = comfy.get(f"/api/workflow_templates/ComfyUI-DeepGen/{name}.json")
-        assert served.json() == ui(name)
-        thumbnail = comfy.get(f"/api/workflow_templates/ComfyUI-DeepGen/{name}.jpg")
-        assert thumbnail.body == (ROOT / "workflows" / f"{name}.jpg").read_bytes()
-
-    def test_it_runs(self, comfy_client, name):
-        """With the tiny checkpoint under the published name, and fewer steps."""
-        prompt = twin(name)
-        for node in prompt.values():
-            if "steps" in node["inputs"]:
-                node["inputs"]["steps"] = 2
-        result = comfy_client.run(prompt, timeout=300)
-        assert result.ok, result.error_text
-        assert len([image for image in result.images if image.size != (768, 768)]) == PICTURES[name]
-
-    def test_the_front_end_reads_it_as_its_twin(self, comfy_page, name):
-        comfy_page.load_graph(ui(name))
-        assert comfy_page.missing_nodes() == [] and comfy_page.dialogs() == [] and comfy_page.alerts() == []
-        assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
-        # Saved and opened again it is still the same.
-        saved = comfy_page.serialize()
-        comfy_page.load_graph(saved)
-        assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
-        assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
+def test_the_server_offers_it(comfy, name):
+    assert name in comfy.get("/workflow_templates").json()[PACK]
+    assert comfy.get(f"/api/workflow_templates/{PACK}/{name}.json").json() == ui(name)
+    thumbnail = comfy.get(f"/api/workflow_templates/{PACK}/{name}.jpg")
+    assert thumbnail.body == (ROOT / "workflows" / f"{name}.jpg").read_bytes()
 
 
-def test_a_saved_picture_restores_its_workflow(comfy, comfy_client, comfy_page, tmp_path):
-    name = "deepgen_generate_then_edit"
-    prompt = twin(name)
-    for node in prompt.values():
-        if "steps" in node["inputs"]:
-            node["inputs"]["steps"] = 1
-    result = comfy_client.run(prompt, extra_data={"extra_pnginfo": {"workflow": ui(name)}}, timeout=300)
-    assert result.ok, result.error_text
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(result.files[0].data)
-    comfy_page.drop_file(picture)
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_front_end(comfy, comfy_client, comfy_page, tmp_path, name):
+    """Opened from the template browser, saved and opened again, run, and restored from a picture."""
+    comfy_page.open_template(PACK, name)
+    assert comfy_page.missing_nodes() == [] and comfy_page.dialogs() == []
     assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
+    saved = comfy_page.serialize()
+    comfy_page.load_graph(saved)
+    assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
+
+    # What is muted is whole, too: with the tiny checkpoint under the published name.
+    comfy_page.load_graph(unmuted(saved))
+    everything = comfy_page.graph_to_prompt()
+    assert len(everything) > len(twin(name)) and calls(twin(name)).items() <= calls(everything).items()
+    extra = {"extra_pnginfo": {"workflow": comfy_page.serialize()}}
+    result = comfy_client.run(in_one_step(everything), extra_data=extra, timeout=300)
+    assert result.ok, result.error_text
+    assert {file.node for file in result.files} == {
+        key for key, node in everything.items() if node["class_type"] in ("SaveImage", "PreviewImage")
+    }
+
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(next(file.data for file in result.files if file.type == "output"))
+    comfy_page.page.evaluate("() => window.app.graph.clear()")
+    comfy_page.drop_file(picture)
+    assert calls(in_one_step(comfy_page.graph_to_prompt())) == calls(everything)
+    assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
+
+
+def test_workflows_of_every_release_open_and_run(comfy_client, comfy_page):
+    for path in RELEASES:
+        kept = read(path.parents[1] / "api" / path.name)
+        comfy_page.load_graph(read(path))
+        assert comfy_page.missing_nodes() == [] and comfy_page.dialogs() == [], path
+        now = comfy_page.graph_to_prompt()
+        assert set(now) == set(kept), path
+        for key, node in kept.items():
+            assert now[key]["class_type"] == node["class_type"]
+            added = {name: now[key]["inputs"].pop(name) for name in set(now[key]["inputs"]) - set(node["inputs"])}
+            assert now[key]["inputs"] == node["inputs"], path
+            assert added == defaults(comfy_client, node["class_type"], added), path
+        result = comfy_client.run(in_one_step(kept), timeout=300)
+        assert result.ok, (path, result.error_text)
+        assert result.images, path
+    assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
+
+
+def defaults(comfy_client, node: str, names) -> dict[str, Any]:
+    groups = comfy_client.object_info(node)[node]["input"]
+    inputs = {**groups.get("required", {}), **groups.get("optional", {})}
+    return {name: inputs[name][1]["default"] for name in names}
