@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from make_workflows import HIDE_MENUS
 from PIL import Image
+from workflow_canvas import HIDE_MENUS
 
 
 ROOT = Path(__file__).resolve().parents[1]
