@@ -27,7 +27,7 @@ NOT_PROVEN = "NOT PROVEN"
 CHECKOUTS: list[Checkout | None] = [*find_checkouts()] or [None]
 
 
-def _unavailable(reason: str) -> NoReturn:
+def unavailable(reason: str) -> NoReturn:
     message = f"{NOT_PROVEN}: {reason}"
     if os.environ.get(REQUIRE_VARIABLE) == "1":
         pytest.fail(f"{message} ({REQUIRE_VARIABLE}=1 forbids to skip)", pytrace=False)
@@ -44,12 +44,12 @@ def comfy(request: pytest.FixtureRequest, comfy_options: ServerOptions) -> Itera
     """A running server; pytest orders the tests so that only one version runs at a time."""
     checkout: Checkout | None = request.param
     if checkout is None:
-        _unavailable(
+        unavailable(
             "that the nodes run, cancel, preview and cache, and that the workflows load; "
             f"no checkout found, set {PATH_VARIABLE} (and {PYTHON_VARIABLE})"
         )
     if checkout.problem:
-        _unavailable(f"anything on ComfyUI {checkout.id}; {checkout.problem}")
+        unavailable(f"anything on ComfyUI {checkout.id}; {checkout.problem}")
     with ComfyServer(checkout, comfy_options) as server:
         yield server
 
@@ -59,7 +59,7 @@ def comfy_client(comfy: ComfyServer) -> Iterator[Client]:
     try:
         from .client import Client
     except ModuleNotFoundError as error:
-        _unavailable(f"the test requirement {error.name} is not installed")
+        unavailable(f"the test requirement {error.name} is not installed")
     with Client(comfy) as client:
         yield client
 
@@ -69,9 +69,9 @@ def comfy_browser() -> Iterator[Browser]:
     try:
         from .browser import Browser, chromium_path
     except ModuleNotFoundError as error:
-        _unavailable(f"workflows in the browser; {error.name} is not installed")
+        unavailable(f"workflows in the browser; {error.name} is not installed")
     if chromium_path() is None:
-        _unavailable("workflows in the browser; no chromium on PATH")
+        unavailable("workflows in the browser; no chromium on PATH")
     with Browser() as browser:
         yield browser
 
