@@ -182,6 +182,9 @@ def test_in_the_front_end(comfy, comfy_browser, language):
         browser.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
         search = browser.locator("input[id^=comfy-vue-node-search-box-input]")
         for word, found in SEARCHES[language]:
+            # What the word before has found stays in view for a while.
+            search.fill("qqqqqqqq")
+            browser.locator("[role=option]", has_text="DeepGen").first.wait_for(state="hidden")
             search.fill(word)
             name = locale(language)[found]["display_name"]
             browser.locator("[role=option]", has_text=name).first.wait_for(timeout=10_000)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 
 NAME = "DeepGen Generate and Edit"
 FILE = Path(__file__).parents[2] / "subgraphs" / f"{NAME}.json"
@@ -37,8 +35,9 @@ def test_its_file_is_read_everywhere():
 
 def test_from_the_node_library_to_its_pictures(comfy, comfy_client, comfy_page):
     if comfy.checkout.version_tuple < SINCE:
+        # Nothing to see, and no harm done.
         assert comfy.request("/global_subgraphs").status == 404
-        pytest.skip("this version of ComfyUI has no blueprints")
+        return
     assert NAME in {entry["name"] for entry in comfy.get("/global_subgraphs").json().values()}
     comfy_page.page.evaluate("() => window.app.graph.clear()")
     comfy_page.add_from_library(NAME)
