@@ -21,7 +21,7 @@ class DeepGenEdit(io.ComfyNode):
             display_name="DeepGen Edit Image",
             category=inputs.CATEGORY,
             description="Edits a picture as the prompt says with DeepGen 1.0. A batch is edited picture by picture.",
-            **search_aliases("image editing", "instruction edit", "i2i", "img2img"),
+            **search_aliases("image editing", "change image", "instruction edit", "i2i", "img2img", "reference image"),
             inputs=[
                 inputs.pipeline(),
                 io.Image.Input("image", tooltip="The picture to edit. Of a batch, each picture is edited."),

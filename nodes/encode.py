@@ -21,7 +21,7 @@ class DeepGenEncode(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Turns prompt, negative prompt and pictures into conditioning for DeepGen Sampler. With "
             "pictures it is an edit, without them a generation.",
-            **search_aliases("conditioning", "text encode", "reference image"),
+            **search_aliases("conditioning", "prompt", "text encode", "reference image"),
             inputs=[
                 inputs.pipeline(),
                 inputs.prompt("What to draw, or with an image what to change, in English or Chinese."),

@@ -20,7 +20,7 @@ class DeepGenLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads DeepGen 1.0 from models/deepgen. One loader serves generation and editing; "
             "ComfyUI chooses the device. The weights are read when they are first needed.",
-            **search_aliases("load model", "checkpoint"),
+            **search_aliases("load model", "checkpoint", "diffusers"),
             inputs=[
                 io.Combo.Input(
                     "model",

@@ -17,7 +17,7 @@ class DeepGenSample(io.ComfyNode):
             category=inputs.CATEGORY,
             description="Draws what DeepGen Encode Prompt has encoded, as a latent for VAE Decode. "
             "With a latent_image and denoise below 1 it changes that.",
-            **search_aliases("ksampler", "denoise", "img2img", "inpaint"),
+            **search_aliases("ksampler", "sample", "denoise", "img2img", "inpaint", "variation"),
             inputs=[
                 inputs.pipeline(),
                 inputs.Conditioning.Input("conditioning", tooltip="From DeepGen Encode Prompt."),

@@ -104,10 +104,10 @@ def sample(
     pipe = handle.pipeline()
     height, width = conditionings[0].height, conditionings[0].width
     total = batch_size * len(conditionings)
-    # One draw for the whole batch: picture k has the same noise however many there are.
-    noise = pipe.prepare_latents(max(chosen) + 1 if chosen else total, height, width, seed=seed)
-    if chosen:
-        noise = noise[chosen]
+    # One draw for the whole batch: picture k has the same noise however many there are, also when it was taken out of
+    # a batch (LatentFromBatch tells its index).
+    numbers = chosen if chosen and len(chosen) == total else range(total)
+    noise = pipe.prepare_latents(max(numbers) + 1, height, width, seed=seed)[list(numbers)]
     callback = step_callback(pipe, steps, runs=len(conditionings))
     finished = []
     for index, conditioning in enumerate(conditionings):

@@ -19,7 +19,7 @@ class DeepGenTextToImage(io.ComfyNode):
             display_name="DeepGen Generate (Text to Image)",
             category=inputs.CATEGORY,
             description="Generates pictures from a prompt with DeepGen 1.0: scenes, reasoning, rendered text.",
-            **search_aliases("t2i", "txt2img", "create image", "draw"),
+            **search_aliases("t2i", "txt2img", "text2image", "image generation", "draw"),
             inputs=[
                 inputs.pipeline(),
                 inputs.prompt("What to draw, in English or Chinese. Put text to render in quotation marks."),
