@@ -235,12 +235,12 @@ SAMPLES = [
         [
             encode("encode", 1, 0, "a green circle on the right on a black background", 460),
             sample("sample", 2, 0, "encode"),
-            decode("decode", 2, 320, "sample"),
+            decode("decode", 2, 500, "sample"),
             save("save", 2.75, 0, "decode", "deepgen_drawn", 460),
             Node("back", "VAEEncode", at(2, 640, 60, 300), links={"pixels": "decode", "vae": "loader:1"}),
             encode("encode_change", 1, 640, "an orange triangle", 460),
             sample("change", 2, 760, "encode_change", latent_image="back", denoise=0.5),
-            decode("decode_change", 2, 1040, "change"),
+            decode("decode_change", 2, 1260, "change"),
             save("save_change", 2.75, 640, "decode_change", "deepgen_changed", 460),
             *muted(
                 load("drawing", 3.85, 0),
@@ -252,8 +252,8 @@ SAMPLES = [
                     image="drawing",
                 ),
                 sample("sample_edit", 4.85, 0, "encode_edit"),
-                decode("decode_edit", 4.85, 320, "sample_edit"),
-                save("save_edit", 4.85, 460, "decode_edit", "deepgen_painting"),
+                decode("decode_edit", 4.85, 500, "sample_edit"),
+                save("save_edit", 4.85, 640, "decode_edit", "deepgen_painting"),
             ),
         ],
         steps(

@@ -82,7 +82,8 @@ def sample(key: str, column: float, y: int, conditioning: str, **more: Any) -> N
     widgets = {"control_after_generate": "fixed"}
     for name, value in more.items():
         (links if name == "latent_image" else widgets)[name] = value
-    return Node(key, "DeepGenSample", at(column, y, 250, 300), widgets, links)
+    # Room for the live preview below the widgets.
+    return Node(key, "DeepGenSample", at(column, y, 440, 300), widgets, links)
 
 
 def decode(key: str, column: float, y: int, latent: str) -> Node:
