@@ -237,11 +237,11 @@ SAMPLES = [
             sample("sample", 2, 0, "encode"),
             decode("decode", 2, 500, "sample"),
             save("save", 2.75, 0, "decode", "deepgen_drawn", 460),
-            Node("back", "VAEEncode", at(2, 640, 60, 300), links={"pixels": "decode", "vae": "loader:1"}),
-            encode("encode_change", 1, 640, "an orange triangle", 460),
-            sample("change", 2, 760, "encode_change", latent_image="back", denoise=0.5),
-            decode("decode_change", 2, 1260, "change"),
-            save("save_change", 2.75, 640, "decode_change", "deepgen_changed", 460),
+            Node("back", "VAEEncode", at(2, 720, 60, 300), links={"pixels": "decode", "vae": "loader:1"}),
+            encode("encode_change", 1, 720, "an orange triangle", 460),
+            sample("change", 2, 840, "encode_change", latent_image="back", denoise=0.5),
+            decode("decode_change", 2, 1340, "change"),
+            save("save_change", 2.75, 720, "decode_change", "deepgen_changed", 460),
             *muted(
                 load("drawing", 3.85, 0),
                 encode(
