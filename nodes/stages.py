@@ -11,11 +11,11 @@ from torch.nn.functional import interpolate
 
 from ..deepgen_npu import autoencoder
 from ..deepgen_npu.denoising import Conditioning, Start
+from ..deepgen_npu.images import from_pixels
 from .handle import DeepGenHandle
 from .images import to_image
 from .progress import step_callback
 from .scale import enlarge, pixel_size, resize
-from .vae import to_unit
 
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def sample(
 
 def decode(handle: DeepGenHandle, latent: dict[str, Any], height: int, width: int) -> Tensor:
     """A LATENT to an IMAGE [b, height, width, 3]: to the bit what VAE Decode makes of it, if that is its size."""
-    pixels = to_unit(handle.pipeline().decode_unscaled(latent["samples"]).float()).cpu()
+    pixels: Any = from_pixels(handle.pipeline().decode_unscaled(latent["samples"]), "pt")
     pixels = enlarge(pixels, pixel_size(handle.sizes))
     return to_image(resize(pixels, height, width, handle.sizes))
 

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from ..deepgen_npu.checkpoint import Checkpoint
 
 
-def to_unit(pixels: torch.Tensor) -> torch.Tensor:
-    """From the VAE's output, about [-1, 1], to [0, 1]: in place, as newer versions of ComfyUI want it."""
-    return pixels.div_(2).add_(0.5).clamp_(0, 1)
-
-
 class DeepGenVAE(Stage):
     """What ComfyUI's VAE calls its first stage model: latents are unscaled, pixels in [-1, 1]."""
 
@@ -61,7 +56,6 @@ class ComfyVAE(comfy.sd.VAE):
         self.latent_channels = config["latent_channels"]
         self.disable_offload = True  # its layers cannot fetch their weights while they run
         self.size = 0
-        self.process_output = to_unit
 
         def memory_used(height: int, width: int, dtype: torch.dtype) -> int:
             return vae_activation_bytes(config, height // pixel_size(sizes), width // pixel_size(sizes), dtype)
