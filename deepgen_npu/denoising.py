@@ -51,6 +51,20 @@ class Conditioning:
             reference_latents=[latents.to(device, dtype) for latents in self.reference_latents],
         )
 
+    def repeat(self, copies: int) -> Conditioning:
+        """All rows, then all again, for several pictures a prompt."""
+        return replace(
+            self,
+            prompt_embeds=repeat_rows(self.prompt_embeds, copies),
+            pooled_prompt_embeds=repeat_rows(self.pooled_prompt_embeds, copies),
+            negative_prompt_embeds=repeat_rows(self.negative_prompt_embeds, copies),
+            negative_pooled_prompt_embeds=repeat_rows(self.negative_pooled_prompt_embeds, copies),
+        )
+
+
+def repeat_rows(tensor: Tensor, copies: int) -> Tensor:
+    return tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+
 
 @dataclass
 class Start:

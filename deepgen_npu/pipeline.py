@@ -19,12 +19,12 @@ from torch import Tensor
 
 from . import arguments, autoencoder
 from . import images as pictures
-from .denoising import Conditioning, Start, denoise, require_finite
+from .denoising import Conditioning, Start, denoise, repeat_rows, require_finite
 from .devices import random_noise
 from .memory import Work, with_room
 from .parts import PipelineParts
 from .prompts import tokenize
-from .reuse import digest
+from .reuse import Reference
 from .vision_language import stacked_hidden_states
 from .vision_tower import encode_references
 
@@ -40,30 +40,6 @@ class DeepGenPipelineOutput:
     """``images`` in the form that ``output_type`` named."""
 
     images: list[Image.Image] | np.ndarray | Tensor
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """A reference picture at the output's size.
-
-    Attributes:
-        pixels: [3, H, W] in [-1, 1], on the CPU.
-        name: What tells it from other pictures.
-    """
-
-    pixels: Tensor
-    name: Hashable
-
-    @classmethod
-    def of(cls, image: Image.Image, height: int, width: int) -> _Reference:
-        pixels = pictures.to_pixels(image, height, width)
-        return cls(pixels, digest(pixels))
-
-
-def _repeat(embeds: Embeds, copies: int) -> Embeds:
-    """All rows, then all again, for several pictures a prompt."""
-    first, second, third, fourth = (tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for tensor in embeds)
-    return first, second, third, fourth
 
 
 class DeepGenPipeline(PipelineParts):
@@ -169,7 +145,7 @@ class DeepGenPipeline(PipelineParts):
         """
         height, width = self.sizes.check(height, width, editing=any(images))
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
-        groups = [[_Reference.of(image, height, width) for image in group] for group in images]
+        groups = [[Reference.of(pictures.to_pixels(image, height, width)) for image in group] for group in images]
         embeds = self._embed(prompt, negative_prompt, groups)
         latents = {}
         for reference in (reference for group in groups for reference in group):
@@ -177,7 +153,7 @@ class DeepGenPipeline(PipelineParts):
                 encode = partial(self.encode_image, reference.pixels[None])
                 latents[reference.name] = self._reuse("latents", reference, encode)
         return [
-            Conditioning(*_repeat(one, copies), height, width, [latents[reference.name] for reference in group])
+            Conditioning(*one, height, width, [latents[reference.name] for reference in group]).repeat(copies)
             for one, group in zip(embeds, groups, strict=True)
         ]
 
@@ -204,11 +180,14 @@ class DeepGenPipeline(PipelineParts):
         images = pictures.as_list(image)
         if images:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
-        group = [_Reference.of(image, height, width) for image in images]
-        return _repeat(self._embed(prompt, negative_prompt, [group])[0], copies)
+        group = [Reference.of(pictures.to_pixels(image, height, width)) for image in images]
+        embeds, pooled, negative, negative_pooled = (
+            repeat_rows(tensor, copies) for tensor in self._embed(prompt, negative_prompt, [group])[0]
+        )
+        return embeds, pooled, negative, negative_pooled
 
     def _embed(
-        self, prompt: str | Sequence[str], negative_prompt: str | None, groups: Sequence[Sequence[_Reference]]
+        self, prompt: str | Sequence[str], negative_prompt: str | None, groups: Sequence[Sequence[Reference]]
     ) -> list[Embeds]:
         """What the text side makes of the prompts with each group of references, a row for each prompt."""
         prompts, negative = tuple(arguments.prompts(prompt)), arguments.negative_prompt(negative_prompt)
@@ -225,7 +204,7 @@ class DeepGenPipeline(PipelineParts):
             self.encodings.keep(key, embeds[key])
         return [embeds[key] for key in keys]
 
-    def _reuse(self, kind: str, reference: _Reference, encode: Callable[[], Tensor]) -> Tensor:
+    def _reuse(self, kind: str, reference: Reference, encode: Callable[[], Tensor]) -> Tensor:
         """One kind of encoding of a reference, from `encodings` if it is there."""
         key = (kind, reference.name)
         if found := self.encodings.find(key):
@@ -234,7 +213,7 @@ class DeepGenPipeline(PipelineParts):
         self.encodings.keep(key, (encoded,))
         return encoded
 
-    def _stack_states(self, prompts: Sequence[str], references: Sequence[_Reference], negative_prompt: str) -> Tensor:
+    def _stack_states(self, prompts: Sequence[str], references: Sequence[Reference], negative_prompt: str) -> Tensor:
         """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden]."""
         texts = [*prompts, *[negative_prompt] * len(prompts)]
         cells = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,6 +50,23 @@ class EncodingCache:
 
 def _nbytes(tensors: tuple[Tensor, ...]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference picture at the output's size.
+
+    Attributes:
+        pixels: [3, H, W] in [-1, 1], on the CPU.
+        name: What tells it from other pictures.
+    """
+
+    pixels: Tensor
+    name: Hashable
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> Reference:
+        return cls(pixels, digest(pixels))
 
 
 def digest(pixels: Tensor) -> tuple[tuple[int, ...], str]:

@@ -116,9 +116,7 @@ def sample(
         if clean is not None:
             scaled = autoencoder.scale(pipe.vae, clean.float())
             start = Start(_rows(scaled, rows), denoise, None if mask is None else _rows(mask, rows))
-        finished.append(
-            pipe.denoise(_repeated(conditioning, batch_size), noise[rows], steps, cfg, callback, start).cpu()
-        )
+        finished.append(pipe.denoise(conditioning.repeat(batch_size), noise[rows], steps, cfg, callback, start).cpu())
     samples = autoencoder.unscale(pipe.vae, torch.cat(finished)).float()
     return {**(latent_image or {}), "samples": samples}
 
@@ -128,21 +126,6 @@ def decode(handle: DeepGenHandle, latent: dict[str, Any], height: int, width: in
     pixels: Any = from_pixels(handle.pipeline().decode_unscaled(latent["samples"]), "pt")
     pixels = enlarge(pixels, pixel_size(handle.sizes))
     return to_image(resize(pixels, height, width, handle.sizes))
-
-
-def _repeated(conditioning: Conditioning, batch: int) -> Conditioning:
-    """One row for each picture of a batch."""
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor.repeat(batch, *[1] * (tensor.ndim - 1))
-
-    return replace(
-        conditioning,
-        prompt_embeds=rows(conditioning.prompt_embeds),
-        pooled_prompt_embeds=rows(conditioning.pooled_prompt_embeds),
-        negative_prompt_embeds=rows(conditioning.negative_prompt_embeds),
-        negative_pooled_prompt_embeds=rows(conditioning.negative_pooled_prompt_embeds),
-    )
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:

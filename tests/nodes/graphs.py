@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from golden import load_case
 from PIL import Image
 
@@ -12,6 +13,10 @@ from deepgen_npu.images import from_pixels
 
 
 Graph = dict[str, dict[str, Any]]
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(int)
 
 
 def loader(model: str = "somebody/reference", dtype: str = "float32", **changes: Any) -> dict[str, Any]:

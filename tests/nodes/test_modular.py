@@ -7,17 +7,13 @@ import re
 import numpy as np
 import pytest
 from golden import TINY
-from graphs import core, decoding, edit, encoding, generation, load_image, loader, modular, sampling, save
+from graphs import array, core, decoding, edit, encoding, generation, load_image, loader, modular, sampling, save
 from PIL import Image
 
 from deepgen_npu.checkpoint import Checkpoint
 
 
 DEMO = "coloured shapes (demo, not DeepGen 1.0)"
-
-
-def array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB")).astype(int)
 
 
 def pictures(comfy_client, graph, node: str = "saved") -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import TINY
-from graphs import chain, edit, generation, golden_run, load_image, loader, save
+from graphs import array, chain, edit, generation, golden_run, load_image, loader, save
 from PIL import Image
 
 from deepgen_npu.checkpoint import Checkpoint
@@ -17,10 +17,6 @@ from deepgen_npu.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 NODES = ("DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample")
-
-
-def array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB")).astype(int)
 
 
 def messages(errors: dict) -> str:

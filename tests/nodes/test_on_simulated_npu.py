@@ -11,12 +11,7 @@ import pytest
 from comfyui_bench.client import Client
 from comfyui_bench.fixtures import CHECKOUTS
 from comfyui_bench.server import ComfyServer, ServerOptions
-from graphs import chain, generation, golden_run, loader, save
-from PIL import Image
-
-
-def array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGB")).astype(int)
+from graphs import array, chain, generation, golden_run, loader, save
 
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
