@@ -18,12 +18,21 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+# The scheduler was trained on 1000 timesteps (scheduler_config.json): more steps only repeat them.
+MAX_STEPS = 1000
+# Far above what any picture survives (4 is usual); beyond it float16 overflows within a step.
+MAX_GUIDANCE_SCALE = 100.0
+# Of one run. They are denoised as one batch, so memory ends it earlier on any device.
+MAX_IMAGES = 1000
+# References of one picture: each is as many tokens again, in the VLM and in the DiT.
+MAX_REFERENCES = 16
+
 
 def prompts(prompt: str | Sequence[str]) -> list[str]:
     """One prompt or a batch, as a list."""
     given = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(given, (list, tuple)) or not given or not all(isinstance(text, str) for text in given):
-        raise TypeError(f"prompt is {prompt!r}; a string or a list of strings is wanted.")
+        raise TypeError(f"prompt is {shown(prompt)}; a string or a list of strings is wanted.")
     return list(given)
 
 
@@ -38,30 +47,54 @@ def negative_prompt(text: str | None) -> str:
 
 def whole(name: str, value: SupportsIndex, low: int, high: int | None, wanted: str) -> int:
     """An integer of any kind (also numpy's) from ``low`` to ``high``, as an int."""
-    number = None
+    found = None
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
-            number = operator.index(value)
-    if number is None or number < low or (high is not None and number > high):
-        raise ValueError(f"{name} is {value!r}; {wanted} is wanted.")
-    return number
+            found = operator.index(value)
+    if found is None or found < low or (high is not None and found > high):
+        raise ValueError(f"{name} is {shown(value)}; {wanted} is wanted.")
+    return found
 
 
-def positive(name: str, value: SupportsIndex) -> int:
-    return whole(name, value, 1, None, "a whole number from 1")
+def number(name: str, value: object, low: float, high: float, wanted: str = "") -> float:
+    """A finite number from ``low`` to ``high``, as a float. NaN is never within bounds, a boolean is no number."""
+    wanted = wanted or f"a number from {low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {shown(value)}; {wanted} is wanted.")
+    with contextlib.suppress(OverflowError):  # a whole number beyond every float
+        found = float(value)
+        if math.isfinite(found) and low <= found <= high:
+            return found
+    raise ValueError(f"{name} is {shown(value)}; {wanted} is wanted.")
+
+
+def shown(value: object) -> str:
+    """A value for a message: its ``repr``, but never long, and never an error of its own."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:80]}... ({type(value).__name__})"
+
+
+def positive(name: str, value: SupportsIndex, high: int | None = None) -> int:
+    return whole(name, value, 1, high, "a whole number from 1" + (f" to {high}" if high else ""))
 
 
 def seed(value: SupportsIndex) -> int:
     return whole("seed", value, 0, 2**64 - 1, "a whole number from 0 to 2**64 - 1")
 
 
+def images(name: str, value: SupportsIndex) -> int:
+    """Number of pictures of one run."""
+    return positive(name, value, MAX_IMAGES)
+
+
 def steps(num_inference_steps: SupportsIndex, guidance_scale: float) -> tuple[int, float]:
-    count = positive("num_inference_steps", num_inference_steps)
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real):
-        raise TypeError(f"guidance_scale is {guidance_scale!r}; a number is wanted.")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale is {guidance_scale!r}; a finite number is wanted.")
-    return count, float(guidance_scale)
+    count = positive("num_inference_steps", num_inference_steps, MAX_STEPS)
+    return count, number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
 
 def generator(value: torch.Generator | None) -> torch.Generator | None:

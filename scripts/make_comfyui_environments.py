@@ -8,6 +8,7 @@ ComfyUI 0.3.64 with that of the Ascend stack, newer ones with the newer pair.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,9 @@ from comfyui_bench.checkouts import Checkout, find_checkouts  # noqa: E402
 
 # Compiled against CUDA builds of torch where pip offers no other; the tests' launcher copes with that, and
 # their dependencies would replace torch.
-_WITHOUT_DEPENDENCIES = {"torchvision": "torchvision==0.28.0"}
+_WITHOUT_DEPENDENCIES = {"torchvision": "torchvision==0.28.0", "kornia": "kornia", "spandrel": "spandrel"}
+# What these need beside torch.
+_THEIR_DEPENDENCIES = ("kornia_rs",)
 _LEFT_OUT = {"torchaudio"}
 
 
@@ -39,15 +42,20 @@ def make(checkout: Checkout) -> None:
     venv.create(folder, with_pip=True, clear=True)
     names = {*_WITHOUT_DEPENDENCIES, *_LEFT_OUT}
     lines = (checkout.path / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [line for line in lines if line.strip() not in names]
+    wanted = [line for line in lines if _package(line) not in names]
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary) / "requirements.txt"
         requirements.write_text("\n".join(wanted), encoding="utf-8")
         wanted_files = ["-c", str(ROOT / constraints), "-r", str(requirements), "-r", str(ROOT / "requirements.txt")]
-        subprocess.run([*install, *wanted_files], check=True)
+        subprocess.run([*install, *wanted_files, *_THEIR_DEPENDENCIES], check=True)
     subprocess.run([*install, "--no-deps", *_WITHOUT_DEPENDENCIES.values()], check=True)
     done.touch()
+
+
+def _package(requirement: str) -> str:
+    """The name in a line of a requirements file."""
+    return re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0].lower()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PATH_VARIABLE = "COMFYUI_PATH"
 PYTHON_VARIABLE = "COMFYUI_PYTHON"
-DEFAULT_PATHS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-0.8.0")
+DEFAULT_PATHS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-0.8.0", "~/comfy/ComfyUI-0.33.0")
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
 

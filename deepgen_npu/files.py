@@ -1,0 +1,120 @@
+"""Files in and out: read without trust, written whole or not at all. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+# The largest JSON file of the published folder, tokenizer.json, has 7 MB.
+MAX_JSON_BYTES = 64 << 20
+MAX_JSON_DEPTH = 64
+
+
+class FileError(ValueError):
+    """A file that cannot be read, or holds something else than it should. The message names the file."""
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a regular file; a named pipe or a device, which may never end, is not opened.
+
+    Raises:
+        FileNotFoundError: When there is nothing of that name.
+        FileError: When it is no regular file, is larger than ``max_bytes``, or cannot be read.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError(f"{path} is {kind_of(found.st_mode)}; a file is wanted.")
+        if found.st_size > max_bytes:
+            raise FileError(f"{path} has {found.st_size} bytes; at most {max_bytes} are wanted.")
+        with path.open("rb") as file:
+            # What has grown since is not read, either.
+            content = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if len(content) > max_bytes:
+        raise FileError(f"{path} has more than {max_bytes} bytes; at most so many are wanted.")
+    return content
+
+
+def kind_of(mode: int) -> str:
+    """What a ``st_mode`` that is not a regular file's says, in words."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: When there is nothing of that name.
+        FileError: When it is no JSON object, when it names a key twice, nests deeper than `MAX_JSON_DEPTH` or holds
+            NaN or Infinity, and as `read_bytes`.
+    """
+    return parse_json(read_bytes(path, max_bytes), str(path))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """The object in JSON text, with the bounds of `read_json`; ``where`` names it in errors."""
+    try:
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse, object_pairs_hook=_object)
+    # ValueError covers bytes that are not UTF-8, broken JSON and numbers of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise FileError(f"{where} is not valid JSON ({reason}).") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{where} holds {type(value).__name__}; a JSON object is wanted.")
+    if _deeper_than(value, MAX_JSON_DEPTH):
+        raise FileError(f"{where} is not valid JSON (it is nested deeper than {MAX_JSON_DEPTH} levels).")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return made
+
+
+def _deeper_than(value: object, levels: int) -> bool:
+    row: list[object] = [value]
+    for _ in range(levels):
+        row = [
+            child
+            for parent in row
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not row:
+            return False
+    return any(isinstance(one, (dict, list)) for one in row)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; it takes the place of ``path`` when the block ends well, else it is removed.
+
+    The name is random, so that nobody can lay a link in its way, of fixed length, so that it is not longer than the
+    file system allows where ``path`` is not, and ends like ``path``, since writers choose a format by that.
+    """
+    unfinished = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
