@@ -17,6 +17,7 @@ from comfyui_bench.fixtures import (  # noqa: F401
 )
 from comfyui_bench.server import ServerOptions
 from golden import TINY
+from property_settings import drawn as drawn_cases
 
 from deepgen_npu import DeepGenPipeline
 from deepgen_npu.random_checkpoint import write as write_random_checkpoint
@@ -69,6 +70,10 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("largest difference to the original implementation (float32, CPU)")
         for case, tensor, difference in _golden_rows:
             terminalreporter.write_line(f"{case:28} {tensor:32} {difference:.2e}")
+    if drawn_cases:
+        terminalreporter.section(f"property-based tests: {sum(drawn_cases.values())} cases")
+        for kind, count in sorted(drawn_cases.items()):
+            terminalreporter.write_line(f"{kind:40} {count:6}")
     for title, lines in simulated_sections():
         terminalreporter.section(title)
         for line in lines:
