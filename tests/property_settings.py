@@ -1,8 +1,8 @@
 """Property-based tests: how many cases each draws, and how a failure can be drawn again.
 
-A test of a class of bad input draws its inputs from a description of the class, never from a list. Each states its share
-of cases with `cases`; DEEPGEN_PROPERTY_CASES multiplies all shares, for a long campaign. A failure prints the seed:
-hypothesis's ``@reproduce_failure`` line, and ``--hypothesis-seed`` of the whole run.
+A test of a class of bad input draws its inputs from a description of the class, never from a list. Each states its
+share of cases with `cases`; DEEPGEN_PROPERTY_CASES multiplies all shares, for a long campaign. A failure prints how to
+draw it again: hypothesis's ``@reproduce_failure`` line, or the ``--hypothesis-seed`` of the whole run.
 """
 
 from __future__ import annotations
