@@ -10,7 +10,6 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 
 from ..deepgen_npu.checkpoint import PARTS, Checkpoint
@@ -18,9 +17,10 @@ from ..deepgen_npu.devices import resolve_dtype
 from ..deepgen_npu.pipeline import DeepGenPipeline
 from ..deepgen_npu.prompts import PromptTemplate
 from ..deepgen_npu.sizes import SizeRules
-from .memory import ComfyPlacement
+from .memory import ComfyPlacement, WholePatcher
 from .models import state_of
 from .previews import latent_format
+from .progress import reading_progress
 from .vae import ComfyVAE
 
 
@@ -65,9 +65,16 @@ class DeepGenHandle:
         pipe.capture_graph = self.capture_graph
         return pipe
 
+    # For ComfyUI's cache, which asks outside of any node: nothing is read, and nothing raised.
+
     def get_ram_usage(self) -> int:
-        """Bytes of the weights that were read; ComfyUI asks when main memory runs short."""
+        """Bytes of the weights that were read; ComfyUI 0.8 asks when main memory runs short."""
         return self._weights.nbytes()
+
+    @property
+    def patcher(self) -> WholePatcher | None:
+        """The DiT's, once it was read. Later versions of ComfyUI take it that an output with one holds gigabytes."""
+        return self._weights.denoiser()
 
 
 class _Weights:
@@ -89,19 +96,18 @@ class _Weights:
 
     def nbytes(self) -> int:
         if self._pipe is None:
-            return self.vae.model_size()
+            return self.vae.get_ram_usage()
         assert isinstance(self._pipe.placement, ComfyPlacement)
         return self._pipe.placement.nbytes()
+
+    def denoiser(self) -> WholePatcher | None:
+        placement = self._pipe.placement if self._pipe else None
+        return placement.denoiser if isinstance(placement, ComfyPlacement) else None
 
     def _load(self) -> DeepGenPipeline:
         """Read the weights to where ComfyUI keeps idle models."""
         missing = [part for part in PARTS if part != "vae" or not self.vae.is_loaded]
-        bar = comfy.utils.ProgressBar(self.checkpoint.nbytes(*missing))
-
-        def on_bytes_read(count: int) -> None:
-            mm.throw_exception_if_processing_interrupted()
-            bar.update(count)
-
+        on_bytes_read = reading_progress(self.checkpoint, *missing)
         pipe = DeepGenPipeline.from_checkpoint(
             self.checkpoint,
             self._dtype,
@@ -110,7 +116,7 @@ class _Weights:
                 "connector": mm.unet_offload_device(),
                 "transformer": mm.unet_offload_device(),
             },
-            vae=self.vae.load(on_bytes_read).vae,
+            vae=self.vae.first_stage_model.read(on_bytes_read),
             on_bytes_read=on_bytes_read,
         )
         pipe.placement = ComfyPlacement(pipe, self.vae.patcher, self._latent_format)

@@ -26,6 +26,9 @@ class Stage(torch.nn.Module):
         for name, part in parts.items():
             setattr(self, name, part)
 
+    def read(self) -> None:
+        """Read the weights, where that was not done yet. ComfyUI is about to place them: a node is running."""
+
 
 class DeepGenVLM(Stage):
     """The name is what ComfyUI's log shows when it loads or unloads the stage."""
@@ -39,15 +42,20 @@ class DeepGenDiT(Stage):
 
 
 class WholePatcher(ModelPatcher):
-    """Moves a stage as a whole or not at all.
+    """Moves a stage as a whole or not at all, and lets it read its weights just before it is placed.
 
     The layers of diffusers and transformers cannot fetch their weights while they run, as ComfyUI's own can. With
     --novram ComfyUI would give a stage no memory in spite of force_full_load, leave it on the CPU, and run it there
-    with inputs on the device.
+    with inputs on the device; and where it needs a little room it would move out some layers of a stage.
     """
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        self.model.read()
         return super().partially_load(device_to, extra_memory=1e32, force_patch_weights=force_patch_weights)
+
+    def partially_unload(self, device_to, memory_to_free=0, **options):
+        """Nothing is freed: ComfyUI then unloads the stage as a whole."""
+        return 0
 
 
 def check_cancel_in(module: torch.nn.Module) -> None:

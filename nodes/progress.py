@@ -1,4 +1,4 @@
-"""What happens between two denoising steps: cancel, progress bar, preview."""
+"""What happens while weights are read and between two denoising steps: cancel, progress bar, preview."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ from typing import TYPE_CHECKING
 
 import comfy.cli_args
 import comfy.model_management as mm
+import comfy.utils
 import latent_preview
 
 from .memory import ComfyPlacement
 
 
 if TYPE_CHECKING:
+    from ..deepgen_npu.checkpoint import Checkpoint
     from ..deepgen_npu.pipeline import DeepGenPipeline, StepCallback
+    from ..deepgen_npu.weights import BytesRead
 
 
 _ON_CPU = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+
+
+def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
+    """For ``on_bytes_read``: a progress bar of the running node up to the bytes of these parts; cancel acts, too."""
+    bar = comfy.utils.ProgressBar(checkpoint.nbytes(*parts))
+
+    def on_bytes_read(count: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        bar.update(count)
+
+    return on_bytes_read
 
 
 def step_callback(pipe: DeepGenPipeline, steps: int, runs: int = 1) -> StepCallback:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
@@ -13,6 +14,7 @@ from ..deepgen_npu.memory import vae_activation_bytes
 from ..deepgen_npu.sizes import SizeRules
 from ..deepgen_npu.weights import BytesRead, load_part
 from .memory import Stage, WholePatcher, check_cancel_in
+from .progress import reading_progress
 from .scale import enlarge, pixel_size, shrink
 
 
@@ -23,83 +25,145 @@ if TYPE_CHECKING:
 
 
 class DeepGenVAE(Stage):
-    """What ComfyUI's VAE calls its first stage model: latents are unscaled, pixels in [-1, 1]."""
+    """What ComfyUI's VAE calls its first stage model: latents are unscaled, pixels in [-1, 1].
 
-    def __init__(self, vae: AutoencoderKL, enlargement: int):
-        super().__init__(vae=vae)
-        self.enlargement = enlargement
+    Without weights until `read`: then ``vae`` is no longer None.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
+        super().__init__()
+        self.vae: AutoencoderKL | None = None
+        self.enlargement = pixel_size(SizeRules.from_checkpoint(checkpoint))
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+
+    def read(self, on_bytes_read: BytesRead | None = None) -> AutoencoderKL:
+        """Read the weights to where ComfyUI keeps an idle VAE; by itself with a progress bar, and to be cancelled.
+
+        Raises:
+            CheckpointError: When they cannot be read; nothing has changed then.
+        """
+        if self.vae is None:
+            vae: Any = load_part(
+                self._checkpoint,
+                "vae",
+                self._dtype,
+                mm.vae_offload_device(),
+                on_bytes_read=on_bytes_read or reading_progress(self._checkpoint, "vae"),
+            )
+            check_cancel_in(vae)
+            self.vae = vae
+        return self.vae
 
     def encode(self, pixels: torch.Tensor, **options: Any) -> torch.Tensor:
         with torch.no_grad():
-            return autoencoder.encode(self.vae, shrink(pixels, self.enlargement))
+            return autoencoder.encode(self.read(), shrink(pixels, self.enlargement))
 
     def decode(self, latents: torch.Tensor, **options: Any) -> torch.Tensor:
         with torch.no_grad():
-            return enlarge(autoencoder.decode(self.vae, latents), self.enlargement)
+            return enlarge(autoencoder.decode(self.read(), latents), self.enlargement)
 
 
 class ComfyVAE(comfy.sd.VAE):
-    """ComfyUI's VAE around the VAE of a checkpoint, whose weights are read when they are first needed."""
+    """ComfyUI's VAE around the VAE of a checkpoint, whose weights are read when they are first needed.
+
+    The executor of newer versions looks at attributes of outputs outside of any node, ``patcher`` among them, and dies
+    of an error there: so all are plain, there from the start, and read nothing.
+    """
+
+    first_stage_model: DeepGenVAE
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
         # ComfyUI's constructor picks a network by the names of the weights, and knows only one with 128 channels that
         # is like ours. Its smallest case gives the attributes that the methods of this version use; those that depend
         # on the network are set here.
         super().__init__(sd={"pixel_space_vae": torch.ones(())}, dtype=dtype)
-        self._checkpoint = checkpoint
-        self._model: DeepGenVAE | None = None
-        self._patcher: WholePatcher | None = None
         config, sizes = checkpoint.configs["vae"], SizeRules.from_checkpoint(checkpoint)
-        factor = sizes.vae_factor * pixel_size(sizes)
-        self._enlargement = pixel_size(sizes)
+        scale = pixel_size(sizes)
+        factor = sizes.vae_factor * scale
+        self.first_stage_model = DeepGenVAE(checkpoint, dtype)
+        # By the files' headers, so that room is made for the weights before they are read.
+        self.size = checkpoint.elements("vae") * dtype.itemsize
+        self.patcher = WholePatcher(
+            self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device(), size=self.size
+        )
         self.downscale_ratio = self.upscale_ratio = factor
         self.latent_channels = config["latent_channels"]
         self.disable_offload = True  # its layers cannot fetch their weights while they run
-        self.size = 0
+        self._longest_side = sizes.longest_side * scale
 
         def memory_used(height: int, width: int, dtype: torch.dtype) -> int:
-            return vae_activation_bytes(config, height // pixel_size(sizes), width // pixel_size(sizes), dtype)
+            return vae_activation_bytes(config, height // scale, width // scale, dtype)
 
         self.memory_used_encode = lambda shape, dtype: memory_used(shape[2], shape[3], dtype)
         self.memory_used_decode = lambda shape, dtype: memory_used(shape[2] * factor, shape[3] * factor, dtype)
 
     @property
     def is_loaded(self) -> bool:
-        return self._model is not None
-
-    def load(self, on_bytes_read: BytesRead | None = None) -> DeepGenVAE:
-        if self._model is None:
-            vae: Any = load_part(
-                self._checkpoint, "vae", self.vae_dtype, mm.vae_offload_device(), on_bytes_read=on_bytes_read
-            )
-            self._model = DeepGenVAE(vae, self._enlargement)
-            check_cancel_in(self._model)
-            self._patcher = WholePatcher(self._model, load_device=self.device, offload_device=mm.vae_offload_device())
-            self.size = self._patcher.model_size()
-        return self._model
-
-    # ComfyUI's constructor and methods see plain attributes.
-
-    @property
-    def first_stage_model(self) -> DeepGenVAE:
-        return self.load()
-
-    @first_stage_model.setter
-    def first_stage_model(self, model: Any) -> None:
-        self._model = model
-
-    @property
-    def patcher(self) -> Any:
-        self.load()
-        return self._patcher
-
-    @patcher.setter
-    def patcher(self, patcher: Any) -> None:
-        self._patcher = patcher
-
-    def model_size(self) -> int:
-        """Bytes that the weights take now."""
-        return self.size or 0
+        return self.first_stage_model.vae is not None
 
     def get_ram_usage(self) -> int:
-        return self.model_size()
+        """Bytes of the weights that were read; ComfyUI 0.8 asks when main memory runs short."""
+        return self.size if self.is_loaded else 0
+
+    def get_sd(self) -> dict[str, Any]:
+        self.first_stage_model.read()
+        return super().get_sd()
+
+    # What core's nodes pass on is whatever was linked to them.
+
+    def decode(self, samples_in: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        self._check_latents(samples_in, self._longest_side)
+        return super().decode(samples_in, *arguments, **options)
+
+    def decode_tiled(self, samples: Any, tile_x: int | None = None, tile_y: int | None = None, **options: Any):
+        self._check_latents(samples, None)
+        for tile in (tile_x, tile_y):
+            if tile is not None and tile < 2:  # which ComfyUI halves
+                raise ValueError(
+                    f"tile_size is too small for this model; at least {2 * self.upscale_ratio} is wanted."
+                )
+        return super().decode_tiled(samples, tile_x=tile_x, tile_y=tile_y, **options)
+
+    def encode(self, pixel_samples: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        self._check_pixels(pixel_samples, self._longest_side)
+        return super().encode(pixel_samples, *arguments, **options)
+
+    def encode_tiled(self, pixel_samples: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        self._check_pixels(pixel_samples, None)
+        return super().encode_tiled(pixel_samples, *arguments, **options)
+
+    def _check_latents(self, samples: Any, longest_side: int | None) -> None:
+        channels = self.latent_channels
+        wanted = (
+            f"floats of the shape [batch, {channels}, height, width], as this model's nodes or VAE Encode make them,"
+        )
+        check_tensor("samples", samples, wanted, lambda shape: len(shape) == 4 and shape[1] == channels)
+        self._check_side(max(samples.shape[-2:]) * self.upscale_ratio, longest_side, "VAE Decode (Tiled)")
+
+    def _check_pixels(self, pixels: Any, longest_side: int | None) -> None:
+        wanted = "an IMAGE, floats of the shape [batch, height, width, 3 or 4],"
+        check_tensor("pixels", pixels, wanted, lambda shape: len(shape) == 4 and shape[3] >= 3)
+        smallest = self.downscale_ratio
+        if min(pixels.shape[1:3]) < smallest:
+            raise ValueError(
+                f"pixels is {pixels.shape[2]} x {pixels.shape[1]}; at least {smallest} x {smallest} is wanted."
+            )
+        self._check_side(max(pixels.shape[1:3]), longest_side, "VAE Encode (Tiled)")
+
+    @staticmethod
+    def _check_side(side: int, longest: int | None, tiled: str) -> None:
+        # In one piece, such a picture takes minutes a layer, between which alone it can be cancelled, and all memory.
+        if longest is not None and side > longest:
+            raise ValueError(f"A side of {side} pixels is more than this model's {longest}; use {tiled} for it.")
+
+
+def check_tensor(name: str, value: Any, wanted: str, fits: Callable[[torch.Size], bool]) -> None:
+    """Refuse anything but finite floats in a shape that ``fits``."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}; {wanted} is wanted.")
+    if not value.is_floating_point() or not fits(value.shape) or not value.numel():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} has the shape {list(value.shape)} ({kind}); {wanted} is wanted.")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} has values that are NaN or infinite; finite ones are wanted.")

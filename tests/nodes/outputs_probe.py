@@ -1,0 +1,111 @@
+"""Run in ComfyUI's interpreter by `test_outputs`: what the executor may touch of our outputs, outside of any node.
+
+Arguments: the pack, ComfyUI's checkout, a checkpoint to break, one to run. Prints one JSON line.
+"""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+
+pack, checkout, doomed, good = sys.argv[1:]
+sys.argv[1:] = ["--cpu"]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from comfyui_bench.launch import finder  # noqa: E402
+
+
+sys.meta_path.insert(0, finder)
+sys.path[0] = checkout
+
+import comfy.options  # noqa: E402
+
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as mm  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import torch  # noqa: E402
+
+
+spec = importlib.util.spec_from_file_location("pack", f"{pack}/__init__.py", submodule_search_locations=[pack])
+assert spec is not None and spec.loader is not None
+module = importlib.util.module_from_spec(spec)
+sys.modules["pack"] = module
+spec.loader.exec_module(module)
+handles = importlib.import_module("pack.nodes.handle")
+weights = importlib.import_module("pack.deepgen_npu.weights")
+
+reads: list[str] = []
+read_tensor = weights.read_tensor
+
+
+def counted(*arguments, **options):
+    reads.append("tensor")
+    return read_tensor(*arguments, **options)
+
+
+weights.read_tensor = counted
+
+
+def touch(thing: object) -> list[str]:
+    """Read every attribute there is; what raised anything but AttributeError."""
+    failed = []
+    for name in {*dir(thing), "patcher", "get_models", "is_dynamic", "cached_patcher_init"}:
+        try:
+            getattr(thing, name)
+        except AttributeError:
+            pass
+        except BaseException as error:
+            failed.append(f"{type(thing).__name__}.{name}: {type(error).__name__}")
+    return failed
+
+
+# What is called as well as read, by the caches and trackers of the three versions.
+CALLED = ("get_ram_usage", "is_dynamic", "model_size", "loaded_size")
+
+
+def call(thing: object) -> None:
+    for name in CALLED:
+        method = getattr(thing, name, None)
+        if callable(method):
+            method()
+
+
+handle = handles.DeepGenHandle(Path(doomed), "float32", False)
+shutil.rmtree(doomed)
+found: dict = {"failed": []}
+for output in (handle, handle.vae, handle.vae.patcher):
+    found["failed"] += touch(output)
+    call(output)
+if hasattr(comfy.model_patcher, "PromptModelTracker"):
+    comfy.model_patcher.PromptModelTracker().add([handle, [handle.vae]])
+found["reads"] = len(reads)
+found["patcher before reading"] = handle.patcher is not None
+found["ram before reading"] = [handle.get_ram_usage(), handle.vae.get_ram_usage()]
+
+latents = torch.zeros(1, 16, 4, 4)
+errors = []
+for attempt in range(2):
+    try:
+        handle.vae.decode(latents)
+    except Exception as error:
+        errors.append(type(error).__name__)
+found["errors of decoding"] = errors
+found["placed in spite of it"] = len(mm.current_loaded_models)
+
+handle = handles.DeepGenHandle(Path(good), "float32", False)
+told = handle.vae.patcher.model_size()
+handle.vae.decode(latents)
+stage = handle.vae.first_stage_model
+found["size told, size read"] = [told, sum(tensor.nbytes for tensor in stage.state_dict().values())]
+handle.pipeline()
+found["patcher after reading"] = isinstance(handle.patcher, comfy.model_patcher.ModelPatcher)
+found["failed"] += touch(handle)
+found["ram after reading"] = handle.get_ram_usage()
+(loaded,) = [one for one in mm.current_loaded_models if one.model is handle.vae.patcher]
+found["loaded"] = loaded.model_loaded_memory()
+found["unloaded whole"] = loaded.model_unload(1)
+found["loaded after"] = handle.vae.patcher.loaded_size()
+print(json.dumps(found))

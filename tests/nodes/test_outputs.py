@@ -1,0 +1,56 @@
+"""What ComfyUI's executor does with outputs outside of any node costs nothing, reads nothing and never raises."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from comfyui_bench.fixtures import CHECKOUTS
+from comfyui_bench.server import REPO_ROOT
+from golden import TINY
+
+from deepgen_npu.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
+def found(request, tmp_path_factory) -> dict:
+    checkout = request.param
+    if checkout is None or checkout.problem:
+        pytest.skip("NOT PROVEN: that outputs can be touched; no ComfyUI was found that runs")
+    doomed = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("models") / "doomed"))
+    probe = Path(__file__).with_name("outputs_probe.py")
+    command = [str(checkout.python), str(probe), str(REPO_ROOT), str(checkout.path), str(doomed), str(TINY)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_every_attribute_can_be_read_though_the_model_is_gone(found):
+    assert found["failed"] == []
+    assert found["reads"] == 0
+    assert found["ram before reading"] == [0, 0]
+
+
+def test_an_unreadable_vae_is_the_error_of_who_decodes(found):
+    assert found["errors of decoding"] == ["CheckpointError"] * 2 or found["errors of decoding"] == [
+        "FileNotFoundError"
+    ] * 2
+    assert found["placed in spite of it"] == 0
+
+
+def test_caches_learn_what_a_handle_holds(found):
+    """By `get_ram_usage` in 0.8, by the `patcher` in 0.33."""
+    checkpoint = Checkpoint.open(TINY)
+    nbytes = sum(checkpoint.elements(part) for part in ("connector", "transformer", "vae")) * 4
+    assert not found["patcher before reading"] and found["patcher after reading"]
+    assert found["ram after reading"] > nbytes
+
+
+def test_a_stage_is_moved_as_a_whole(found):
+    told, read = found["size told, size read"]
+    assert told == read == found["loaded"]
+    assert found["unloaded whole"] and found["loaded after"] == 0
