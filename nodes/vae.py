@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ..deepgen_npu.checkpoint import Checkpoint
 
 
+# The largest that ComfyUI's own nodes offer.
+LONGEST_SIDE = 16384
+
+
 class DeepGenVAE(Stage):
     """What ComfyUI's VAE calls its first stage model: latents are unscaled, pixels in [-1, 1].
 
@@ -90,7 +94,6 @@ class ComfyVAE(comfy.sd.VAE):
         self.downscale_ratio = self.upscale_ratio = factor
         self.latent_channels = config["latent_channels"]
         self.disable_offload = True  # its layers cannot fetch their weights while they run
-        self._longest_side = sizes.longest_side * scale
 
         def memory_used(height: int, width: int, dtype: torch.dtype) -> int:
             return vae_activation_bytes(config, height // scale, width // scale, dtype)
@@ -113,11 +116,12 @@ class ComfyVAE(comfy.sd.VAE):
     # What core's nodes pass on is whatever was linked to them.
 
     def decode(self, samples_in: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-        self._check_latents(samples_in, self._longest_side)
+        self._check_latents(samples_in)
+        self._check_memory(self.memory_used_decode(samples_in.shape, self.vae_dtype), "VAE Decode (Tiled)")
         return super().decode(samples_in, *arguments, **options)
 
     def decode_tiled(self, samples: Any, tile_x: int | None = None, tile_y: int | None = None, **options: Any):
-        self._check_latents(samples, None)
+        self._check_latents(samples)
         for tile in (tile_x, tile_y):
             if tile is not None and tile < 2:  # which ComfyUI halves
                 raise ValueError(
@@ -126,36 +130,44 @@ class ComfyVAE(comfy.sd.VAE):
         return super().decode_tiled(samples, tile_x=tile_x, tile_y=tile_y, **options)
 
     def encode(self, pixel_samples: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-        self._check_pixels(pixel_samples, self._longest_side)
+        self._check_pixels(pixel_samples)
+        shape = pixel_samples.movedim(-1, 1).shape
+        self._check_memory(self.memory_used_encode(shape, self.vae_dtype), "VAE Encode (Tiled)")
         return super().encode(pixel_samples, *arguments, **options)
 
     def encode_tiled(self, pixel_samples: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-        self._check_pixels(pixel_samples, None)
+        self._check_pixels(pixel_samples)
         return super().encode_tiled(pixel_samples, *arguments, **options)
 
-    def _check_latents(self, samples: Any, longest_side: int | None) -> None:
+    def _check_latents(self, samples: Any) -> None:
         channels = self.latent_channels
-        wanted = (
-            f"floats of the shape [batch, {channels}, height, width], as this model's nodes or VAE Encode make them,"
-        )
+        wanted = f"floats of the shape [batch, {channels}, height, width], as VAE Encode with this vae makes them,"
         check_tensor("samples", samples, wanted, lambda shape: len(shape) == 4 and shape[1] == channels)
-        self._check_side(max(samples.shape[-2:]) * self.upscale_ratio, longest_side, "VAE Decode (Tiled)")
+        self._check_sides(*(side * self.upscale_ratio for side in samples.shape[-2:]))
 
-    def _check_pixels(self, pixels: Any, longest_side: int | None) -> None:
+    def _check_pixels(self, pixels: Any) -> None:
         wanted = "an IMAGE, floats of the shape [batch, height, width, 3 or 4],"
         check_tensor("pixels", pixels, wanted, lambda shape: len(shape) == 4 and shape[3] >= 3)
-        smallest = self.downscale_ratio
-        if min(pixels.shape[1:3]) < smallest:
-            raise ValueError(
-                f"pixels is {pixels.shape[2]} x {pixels.shape[1]}; at least {smallest} x {smallest} is wanted."
-            )
-        self._check_side(max(pixels.shape[1:3]), longest_side, "VAE Encode (Tiled)")
+        self._check_sides(*pixels.shape[1:3])
 
-    @staticmethod
-    def _check_side(side: int, longest: int | None, tiled: str) -> None:
-        # In one piece, such a picture takes minutes a layer, between which alone it can be cancelled, and all memory.
-        if longest is not None and side > longest:
-            raise ValueError(f"A side of {side} pixels is more than this model's {longest}; use {tiled} for it.")
+    def _check_sides(self, height: int, width: int) -> None:
+        smallest = self.downscale_ratio
+        if not (smallest <= height <= LONGEST_SIDE and smallest <= width <= LONGEST_SIDE):
+            raise ValueError(
+                f"The picture is {width} x {height}; sides from {smallest} to {LONGEST_SIDE} pixels are wanted."
+            )
+
+    def _check_memory(self, nbytes: int, tiled: str) -> None:
+        """Main memory that runs short ends the process, where a device's is an error that ComfyUI answers with tiles.
+
+        It also takes minutes for a layer, between which alone the work can be cancelled.
+        """
+        total = mm.get_total_memory(self.device) if self.device.type == "cpu" else nbytes
+        if nbytes > total:
+            raise ValueError(
+                f"The picture needs about {nbytes / 2**30:.0f} GiB in one piece, and this computer has "
+                f"{total / 2**30:.0f}; use {tiled}, or a smaller one."
+            )
 
 
 def check_tensor(name: str, value: Any, wanted: str, fits: Callable[[torch.Size], bool]) -> None:

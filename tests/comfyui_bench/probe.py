@@ -41,6 +41,10 @@ class Probe:
         """Let each call of these layers wait first; the names as in `calls`. Without any, no more."""
         self.server.post("/probe/slow", seconds)
 
+    def break_disk(self, part: str = "") -> None:
+        """Weights in files whose path has this in it cannot be read; without it, all can again."""
+        self.server.post("/probe/broken", {"part": part})
+
     def wait_for(self, name: str, count: int = 1, timeout: float = 60.0) -> None:
         """Until a layer ran so often since `new_calls`."""
         wait_until(lambda: self.calls().get(name, 0) - self._seen.get(name, 0) >= count, f"{count} x {name}", timeout)

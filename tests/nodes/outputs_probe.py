@@ -87,7 +87,7 @@ found["ram before reading"] = [handle.get_ram_usage(), handle.vae.get_ram_usage(
 
 latents = torch.zeros(1, 16, 4, 4)
 errors = []
-for attempt in range(2):
+for _attempt in range(2):
     try:
         handle.vae.decode(latents)
     except Exception as error:
@@ -98,6 +98,12 @@ found["placed in spite of it"] = len(mm.current_loaded_models)
 handle = handles.DeepGenHandle(Path(good), "float32", False)
 told = handle.vae.patcher.model_size()
 handle.vae.decode(latents)
+mm.get_total_memory = lambda *arguments, **options: 8 << 30
+for huge in (torch.zeros(1).expand(1, 16, 1500, 1500), torch.zeros(1).expand(1, 16, 5000, 4)):
+    try:
+        handle.vae.decode(huge)
+    except ValueError as error:
+        found.setdefault("huge", []).append(str(error))
 stage = handle.vae.first_stage_model
 found["size told, size read"] = [told, sum(tensor.nbytes for tensor in stage.state_dict().values())]
 handle.pipeline()

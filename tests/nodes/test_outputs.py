@@ -36,9 +36,10 @@ def test_every_attribute_can_be_read_though_the_model_is_gone(found):
 
 
 def test_an_unreadable_vae_is_the_error_of_who_decodes(found):
-    assert found["errors of decoding"] == ["CheckpointError"] * 2 or found["errors of decoding"] == [
-        "FileNotFoundError"
-    ] * 2
+    assert (
+        found["errors of decoding"] == ["CheckpointError"] * 2
+        or found["errors of decoding"] == ["FileNotFoundError"] * 2
+    )
     assert found["placed in spite of it"] == 0
 
 
@@ -54,3 +55,9 @@ def test_a_stage_is_moved_as_a_whole(found):
     told, read = found["size told, size read"]
     assert told == read == found["loaded"]
     assert found["unloaded whole"] and found["loaded after"] == 0
+
+
+def test_what_no_memory_holds_is_refused_at_once(found):
+    in_one_piece, long = found["huge"]
+    assert "VAE Decode (Tiled)" in in_one_piece and "GiB" in in_one_piece
+    assert "32 x 40000" in long and "16384" in long

@@ -3,12 +3,15 @@
 GET  /probe         {"calls": {"Parent.child": count}}, since the start
 GET  /probe/memory  after a garbage collection: resident MB, tensors alive, bytes on the device
 POST /probe/slow    {"Parent.child": seconds}: each call of it first waits so long
+POST /probe/broken  {"part": text}: weights in files whose path has this text cannot be read; "" for none
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,6 +27,7 @@ NAME = "probe_name"
 
 calls: Counter[str] = Counter()
 slow: dict[str, float] = {}
+broken = ""
 routes = PromptServer.instance.routes
 
 
@@ -43,6 +47,19 @@ def look_on(module, arguments):
 
 register_module_module_registration_hook(name_child)
 register_module_forward_pre_hook(look_on)
+
+
+open_path = Path.open
+
+
+def open_unless_broken(path, mode="r", *arguments, **options):
+    """A disk that fails while weights are read: their headers, which are read with a buffer, still can be."""
+    if broken and broken in str(path) and options.get("buffering") == 0:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    return open_path(path, mode, *arguments, **options)
+
+
+Path.open = open_unless_broken
 
 
 def resident_mb() -> float:
@@ -72,4 +89,11 @@ async def get_memory(request):
 async def post_slow(request):
     slow.clear()
     slow.update(await request.json())
+    return web.json_response({})
+
+
+@routes.post("/probe/broken")
+async def post_broken(request):
+    global broken
+    broken = (await request.json())["part"]
     return web.json_response({})
