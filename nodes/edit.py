@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from comfy_api.latest import io
 
 from ..deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from . import inputs
+from .check import DeepGenNode
 from .compat import search_aliases
 from .inputs import CUSTOM, FOLLOW, RESTORE
 
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .handle import DeepGenHandle
+
 MULTIPLE = 32
 
 
-class DeepGenEdit(io.ComfyNode):
+class DeepGenEdit(DeepGenNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -49,16 +58,17 @@ class DeepGenEdit(io.ComfyNode):
     def validate_inputs(
         cls, size_mode: str | None = None, width: int | None = None, height: int | None = None
     ) -> bool | str:
-        modes = (FOLLOW, CUSTOM, RESTORE)
-        return inputs.check_size_mode(size_mode, modes) or inputs.check_sides(
-            MULTIPLE, **({} if size_mode in (FOLLOW, RESTORE) else {"width": width, "height": height})
-        )
+        return cls.refusal(size_mode=size_mode, width=width, height=height) or True
 
     @classmethod
-    def execute(
+    def counts(cls, name: str, given: Mapping[str, Any]) -> bool:
+        return name not in ("width", "height") or given.get("size_mode", CUSTOM) == CUSTOM
+
+    @classmethod
+    def run(
         cls,
-        pipeline,
-        image,
+        pipeline: DeepGenHandle,
+        image: Tensor,
         prompt: str,
         negative_prompt: str,
         size_mode: str,
@@ -67,21 +77,21 @@ class DeepGenEdit(io.ComfyNode):
         seed: int,
         steps: int,
         cfg: float,
-        image_2=None,
-        image_3=None,
-        image_4=None,
+        image_2: Tensor | None = None,
+        image_3: Tensor | None = None,
+        image_4: Tensor | None = None,
     ) -> io.NodeOutput:
         from . import stages
         from .images import reference_groups
         from .scale import editing_size, pixel_size
 
-        handle = stages.handle_of(pipeline)
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
-        drawn = editing_size(handle.sizes, image, size_mode, height, width)
-        if size_mode == FOLLOW:
-            height, width = (side * pixel_size(handle.sizes) for side in drawn)
-        elif size_mode == RESTORE:
-            height, width = image.shape[1:3]
-        conditionings = stages.encode(handle, prompt, negative_prompt, groups, *drawn)
-        latent = stages.sample(handle, conditionings, seed, steps, cfg)
-        return io.NodeOutput(stages.decode(handle, latent, height, width))
+        drawn = editing_size(pipeline.sizes, image, size_mode, height, width)
+        made = {
+            FOLLOW: tuple(side * pixel_size(pipeline.sizes) for side in drawn),
+            CUSTOM: (height, width),
+            RESTORE: tuple(image.shape[1:3]),
+        }[size_mode]
+        conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, *drawn)
+        latent = stages.sample(pipeline, conditionings, seed, steps, cfg)
+        return io.NodeOutput(stages.decode(pipeline, latent, *made))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from . import inputs
+from .check import DeepGenNode
 from .compat import search_aliases
 from .inputs import CUSTOM, FOLLOW
 
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .handle import DeepGenHandle
+
 MULTIPLE = 16
 
 
-class DeepGenEncode(io.ComfyNode):
+class DeepGenEncode(DeepGenNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -63,35 +71,32 @@ class DeepGenEncode(io.ComfyNode):
         cls, size_mode: str | None = None, width: int | None = None, height: int | None = None
     ) -> bool | str:
         # Whether there is an image, and so whether the sides count, is known when the node runs.
-        return inputs.check_size_mode(size_mode, (FOLLOW, CUSTOM)) or inputs.check_sides(
-            MULTIPLE, width=width, height=height
-        )
+        return cls.refusal(size_mode=size_mode, width=width, height=height) or True
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        pipeline,
+        pipeline: DeepGenHandle,
         prompt: str,
         negative_prompt: str,
         size_mode: str,
         width: int,
         height: int,
-        image=None,
-        image_2=None,
-        image_3=None,
-        image_4=None,
+        image: Tensor | None = None,
+        image_2: Tensor | None = None,
+        image_3: Tensor | None = None,
+        image_4: Tensor | None = None,
     ) -> io.NodeOutput:
         from . import stages
         from .images import reference_groups
         from .scale import drawing_size, editing_size
 
-        handle = stages.handle_of(pipeline)
         others = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
         if image is None:
             if connected := [name for name, other in others.items() if other is not None]:
                 raise ValueError(f"{connected[0]} is connected and image is not; connect the first picture to image.")
-            drawn = drawing_size(handle.sizes, height, width, editing=False)
+            drawn = drawing_size(pipeline.sizes, height, width, editing=False)
         else:
-            drawn = editing_size(handle.sizes, image, size_mode, height, width)
+            drawn = editing_size(pipeline.sizes, image, size_mode, height, width)
         groups = reference_groups(image=image, **others)
-        return io.NodeOutput(stages.encode(handle, prompt, negative_prompt, groups, *drawn))
+        return io.NodeOutput(stages.encode(pipeline, prompt, negative_prompt, groups, *drawn))

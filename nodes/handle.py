@@ -59,6 +59,11 @@ class DeepGenHandle:
         """Of the prompt embeddings that the DiT takes."""
         return self._weights.checkpoint.configs["transformer"]["joint_attention_dim"]
 
+    @property
+    def pooled_width(self) -> int:
+        """Of the pooled prompt embeddings that the DiT takes."""
+        return self._weights.checkpoint.configs["transformer"]["pooled_projection_dim"]
+
     def pipeline(self) -> DeepGenPipeline:
         """The pipeline, on ComfyUI's memory manager. The first call reads the weights, with a progress bar."""
         pipe = self._weights.pipeline()

@@ -18,10 +18,11 @@ def to_pil(image: Tensor) -> list[Image.Image]:
     """
     from PIL import Image
 
-    values = (image.float().clamp(0, 1) * 255).byte().cpu().numpy()
-    if values.shape[-1] == 1:
-        values = values[..., 0]
-    return [Image.fromarray(picture) for picture in values]
+    pictures = []
+    for pixels in image:
+        values = (pixels.float().clamp(0, 1) * 255).byte().cpu().numpy()
+        pictures.append(Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values))
+    return pictures
 
 
 def to_image(pixels: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""Inputs that several nodes share, and what is checked before a workflow is queued."""
+"""Inputs that several nodes share."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
-
-from ..deepgen_npu.sizes import nearest_sides
 
 
 Pipeline = io.Custom("DEEPGEN_PIPELINE")
@@ -90,23 +88,3 @@ def references(*numbers: int) -> list[io.Input]:
         )
         for number in numbers
     ]
-
-
-def check_size_mode(mode: str | None, modes: tuple[str, ...]) -> str:
-    """For ``validate_inputs``: what is wrong with a size mode, or nothing. ComfyUI 0.3.64 does not check it itself."""
-    if mode is None or mode in modes:
-        return ""
-    return f"size_mode is {mode!r}; {', '.join(map(repr, modes[:-1]))} or {modes[-1]!r} is wanted."
-
-
-def check_sides(multiple: int, **sides: int | None) -> bool | str:
-    """For ``validate_inputs``: True, or what is wrong. None stands for a side that comes from another node."""
-    for name, value in sides.items():
-        if value is None:
-            continue
-        if value % multiple or not multiple <= value <= LONGEST_SIDE:
-            return (
-                f"{name} is {value}; a multiple of {multiple} from {multiple} to {LONGEST_SIDE} is wanted. "
-                f"Nearest: {nearest_sides(value, multiple, LONGEST_SIDE)}."
-            )
-    return True

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..deepgen_npu.arguments import DTYPES
+from .check import DeepGenNode
 from .compat import search_aliases
 from .inputs import CATEGORY, Pipeline
-from .models import find_model, model_choices, state_of
+from .models import all_folders, find_model, model_choices, state_of
 
 
-class DeepGenLoader(io.ComfyNode):
+class DeepGenLoader(DeepGenNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         models, default = model_choices()
@@ -56,23 +59,22 @@ class DeepGenLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model: str | None = None, dtype: str | None = None) -> bool | str:
         # ComfyUI 0.3.64 does not check the values of a V3 list itself.
-        if dtype is not None and dtype not in DTYPES:
-            return f"dtype is {dtype!r}; one of {', '.join(DTYPES)} is wanted."
-        if model is None:
-            return True
+        if refusal := cls.refusal(dtype=dtype):
+            return refusal
         try:
-            find_model(model)
+            if model is not None:
+                find_model(model)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, dtype: str, capture_graph: bool = False) -> str:
-        # A folder that was mended, or downloaded since, is another model.
-        return state_of(find_model(model))
+    def fingerprint_inputs(cls, model: str | None = None, **others: Any) -> str:
+        # A folder that was mended, or downloaded since, is another model. One whose name comes over a wire may be any.
+        return state_of(*all_folders() if model is None else [find_model(model)])
 
     @classmethod
-    def execute(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
+    def run(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
         from .handle import DeepGenHandle
 
         handle = DeepGenHandle(find_model(model), dtype, capture_graph)

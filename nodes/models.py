@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 import folder_paths
 
+from ..deepgen_npu.arguments import shown
 from ..deepgen_npu.checkpoint import is_model_folder, model_folders, modelscope_spelling
 from ..deepgen_npu.download import MODEL_ID
 
@@ -43,7 +45,7 @@ def model_choices() -> tuple[list[str], str]:
     return [PUBLISHED, *others, EITHER, DEMO], default
 
 
-def find_model(name: str) -> Path:
+def find_model(name: object) -> Path:
     """The folder of a model name.
 
     Only folders found inside the registered model folders have names, so no workflow can point elsewhere.
@@ -52,7 +54,7 @@ def find_model(name: str) -> Path:
         ValueError: When there is no such model; the message tells how to get it.
     """
     folders = _folders()
-    if name in folders:
+    if isinstance(name, str) and name in folders:
         return folders[name]
     if name == EITHER:
         return _published(folders) or _DEMO_FOLDER
@@ -70,16 +72,31 @@ def find_model(name: str) -> Path:
             f"To try the nodes without it, choose {DEMO!r}."
         )
     raise ValueError(
-        f"model: there is no model {name!r} in {' or '.join(roots)}. "
+        f"model: there is no model {shown(name)} in {' or '.join(roots)}. "
         f"Found: {', '.join(sorted(folders)) or 'none'}. Put its folder there and press R."
     )
 
 
-def state_of(folder: Path) -> str:
-    """Changes when a file in a folder does."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(found).encode()).hexdigest()
+def all_folders() -> list[Path]:
+    """The folder of every model."""
+    return [*_folders().values(), _DEMO_FOLDER]
+
+
+def state_of(*folders: Path) -> str:
+    """Changes when a file in one of the folders does. Files that go while they are looked at are no error."""
+    found = []
+    for folder in folders:
+        for place, _, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(place, name)
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((path, *_file_state(path)))
+    return hashlib.sha256(repr(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _file_state(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _published(folders: dict[str, Path]) -> Path | None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from comfy_api.latest import io
 
 from . import inputs
+from .check import DeepGenNode
 from .compat import search_aliases
 
 
-class DeepGenSample(io.ComfyNode):
+if TYPE_CHECKING:
+    from ..deepgen_npu.denoising import Conditioning
+    from .handle import DeepGenHandle
+
+
+class DeepGenSample(DeepGenNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -56,19 +64,18 @@ class DeepGenSample(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        pipeline,
-        conditioning,
+        pipeline: DeepGenHandle,
+        conditioning: list[Conditioning],
         seed: int,
         steps: int,
         cfg: float,
         denoise: float,
         batch_size: int,
-        latent_image=None,
+        latent_image: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         from . import stages
 
-        handle = stages.handle_of(pipeline)
-        latent = stages.sample(handle, conditioning, seed, steps, cfg, batch_size, latent_image, denoise)
+        latent = stages.sample(pipeline, conditioning, seed, steps, cfg, batch_size, latent_image, denoise)
         return io.NodeOutput(latent)

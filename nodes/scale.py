@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..deepgen_npu.sizes import TRAINED_SIDE
-from .inputs import CUSTOM
+from .inputs import CUSTOM, FOLLOW, RESTORE
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def editing_size(sizes: SizeRules, image: Tensor, size_mode: str, height: int, w
     """(height, width) at which the model draws an edit of an IMAGE [b, H, W, C] in one of the size modes."""
     if size_mode == CUSTOM:
         return drawing_size(sizes, height, width, editing=True)
-    return sizes.follow(image.shape[1], image.shape[2])
+    if size_mode in (FOLLOW, RESTORE):
+        return sizes.follow(image.shape[1], image.shape[2])
+    raise ValueError(f"size_mode is {size_mode!r}; {FOLLOW!r}, {CUSTOM!r} or {RESTORE!r} is wanted.")
 
 
 def enlarge(pixels: Tensor, times: int) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..deepgen_npu import autoencoder
+from ..deepgen_npu.arguments import MAX_IMAGES
 from ..deepgen_npu.denoising import Conditioning, Start
 from ..deepgen_npu.images import from_pixels
 from .handle import DeepGenHandle
@@ -21,16 +23,7 @@ from .scale import enlarge, pixel_size, resize
 if TYPE_CHECKING:
     from PIL import Image
 
-
-def handle_of(pipeline: Any) -> DeepGenHandle:
-    """The input ``pipeline`` of a node.
-
-    Raises:
-        TypeError: When it is something else.
-    """
-    if not isinstance(pipeline, DeepGenHandle):
-        raise TypeError(f"pipeline is a {type(pipeline).__name__}; connect the output of DeepGen Loader.")
-    return pipeline
+    from ..deepgen_npu.pipeline import DeepGenPipeline
 
 
 def encode(
@@ -77,12 +70,7 @@ def sample(
     Raises:
         ValueError: When the latent_image does not fit.
     """
-    wanted, given = handle.embedding_width, conditionings[0].prompt_embeds.shape[-1]
-    if given != wanted:
-        raise ValueError(
-            f"conditioning is of another model: its embeddings have {given} numbers and this pipeline's {wanted}. "
-            "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler."
-        )
+    _check_model(handle, conditionings)
     clean, mask, chosen = None, None, None
     if latent_image is not None:
         clean, mask, chosen = _unpack(handle, latent_image)
@@ -101,13 +89,15 @@ def sample(
             f"denoise is {denoise}, and there is no latent_image to keep something of: connect one, for instance from "
             "VAE Encode, or set denoise to 1."
         )
-    pipe = handle.pipeline()
-    height, width = conditionings[0].height, conditionings[0].width
     total = batch_size * len(conditionings)
-    # One draw for the whole batch: picture k has the same noise however many there are, also when it was taken out of
-    # a batch (LatentFromBatch tells its index).
-    numbers = chosen if chosen and len(chosen) == total else range(total)
-    noise = pipe.prepare_latents(max(numbers) + 1, height, width, seed=seed)[list(numbers)]
+    if total > MAX_IMAGES:
+        raise ValueError(
+            f"batch_size is {batch_size} for each of {len(conditionings)} pictures in conditioning; at most "
+            f"{MAX_IMAGES} in all are wanted."
+        )
+    pipe = handle.pipeline()
+    numbers = chosen if chosen and len(chosen) == total else list(range(total))
+    noise = _noise(pipe, numbers, conditionings[0].height, conditionings[0].width, seed)
     callback = step_callback(pipe, steps, runs=len(conditionings))
     finished = []
     for index, conditioning in enumerate(conditionings):
@@ -133,20 +123,65 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
     return tensor if len(tensor) == 1 else tensor[rows]
 
 
+def _noise(pipe: DeepGenPipeline, numbers: list[int], height: int, width: int, seed: int) -> Tensor:
+    """Noise [n, C, h, w] of the pictures with these numbers in one batch of a seed.
+
+    Picture k has the same noise however many there are, also when it was taken out of a batch (LatentFromBatch tells
+    its index). Only what is wanted is kept.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = {}
+    for number in range(max(numbers) + 1):
+        mm.throw_exception_if_processing_interrupted()
+        one = pipe.prepare_latents(1, height, width, generator=generator)
+        if one.numel() % 16:
+            # PyTorch draws 16 numbers at a time, so that such pictures are not the ones of a batch.
+            return pipe.prepare_latents(max(numbers) + 1, height, width, seed=seed)[numbers]
+        if number in numbers:
+            drawn[number] = one
+    return torch.cat([drawn[number] for number in numbers])
+
+
+def _check_model(handle: DeepGenHandle, conditionings: list[Conditioning]) -> None:
+    """Refuse conditionings that another model has made.
+
+    Raises:
+        ValueError: Naming what does not fit.
+    """
+    same = "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler."
+    for part, wanted in (("prompt_embeds", handle.embedding_width), ("pooled_prompt_embeds", handle.pooled_width)):
+        given = getattr(conditionings[0], part).shape[-1]
+        if given != wanted:
+            what = "embeddings" if part == "prompt_embeds" else "pooled embeddings"
+            raise ValueError(
+                f"conditioning is of another model: its {what} have {given} numbers and this pipeline's {wanted}. "
+                f"{same}"
+            )
+    sizes, channels = handle.sizes, handle.vae.latent_channels
+    for one in conditionings:
+        try:
+            sizes.check(one.height, one.width, editing=bool(one.reference_latents))
+        except ValueError as error:
+            raise ValueError(f"conditioning is of another model: {error} {same}") from None
+        wanted = [1, channels, one.height // sizes.vae_factor, one.width // sizes.vae_factor]
+        for reference in one.reference_latents:
+            if list(reference.shape) != wanted:
+                raise ValueError(
+                    f"conditioning is of another model: a reference has the shape {list(reference.shape)}; {wanted} "
+                    f"is wanted. {same}"
+                )
+
+
 def _unpack(handle: DeepGenHandle, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
     """Samples [b, C, h, w], mask [1 or b, 1, h, w] and batch indices of a LATENT."""
-    samples = latent["samples"]
+    samples, mask = latent["samples"], latent.get("noise_mask")
     channels = handle.vae.latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    if samples.shape[1] != channels:
         raise ValueError(
             f"latent_image has the shape {list(samples.shape)}; [batch, {channels}, height, width] is wanted, as VAE "
             "Encode with the loader's vae or EmptySD3LatentImage make it."
         )
-    mask = latent.get("noise_mask")
     if mask is not None:
-        mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-        if len(mask) not in (1, len(samples)):
-            raise ValueError(f"The mask of latent_image has {len(mask)} pictures and its latents {len(samples)}.")
         mask = interpolate(mask, size=samples.shape[-2:], mode="bilinear")
     return samples, mask, latent.get("batch_index")
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from . import inputs
+from .check import DeepGenNode
 from .compat import search_aliases
 
+
+if TYPE_CHECKING:
+    from .handle import DeepGenHandle
 
 MULTIPLE = 16
 
 
-class DeepGenTextToImage(io.ComfyNode):
+class DeepGenTextToImage(DeepGenNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -36,12 +42,12 @@ class DeepGenTextToImage(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
-        return inputs.check_sides(MULTIPLE, width=width, height=height)
+        return cls.refusal(width=width, height=height) or True
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        pipeline,
+        pipeline: DeepGenHandle,
         prompt: str,
         negative_prompt: str,
         width: int,
@@ -54,8 +60,7 @@ class DeepGenTextToImage(io.ComfyNode):
         from . import stages
         from .scale import drawing_size
 
-        handle = stages.handle_of(pipeline)
-        drawn = drawing_size(handle.sizes, height, width, editing=False)
-        conditionings = stages.encode(handle, prompt, negative_prompt, [[]], *drawn)
-        latent = stages.sample(handle, conditionings, seed, steps, cfg, batch_size)
-        return io.NodeOutput(stages.decode(handle, latent, height, width))
+        drawn = drawing_size(pipeline.sizes, height, width, editing=False)
+        conditionings = stages.encode(pipeline, prompt, negative_prompt, [[]], *drawn)
+        latent = stages.sample(pipeline, conditionings, seed, steps, cfg, batch_size)
+        return io.NodeOutput(stages.decode(pipeline, latent, height, width))

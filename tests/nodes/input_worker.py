@@ -1,0 +1,137 @@
+"""Runs nodes in ComfyUI's interpreter, without a server: one JSON line in, one out.
+
+Usage: COMFYUI_PATH=<checkout> python input_worker.py PACK MODELS
+
+In:  {"node": NAME, "inputs": {NAME: description}}, the values described as in `probe_pack.values`; "pipeline" and
+     "conditioning" may be {"kind": "made"}. Or {"describe": true}, for the inputs that each node declares.
+Out: {"error": MESSAGE, "type": NAME, "asked": times that the weights were asked for before it, "seconds": ...}, or
+     {"pictures": [...], ...}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+BENCH = Path(__file__).parents[1] / "comfyui_bench"
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)  # what others print is no answer
+
+
+def load(name: str, path: Path, *folders: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=list(folders) or None)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pack, models = sys.argv[1:]
+sys.argv[1:] = ["--cpu", "--disable-api-nodes"]
+sys.path[0] = os.environ["COMFYUI_PATH"]
+sys.meta_path.insert(0, load("bench_launch", BENCH / "launch.py").finder)
+
+import comfy.options  # noqa: E402
+
+
+comfy.options.enable_args_parsing()
+
+import execution  # noqa: E402
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
+
+
+values = load("bench_values", BENCH / "probe_pack" / "values.py")
+folder_paths.models_dir = models
+extension = asyncio.run(load("pack", Path(pack) / "__init__.py", pack).comfy_entrypoint())
+nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
+handle_module = importlib.import_module("pack.nodes.handle")
+
+asked = 0
+pipeline_of = handle_module.DeepGenHandle.pipeline
+
+
+def counted(self: Any) -> Any:
+    global asked
+    asked += 1
+    return pipeline_of(self)
+
+
+handle_module.DeepGenHandle.pipeline = counted
+
+
+def call(node: str, function: str, inputs: dict[str, Any]) -> Any:
+    """As ComfyUI's executor calls it."""
+    lists = {name: [value] for name, value in inputs.items()}
+    call = execution._async_map_node_over_list("prompt", "node", nodes[node], lists, function)
+    (result,) = asyncio.run(call)
+    return result
+
+
+def made(name: str, described: dict[str, Any]) -> Any:
+    if described["kind"] != "made":
+        return values.build(described)
+    if name == "pipeline":
+        return PIPELINE
+    if name == "conditioning":
+        pictures = torch.zeros(1, 64, 64, 3) if described.get("references") else None
+        return encoded(pictures, described.get("side", 64))
+    raise ValueError(name)
+
+
+def encoded(image: Any, side: int) -> Any:
+    inputs = {"prompt": "a red circle", "negative_prompt": "", "size_mode": "width and height", "image": image}
+    return call("DeepGenEncode", RUN, {"pipeline": PIPELINE, "width": side, "height": side, **inputs}).result[0]
+
+
+def numbers_of(result: Any) -> Any:
+    """What a test wants to know of an output."""
+    if isinstance(result, dict):
+        result = result["samples"]
+    if isinstance(result, torch.Tensor):
+        data = result.float()
+        finite, low, high = bool(torch.isfinite(data).all()), float(data.min()), float(data.max())
+        return {
+            "shape": list(result.shape),
+            "finite": finite,
+            "low": low,
+            "high": high,
+            "sum": float(data.sum()),
+            "rows": [float(row.sum()) for row in data],
+        }
+    return {"kind": type(result).__name__}
+
+
+def declared(one: Any) -> dict[str, Any]:
+    limits = {key: getattr(one, key, None) for key in ("min", "max", "step", "options")}
+    return {"name": one.id, "type": one.io_type, "optional": one.optional, **limits}
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    global asked
+    if request.get("describe"):
+        return {name: [declared(one) for one in node.GET_SCHEMA().inputs] for name, node in nodes.items()}
+    inputs = {name: made(name, described) for name, described in request["inputs"].items()}
+    asked, start = 0, time.perf_counter()
+    try:
+        result = call(request["node"], request.get("function", RUN), inputs)
+    except Exception as error:
+        found: dict[str, Any] = {"error": str(error), "type": type(error).__name__}
+    else:
+        found = {"result": result if isinstance(result, (bool, str)) else [numbers_of(one) for one in result.result]}
+    return {**found, "asked": asked, "seconds": time.perf_counter() - start}
+
+
+RUN = "EXECUTE_NORMALIZED"
+PIPELINE = call("DeepGenLoader", RUN, {"model": "tiny", "dtype": "float32"}).result[0]
+for line in sys.stdin:
+    answers.write(json.dumps(answer(json.loads(line))) + "\n")
+    answers.flush()

@@ -1,0 +1,186 @@
+"""Whatever comes over a wire: a right picture, or one clear error before any weights are asked for.
+
+The nodes run in ComfyUI's own interpreter and are called as its executor calls them, without a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_bench.fixtures import CHECKOUTS, unavailable
+from drawn_inputs import Description, latent, plain, right_value, tensor, wrong_value
+from golden import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from property_settings import cases, drawn
+
+from deepgen_npu.checkpoint import Checkpoint
+
+
+ROOT = Path(__file__).parents[2]
+CHANNELS = Checkpoint.open(TINY).configs["vae"]["latent_channels"]
+MADE = {"kind": "made"}
+NUMBERS = {"width": 64, "height": 64, "seed": 1, "steps": 1, "cfg": 4.0, "batch_size": 1, "denoise": 1.0}
+USUAL: dict[str, Description] = {
+    "model": plain("tiny"),
+    "dtype": plain("float32"),
+    "capture_graph": plain(False),
+    "pipeline": MADE,
+    "conditioning": MADE,
+    "prompt": plain("a red circle"),
+    "negative_prompt": plain(""),
+    "size_mode": plain("width and height"),
+    "image": tensor([1, 64, 64, 3]),
+    "latent_image": latent(tensor([1, CHANNELS, 8, 8])),
+    **{name: plain(value) for name, value in NUMBERS.items()},
+}
+
+
+class Worker:
+    """Args: python, checkout: of a ComfyUI. models: a folder with ``deepgen/tiny``."""
+
+    def __init__(self, python: Path, checkout: Path, models: Path):
+        command = [python, Path(__file__).with_name("input_worker.py"), ROOT, models]
+        self._log = (models / "worker.log").open("w+")
+        environment = {**os.environ, "COMFYUI_PATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+        )
+        self.nodes: dict[str, list[dict[str, Any]]] = self.ask(describe=True)
+        self.sentinel = self.picture()
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise RuntimeError(f"the worker is gone\n{self._log.read()[-4000:]}")
+        return json.loads(line)
+
+    def run(self, node: str, **changes: Description) -> dict[str, Any]:
+        inputs = {one["name"]: USUAL[one["name"]] for one in self.nodes[node] if one["name"] in USUAL}
+        return self.ask(node=node, inputs={**inputs, **changes})
+
+    def picture(self) -> Any:
+        found = self.run("DeepGenTextToImage", steps=plain(2))
+        assert "error" not in found, found
+        return found["result"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._log.close()
+
+
+# The oldest and the newest.
+@pytest.fixture(scope="module", params=[CHECKOUTS[0], *CHECKOUTS[1:][-1:]], ids=lambda c: c.id if c else "none")
+def worker(request, tmp_path_factory) -> Iterator[Worker]:
+    checkout = request.param
+    if checkout is None or checkout.problem:
+        unavailable("that inputs are checked; no ComfyUI was found that runs")
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(TINY, models / "deepgen" / "tiny")
+    worker = Worker(checkout.python, checkout.path, models)
+    yield worker
+    assert worker.picture() == worker.sentinel, "a run after all the others is the same"
+    worker.close()
+
+
+def wrong_changes(data: st.DataObject, worker: Worker, count: int) -> tuple[str, dict[str, Description]]:
+    """A node, and as many inputs of it with what they must refuse."""
+    node = data.draw(st.sampled_from(sorted(worker.nodes)))
+    inputs = data.draw(st.lists(st.sampled_from(worker.nodes[node]), min_size=count, max_size=count, unique_by=id))
+    return node, {one["name"]: data.draw(wrong_value(one, CHANNELS)) for one in inputs}
+
+
+def assert_refused(found: dict[str, Any], names: Any) -> None:
+    """One clear error which begins with the name of an input, before anything was done."""
+    assert "error" in found, found
+    assert found["type"] in ("ValueError", "TypeError"), found
+    assert found["error"].startswith(tuple(f"{name}{end}" for name in names for end in " :")), found
+    assert "wanted" in found["error"] or "connect" in found["error"], found
+    assert found["asked"] == 0, "no weights were asked for"
+    assert found["seconds"] < 20
+
+
+@given(data=st.data())
+@cases(150)
+def test_a_wrong_value_is_refused(worker, data):
+    node, changes = wrong_changes(data, worker, 1)
+    assert_refused(worker.run(node, **changes), changes)
+    drawn[f"node inputs: {node}, one wrong"] += 1
+
+
+@given(data=st.data())
+@cases(30)
+def test_two_wrong_values_are_refused(worker, data):
+    node, changes = wrong_changes(data, worker, 2)
+    assert_refused(worker.run(node, **changes), changes)
+    drawn["node inputs: two wrong"] += 1
+
+
+@given(data=st.data())
+@cases(60)
+def test_an_odd_value_that_is_right_is_taken(worker, data):
+    node = data.draw(st.sampled_from(sorted(worker.nodes)))
+    one = data.draw(st.sampled_from(worker.nodes[node]))
+    changes = {one["name"]: data.draw(right_value(one, USUAL.get(one["name"], plain(None)), CHANNELS))}
+    found = worker.run(node, **changes)
+    assert "result" in found, found
+    first = found["result"][0]
+    if node in ("DeepGenTextToImage", "DeepGenEdit"):
+        assert first["shape"] == [1, 64, 64, 3]
+        assert first["finite"] and 0 <= first["low"] <= first["high"] <= 1
+    elif node == "DeepGenSample":
+        assert first["shape"][1:] == [CHANNELS, 8, 8] and first["finite"]
+    drawn["node inputs: odd and right"] += 1
+
+
+@given(data=st.data())
+@cases(60)
+def test_what_is_typed_in_is_refused_before_the_queue(worker, data):
+    """Without an exception, which ComfyUI would show as one."""
+    nodes = {"DeepGenLoader": ("model", "dtype"), "DeepGenEdit": ("size_mode", "width", "height")}
+    node = data.draw(st.sampled_from(sorted(nodes)))
+    (one,) = [one for one in worker.nodes[node] if one["name"] == data.draw(st.sampled_from(nodes[node]))]
+    value = data.draw(wrong_value(one, CHANNELS).filter(lambda value: value != plain(None)))
+    found = worker.ask(node=node, function="validate_inputs", inputs={one["name"]: value})
+    assert isinstance(found.get("result"), str) and found["result"].startswith(one["name"]), found
+    drawn["node inputs: typed in"] += 1
+
+
+@pytest.mark.parametrize("model", [plain("tiny"), plain(None)])
+def test_a_model_whose_name_comes_over_a_wire_has_a_fingerprint(worker, model):
+    """None stands for it; an exception would be logged, and the loader run each time."""
+    inputs = {"model": model, "dtype": plain("float32"), "capture_graph": plain(False)}
+    first, second = (worker.ask(node="DeepGenLoader", function="fingerprint_inputs", inputs=inputs) for _ in range(2))
+    assert first["result"] == second["result"] and len(first["result"]) == 64
+
+
+def test_what_is_not_declared_or_not_there(worker):
+    assert_refused(worker.run("DeepGenEdit", image_9=tensor([1, 64, 64, 3])), ["image_9"])
+    found = worker.ask(node="DeepGenEdit", inputs={"pipeline": MADE})
+    assert_refused(found, ["image"])
+
+
+def test_the_noise_of_an_index_is_that_of_the_batch(worker):
+    """To the bit: what is not wanted is drawn and thrown away, one picture at a time."""
+    batch = latent(tensor([3, CHANNELS, 8, 8], fill=0.0))
+    chosen = latent(tensor([1, CHANNELS, 8, 8], fill=0.0), batch_index=plain([2]))
+    (three,), (one,) = (worker.run("DeepGenSample", latent_image=given)["result"] for given in (batch, chosen))
+    assert three["rows"][2] == pytest.approx(one["rows"][0], abs=1e-3)
