@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import CheckpointError
+from .checkpoint_files import CheckpointError
 
 
 if TYPE_CHECKING:
