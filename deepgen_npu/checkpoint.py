@@ -254,28 +254,40 @@ def _header(folder: Path, name: str, named_by: str = "") -> dict[str, StoredTens
 
 def _check_bridges(checkpoint: Checkpoint) -> None:
     """The dimensions at which one part hands over to the next must agree."""
-    connector, transformer, vae = (checkpoint.configs[part] for part in ("connector", "transformer", "vae"))
+    connector, transformer = checkpoint.configs["connector"], checkpoint.configs["transformer"]
     text, vision = checkpoint.text_config, checkpoint.vision_config
     hidden, layers, width = text["hidden_size"], text["num_hidden_layers"], connector["connector"]["hidden_size"]
     count = len(stacked_states(layers))
-    states = f"{count} hidden states x {hidden} of the vlm's {layers} layers"
+    of_vlm = ("hidden_size of vlm/config.json", hidden)
+    of_connector = ("connector.hidden_size of connector/config.json", width)
     pairs = [
-        ("connector llm_hidden_size", connector["llm_hidden_size"], "vlm hidden_size", hidden),
-        ("connector projector_1_in", connector["projector_1_in"], states, count * hidden),
-        ("connector projector_1_out", connector["projector_1_out"], "connector hidden_size", width),
-        ("connector projector_2_in", connector["projector_2_in"], "connector hidden_size", width),
-        ("connector projector_3_in", connector["projector_3_in"], "connector hidden_size", width),
-        *(
-            (f"connector {ours}", connector[ours], f"transformer {theirs}", transformer[theirs])
-            for ours, theirs in (
-                ("projector_2_out", "pooled_projection_dim"),
-                ("projector_3_out", "joint_attention_dim"),
-            )
+        ("connector", "llm_hidden_size", *of_vlm),
+        (
+            "connector",
+            "projector_1_in",
+            f"{count} hidden states x {hidden} of the vlm's {layers} layers",
+            count * hidden,
         ),
-        ("vlm vision out_hidden_size", vision["out_hidden_size"], "vlm hidden_size", hidden),
-        ("vae latent_channels", vae["latent_channels"], "transformer in_channels", transformer["in_channels"]),
+        ("connector", "projector_1_out", *of_connector),
+        ("connector", "projector_2_in", *of_connector),
+        ("connector", "projector_3_in", *of_connector),
+        (
+            "transformer",
+            "pooled_projection_dim",
+            "projector_2_out of connector/config.json",
+            connector["projector_2_out"],
+        ),
+        (
+            "transformer",
+            "joint_attention_dim",
+            "projector_3_out of connector/config.json",
+            connector["projector_3_out"],
+        ),
+        ("vae", "latent_channels", "in_channels of transformer/config.json", transformer["in_channels"]),
     ]
-    for left, left_value, right, right_value in pairs:
+    values = [(f"{key} of {part}/config.json", checkpoint.configs[part][key], *right) for part, key, *right in pairs]
+    values.append(("vision_config.out_hidden_size of vlm/config.json", vision["out_hidden_size"], *of_vlm))
+    for left, left_value, right, right_value in values:
         if left_value != right_value:
             raise CheckpointError(
                 f"The parts of {checkpoint.folder} do not fit together: {left} is {left_value}, "
