@@ -7,19 +7,36 @@ executed: its ``deepgen_pipeline.py`` and ``model_index.json`` class names are i
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .download import MODEL_ID, DownloadError, download, find_downloaded
+from .arguments import shown
+from .checkpoint_files import CheckpointError, how_to_download, missing, printable, read_json, wrong
+from .checkpoint_schema import CONFIG_FILES, check_shifting, is_table, settings
+from .checkpoint_structure import by_model_names, check_structure
+from .download import DownloadError, download, find_downloaded
+from .prompts import PromptTemplate
+from .safetensors_header import StoredTensor, read_safetensors_header
+from .sizes import SizeRules
+from .tokenizer_files import TokenizerFiles
 
+
+__all__ = [
+    "PARTS",
+    "Checkpoint",
+    "CheckpointError",
+    "StoredTensor",
+    "find_model_folder",
+    "how_to_download",
+    "read_safetensors_header",
+    "resolve_model",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +50,6 @@ _WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that is missing, incomplete or inconsistent."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies: ``nbytes`` bytes at ``offset`` in ``file``; ``dtype`` is the safetensors name."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class Checkpoint:
 
     Attributes:
         folder: The folder that holds ``model_index.json``.
-        configs: One config for each of ``vlm``, ``connector``, ``transformer``, ``vae`` and ``scheduler``.
+        configs: What the models are built from, for each of ``vlm``, ``connector``, ``transformer``, ``vae`` and
+            ``scheduler``: the known keys of the config files, all of them, checked.
         tensors: For each part in `PARTS`, the stored tensors by name.
         prompt_template: The content of ``prompt_template.json``.
         index: The content of ``model_index.json``.
+        stored_configs: The content of the config files, as it is.
     """
 
     folder: Path
@@ -68,6 +71,7 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, StoredTensor]] = field(repr=False)
     prompt_template: Mapping[str, Any] = field(repr=False)
     index: Mapping[str, Any] = field(repr=False)
+    stored_configs: Mapping[str, dict[str, Any]] = field(repr=False)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Checkpoint:
@@ -77,19 +81,25 @@ class Checkpoint:
             CheckpointError: Naming the missing or damaged file, or the two numbers that disagree.
         """
         folder = find_model_folder(folder)
-        configs = {part: _read_json(folder, f"{part}/config.json") for part in PARTS}
-        configs["scheduler"] = _read_json(folder, "scheduler/scheduler_config.json")
-        template = _read_json(folder, "prompt_template.json")
-        _require_tokenizer(folder)
+        stored = {part: read_json(folder, name) for part, name in CONFIG_FILES.items()}
+        template = read_json(folder, "prompt_template.json")
+        index = read_json(folder, "model_index.json")
+        tokenizer = TokenizerFiles.read(folder)
         tensors = {part: _part_tensors(folder, part) for part in PARTS}
-        checkpoint = cls(folder, configs, tensors, template, _read_json(folder, "model_index.json"))
+        configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
+        for part in PARTS:
+            by_name = by_model_names(part, folder / part, tensors[part])
+            check_structure(part, folder / part, folder / CONFIG_FILES[part], configs[part], by_name)
+        checkpoint = cls(folder, configs, tensors, template, index, stored)
         _check_bridges(checkpoint)
+        _check_language(checkpoint, tokenizer)
+        SizeRules.from_checkpoint(checkpoint)
+        latent_rgb_factors(checkpoint)
         return checkpoint
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The decoder's part of the VLM config; older exports keep it at the top level."""
-        return self.configs["vlm"].get("text_config") or self.configs["vlm"]
+        return self.configs["vlm"]["text_config"]
 
     @property
     def vision_config(self) -> dict[str, Any]:
@@ -114,7 +124,8 @@ def stacked_states(num_hidden_layers: int) -> list[int]:
 
 
 def is_model_folder(path: Path) -> bool:
-    return (path / "model_index.json").is_file()
+    # Not pathlib's, which lets some of the system's errors through.
+    return os.path.isfile(path / "model_index.json")
 
 
 def model_folders(root: Path, depth: int = 3) -> Iterator[Path]:
@@ -127,7 +138,7 @@ def model_folders(root: Path, depth: int = 3) -> Iterator[Path]:
     except OSError:
         return
     for child in children:
-        if not child.is_dir():
+        if not os.path.isdir(child):
             continue
         if is_model_folder(child):
             yield child
@@ -149,13 +160,16 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: When there is none, or more than one.
     """
-    path = Path(path).expanduser()
-    for candidate in (path, path.with_name(modelscope_spelling(path.name))):
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # a home of nobody
+        raise CheckpointError(f"There is no folder {path}: {error}") from None
+    for candidate in (path, path.parent / modelscope_spelling(path.name)):
         if is_model_folder(candidate):
             return candidate
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"There is no folder {path}. {how_to_download()}")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder with model_index.json.")
     found = list(model_folders(path))
     if len(found) == 1:
@@ -177,7 +191,7 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
         deepgen_npu.download.DownloadError: When an id cannot be downloaded.
     """
     text = os.fspath(name_or_path)
-    if Path(text).expanduser().exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
+    if os.path.exists(os.path.expanduser(text)) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
         return find_model_folder(text)
     found = find_downloaded(text)
     if found is not None:
@@ -191,167 +205,136 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
         raise DownloadError(f"There is no folder {text} here. Taken as the id of a model: {error}") from error
 
 
-def how_to_download() -> str:
-    return (
-        f"To download {MODEL_ID} (14 GB): python -m deepgen_npu download --to FOLDER "
-        "(add --source modelscope where Hugging Face cannot be reached)."
-    )
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{name} is missing in {folder}. {how_to_download()}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}). {how_to_download()}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}; a JSON object is wanted.")
-    return content
-
-
-def _require_tokenizer(folder: Path) -> None:
-    _read_json(folder, "tokenizer/tokenizer_config.json")
-    if (folder / "tokenizer" / "tokenizer.json").is_file():
-        return
-    for name in ("vocab.json", "merges.txt"):
-        if not (folder / "tokenizer" / name).is_file():
-            raise CheckpointError(f"tokenizer/{name} is missing in {folder}. {how_to_download()}")
-
-
 def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
     """The tensors of a part from its shards' headers, compared with the index where there is one."""
     name = _WEIGHTS[part]
     index_name = f"{part}/{name}.index.json"
-    if not (folder / index_name).is_file():
-        if not (folder / part / name).is_file():
+    if not os.path.lexists(folder / index_name):
+        if not os.path.lexists(folder / part / name):
             wanted = f"{part}/{name}"
             if part == "vlm":
                 wanted += f" (or {index_name} with its shards)"
-            raise CheckpointError(f"{wanted} is missing in {folder}. {how_to_download()}")
-        return read_safetensors_header(folder / part / name)
+            raise missing(folder, wanted)
+        return _header(folder, f"{part}/{name}")
 
-    weight_map = _read_json(folder, index_name).get("weight_map")
+    index = folder / index_name
+    weight_map = read_json(folder, index_name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / index_name} has no weight_map. {how_to_download()}")
+        raise wrong(index, "weight_map", weight_map, "an object with a file for each tensor")
+    for tensor, home in weight_map.items():
+        if not isinstance(home, str) or Path(home).name != home or not home.endswith(".safetensors"):
+            raise wrong(
+                index, f"weight_map[{shown(tensor)}]", home, "the name of a .safetensors file beside the index"
+            )
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{folder / index_name} names the shard {shard!r}; a .safetensors file beside the index is wanted."
-            )
-        if not (folder / part / shard).is_file():
-            raise CheckpointError(
-                f"{part}/{shard}, named by {index_name}, is missing in {folder}. {how_to_download()}"
-            )
-        stored = read_safetensors_header(folder / part / shard)
+    for shard in sorted(set(weight_map.values())):
+        stored = _header(folder, f"{part}/{shard}", f", named by {index_name},")
         for tensor, home in weight_map.items():
             if home == shard and tensor not in stored:
                 raise CheckpointError(
-                    f"The tensor {tensor}, which {index_name} places in {part}/{shard}, "
+                    f"The tensor {printable(tensor)}, which {index_name} places in {part}/{shard}, "
                     f"is not in that file in {folder}. {how_to_download()}"
+                )
+        for tensor in stored:
+            if tensor in tensors:
+                raise CheckpointError(
+                    f"The tensor {printable(tensor)} is in {tensors[tensor].file} and in {folder / part / shard}; "
+                    f"once is wanted. {how_to_download()}"
                 )
         tensors.update(stored)
     return tensors
 
 
-def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
-    """Names, dtypes, shapes and places of the tensors in a safetensors file.
-
-    The file format: 8 bytes (little-endian header length), the header as JSON, the data.
-
-    Raises:
-        CheckpointError: When the file is cut off, is a Git LFS pointer, or is no safetensors file.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise CheckpointError(
-                f"{path} is a Git LFS pointer of {size} bytes, not the weights: "
-                "run `git lfs pull` in the folder. " + how_to_download()
-            )
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise CheckpointError(f"{path} ({size} bytes) is cut off or is no safetensors file. {how_to_download()}")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {
-                name: StoredTensor(
-                    file=path,
-                    dtype=entry["dtype"],
-                    shape=tuple(entry["shape"]),
-                    offset=8 + length + entry["data_offsets"][0],
-                    nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
-                )
-                for name, entry in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} has a damaged safetensors header ({error}). {how_to_download()}") from None
-    end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=8 + length)
-    if end != size:
-        raise CheckpointError(
-            f"{path} has {size} bytes where its header announces {end}: the download is not complete. "
-            + how_to_download()
-        )
-    return tensors
+def _header(folder: Path, name: str, named_by: str = "") -> dict[str, StoredTensor]:
+    try:
+        return read_safetensors_header(folder / name)
+    except FileNotFoundError:
+        raise missing(folder, f"{name}{named_by}") from None
 
 
 def _check_bridges(checkpoint: Checkpoint) -> None:
     """The dimensions at which one part hands over to the next must agree."""
-    connector = checkpoint.configs["connector"]
-    transformer = checkpoint.configs["transformer"]
-    text = checkpoint.text_config
-
-    def number(config: Mapping[str, Any], key: str, where: str) -> int:
-        value = config.get(key)
-        if not isinstance(value, int):
-            raise CheckpointError(f"{where} of {checkpoint.folder} has no number {key!r} (it says {value!r}).")
-        return value
-
-    hidden = number(text, "hidden_size", "vlm/config.json")
-    layers = number(text, "num_hidden_layers", "vlm/config.json")
-    stacked = len(stacked_states(layers)) * hidden
-    encoder = connector.get("connector")
-    if not isinstance(encoder, dict):
-        raise CheckpointError(f"connector/config.json of {checkpoint.folder} has no object 'connector'.")
-    if not isinstance(checkpoint.configs["vlm"].get("vision_config"), dict):
-        raise CheckpointError(f"vlm/config.json of {checkpoint.folder} has no object 'vision_config'.")
-    width = number(encoder, "hidden_size", "connector/config.json")
-    number(connector, "num_queries", "connector/config.json")
-    for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        number(encoder, key, "connector/config.json")
-
-    def of_connector(key: str) -> tuple[str, int]:
-        return f"connector {key}", number(connector, key, "connector/config.json")
-
-    def of_transformer(key: str) -> tuple[str, int]:
-        return f"transformer {key}", number(transformer, key, "transformer/config.json")
-
-    states = f"{len(stacked_states(layers))} hidden states x {hidden} of the vlm's {layers} layers"
-    vision_out = number(checkpoint.vision_config, "out_hidden_size", "vlm/config.json")
+    connector, transformer = checkpoint.configs["connector"], checkpoint.configs["transformer"]
+    text, vision = checkpoint.text_config, checkpoint.vision_config
+    hidden, layers, width = text["hidden_size"], text["num_hidden_layers"], connector["connector"]["hidden_size"]
+    count = len(stacked_states(layers))
+    of_vlm = ("hidden_size of vlm/config.json", hidden)
+    of_connector = ("connector.hidden_size of connector/config.json", width)
     pairs = [
-        (of_connector("llm_hidden_size"), ("vlm hidden_size", hidden)),
-        (of_connector("projector_1_in"), (states, stacked)),
-        (of_connector("projector_1_out"), ("connector hidden_size", width)),
-        (of_connector("projector_2_in"), ("connector hidden_size", width)),
-        (of_connector("projector_3_in"), ("connector hidden_size", width)),
-        (of_connector("projector_2_out"), of_transformer("pooled_projection_dim")),
-        (of_connector("projector_3_out"), of_transformer("joint_attention_dim")),
-        (("vlm vision out_hidden_size", vision_out), ("vlm hidden_size", hidden)),
+        ("connector", "llm_hidden_size", *of_vlm),
         (
-            ("vae latent_channels", number(checkpoint.configs["vae"], "latent_channels", "vae/config.json")),
-            of_transformer("in_channels"),
+            "connector",
+            "projector_1_in",
+            f"{count} hidden states x {hidden} of the vlm's {layers} layers",
+            count * hidden,
         ),
+        ("connector", "projector_1_out", *of_connector),
+        ("connector", "projector_2_in", *of_connector),
+        ("connector", "projector_3_in", *of_connector),
+        (
+            "transformer",
+            "pooled_projection_dim",
+            "projector_2_out of connector/config.json",
+            connector["projector_2_out"],
+        ),
+        (
+            "transformer",
+            "joint_attention_dim",
+            "projector_3_out of connector/config.json",
+            connector["projector_3_out"],
+        ),
+        ("vae", "latent_channels", "in_channels of transformer/config.json", transformer["in_channels"]),
     ]
-    for (left, left_value), (right, right_value) in pairs:
+    values = [(f"{key} of {part}/config.json", checkpoint.configs[part][key], *right) for part, key, *right in pairs]
+    values.append(("vision_config.out_hidden_size of vlm/config.json", vision["out_hidden_size"], *of_vlm))
+    for left, left_value, right, right_value in values:
         if left_value != right_value:
             raise CheckpointError(
                 f"The parts of {checkpoint.folder} do not fit together: {left} is {left_value}, "
                 f"but {right} is {right_value}. The folder mixes different models. {how_to_download()}"
             )
+    tokens = transformer["pos_embed_max_size"] ** 2
+    check_shifting(checkpoint.folder / CONFIG_FILES["scheduler"], checkpoint.configs["scheduler"], tokens)
+
+
+def _check_language(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> None:
+    """Tokenizer, prompt template and VLM must speak of the same tokens."""
+    folder, vlm = checkpoint.folder, checkpoint.configs["vlm"]
+    tokenizer.check_ids(checkpoint.text_config["vocab_size"])
+    template = PromptTemplate.from_config(checkpoint.prompt_template)
+    for key, text, name in (
+        ("image_token_id", template.image_token, "IMG_CONTEXT_TOKEN"),
+        ("vision_start_token_id", template.image_start, "IMG_START_TOKEN"),
+        ("vision_end_token_id", template.image_end, "IMG_END_TOKEN"),
+    ):
+        number = tokenizer.special_ids.get(text)
+        if number is None:
+            wanted = f"a special token of {tokenizer.added_file.name}"
+            raise wrong(folder / "prompt_template.json", name, text, wanted)
+        if vlm[key] is not None and vlm[key] != number:
+            raise CheckpointError(
+                f"{text} ({name} of prompt_template.json) is token {number} of the tokenizer, but {key} of "
+                f"{folder / CONFIG_FILES['vlm']} is {vlm[key]}. {how_to_download()}"
+            )
+
+
+# The key of ``model_index.json`` in which a checkpoint whose VAE is not SD3's tells what its latents look like: a row
+# [r, g, b] for each channel and a last one to add. In scaled space, for colours in [-1, 1].
+RGB_FACTORS_KEY = "_deepgen_latent_rgb_factors"
+
+
+def latent_rgb_factors(checkpoint: Checkpoint) -> list[list[float]] | None:
+    """The colours of the latents, if the checkpoint tells its own.
+
+    Raises:
+        CheckpointError: When it tells something else than colours.
+    """
+    factors = checkpoint.index.get(RGB_FACTORS_KEY)
+    rows = checkpoint.configs["vae"]["latent_channels"] + 1
+    if factors is not None and not is_table(factors, rows, 3):
+        wanted = f"a list of {rows} lists of 3 numbers: one for each latent channel, and one to add"
+        raise wrong(checkpoint.folder / "model_index.json", RGB_FACTORS_KEY, factors, wanted)
+    return factors
 
 
 def amount(nbytes: int) -> str:

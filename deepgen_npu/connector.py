@@ -72,20 +72,13 @@ class Connector(Module):
     """The learned meta queries, the encoder and its three projectors.
 
     Args:
-        config: The content of ``connector/config.json``.
-
-    Raises:
-        ValueError: For an activation other than the published ``gelu_pytorch_tanh``.
+        config: The settings of ``connector/config.json`` (`checkpoint_schema.settings`).
     """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         self.config = config
         encoder = config["connector"]
-        # The defaults are those of the original's ConnectorConfig; the published file leaves them out.
-        activation = encoder.get("hidden_act", "gelu_pytorch_tanh")
-        if activation != "gelu_pytorch_tanh":
-            raise ValueError(f"connector hidden_act is {activation!r}; only 'gelu_pytorch_tanh' is known.")
         self.num_queries: int = config["num_queries"]
         self.meta_queries = Parameter(torch.empty(self.num_queries, config["llm_hidden_size"]))
         self.projector_1 = Linear(config["projector_1_in"], config["projector_1_out"])
@@ -94,7 +87,7 @@ class Connector(Module):
             hidden_size=encoder["hidden_size"],
             intermediate_size=encoder["intermediate_size"],
             num_attention_heads=encoder["num_attention_heads"],
-            eps=encoder.get("layer_norm_eps", 1e-6),
+            eps=encoder["layer_norm_eps"],
         )
         self.projector_2 = Linear(config["projector_2_in"], config["projector_2_out"])
         self.projector_3 = Linear(config["projector_3_in"], config["projector_3_out"])

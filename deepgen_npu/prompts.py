@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .checkpoint import CheckpointError
+from .arguments import shown
+from .checkpoint_files import CheckpointError
 
 
 if TYPE_CHECKING:
@@ -22,9 +23,18 @@ EDIT_NEGATIVE_PROMPT = (
 )
 
 
+# The published template has 60 characters.
+_MAX_TEMPLATE = 4096
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The strings around a prompt. There is no system message, and a prompt is neither stripped nor cut."""
+    """The strings around a prompt. There is no system message, and a prompt is neither stripped nor cut.
+
+    Raises:
+        CheckpointError: Naming a string of ``prompt_template.json`` in which a prompt has not exactly one place, or a
+            mark of a picture that is empty or part of another string.
+    """
 
     instruction: str
     generation: str
@@ -32,31 +42,43 @@ class PromptTemplate:
     image_token: str
     image_end: str
 
+    _KEYS: ClassVar[Mapping[str, str]] = {
+        "image_start": "IMG_START_TOKEN",
+        "image_token": "IMG_CONTEXT_TOKEN",
+        "image_end": "IMG_END_TOKEN",
+        "instruction": "INSTRUCTION",
+        "generation": "GENERATION",
+    }
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> PromptTemplate:
         """Read ``prompt_template.json``.
 
         Raises:
-            CheckpointError: Naming a key that is missing.
+            CheckpointError: Also naming a key that is missing.
         """
 
-        def string(key: str) -> str:
-            value = config.get(key)
-            if not isinstance(value, str):
-                raise CheckpointError(f"prompt_template.json has no string {key!r}.")
-            return value
+        return cls(**{name: config.get(key) for name, key in cls._KEYS.items()})
 
-        template = cls(
-            instruction=string("INSTRUCTION"),
-            generation=string("GENERATION"),
-            image_start=string("IMG_START_TOKEN"),
-            image_token=string("IMG_CONTEXT_TOKEN"),
-            image_end=string("IMG_END_TOKEN"),
-        )
-        for key, text in (("INSTRUCTION", template.instruction), ("GENERATION", template.generation)):
-            if "{input}" not in text:
-                raise CheckpointError(f"prompt_template.json: {key} has no place for '{{input}}'.")
-        return template
+    def __post_init__(self) -> None:
+        marks = (self.image_start, self.image_token, self.image_end)
+        for name, key in self._KEYS.items():
+            text = getattr(self, name)
+            wanted = ""
+            if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEMPLATE:
+                wanted = f"a text of 1 to {_MAX_TEMPLATE} letters"
+            elif text.encode(errors="replace").decode() != text:
+                wanted = "a text without halves of surrogate pairs"
+            elif text in marks:
+                # What stands for a picture must not come about by putting strings together.
+                if sum(mark in text or text in mark for mark in marks) > 1:
+                    wanted = "a text that is no part of the other tokens"
+            elif text.count("{input}") != 1:
+                wanted = "a text with one {input}, the place of the prompt,"
+            elif any(mark in text for mark in marks if isinstance(mark, str)):
+                wanted = f"a text without {', '.join(map(str, marks))}"
+            if wanted:
+                raise CheckpointError(f"prompt_template.json: {key} is {shown(text)}; {wanted} is wanted.")
 
     def for_generation(self, prompt: str) -> str:
         return self.instruction.replace("{input}", self.generation.replace("{input}", prompt, 1), 1)

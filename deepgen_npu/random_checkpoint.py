@@ -22,9 +22,10 @@ from typing import Any, BinaryIO
 import torch
 
 from .checkpoint import PARTS, CheckpointError
+from .checkpoint_structure import vlm_name
 from .random_sizes import SIZES, Size
 from .random_values import random_values
-from .weights import empty_model, vlm_name
+from .weights import empty_model
 
 
 MARKER = "_deepgen_random_weights"
@@ -174,7 +175,7 @@ def _shapes(part: str, config: Mapping[str, Any]) -> Shapes:
 
 
 def legacy_vlm_name(name: str) -> str:
-    """The name under which transformers 4.5x saved a tensor: the way back from `weights.vlm_name`."""
+    """The name under which transformers 4.5x saved a tensor: the way back from `checkpoint_structure.vlm_name`."""
     if name.startswith("model.visual."):
         legacy = name.removeprefix("model.")
     else:

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from .checkpoint import PARTS, Checkpoint, StoredTensor
+from .checkpoint_schema import CONFIG_FILES, settings
+from .checkpoint_structure import vlm_name
 from .pipeline import DeepGenPipeline
 from .prompts import PromptTemplate
 from .random_checkpoint import WeightFile, find_size, text_files, weight_files
 from .random_values import random_values
 from .sizes import SizeRules
-from .weights import BytesRead, empty_model, load_scheduler, load_tokenizer, vlm_name
+from .weights import BytesRead, empty_model, load_scheduler, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class RandomModel:
                 nbytes = torch.Size(shape).numel() * file.torch_dtype.itemsize
                 tensors[file.part][name] = StoredTensor(folder / file.name, file.dtype, shape, 0, nbytes)
         # As JSON has them, which knows no tuples.
-        configs = {part: json.loads(json.dumps(config)) for part, config in chosen.configs.items()}
-        checkpoint = Checkpoint(
-            folder, configs, tensors, chosen.prompt_template, json.loads(texts["model_index.json"])
-        )
+        stored = {part: json.loads(json.dumps(config)) for part, config in chosen.configs.items()}
+        configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
+        index = json.loads(texts["model_index.json"])
+        checkpoint = Checkpoint(folder, configs, tensors, chosen.prompt_template, index, stored)
         return cls(size, checkpoint, seed, files, temporary)
 
     def nbytes(self, dtype: torch.dtype, *parts: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .checkpoint import stacked_states
+from .tokenizer_files import byte_symbols
 
 
 SPECIAL_TOKENS = (
@@ -57,13 +58,6 @@ SCHEDULER = {
     "use_exponential_sigmas": False,
     "use_karras_sigmas": False,
 }
-
-
-def byte_symbols() -> list[str]:
-    """The 256 symbols of byte-level BPE in the order of GPT-2: printable bytes first, as themselves."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(others)]
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:
     def add(content: Any) -> None:
         digest.update(json.dumps(content, sort_keys=True).encode())
 
-    add({name: dict(config) for name, config in checkpoint.configs.items()})
+    add({name: dict(config) for name, config in checkpoint.stored_configs.items()})
     add(dict(checkpoint.prompt_template))
     for part in PARTS:
         for name, tensor in sorted(checkpoint.tensors[part].items()):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from . import arguments
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint_files import CheckpointError, wrong
+
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 
 # DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3).
@@ -83,16 +87,19 @@ class SizeRules:
         """The rules of a checked folder.
 
         Raises:
-            CheckpointError: Also when the folder tells a trained side that is no number of pixels.
+            CheckpointError: Also when the folder tells a trained side that is no number of pixels, or one that the
+                position grid does not cover.
         """
-        side = checkpoint.index.get(TRAINED_SIDE_KEY, TRAINED_SIDE)
-        if type(side) is not int or side < 1:
-            raise CheckpointError(
-                f"{TRAINED_SIDE_KEY} in model_index.json of {checkpoint.folder} is {side!r}; a whole number of "
-                "pixels is wanted."
-            )
         configs = checkpoint.configs
-        return cls.from_configs(configs["transformer"], configs["vae"], checkpoint.vision_config, side)
+        rules = cls.from_configs(configs["transformer"], configs["vae"], checkpoint.vision_config)
+        side = checkpoint.index.get(TRAINED_SIDE_KEY)
+        if side is None:
+            return rules
+        low, high = rules.generation_multiple, rules.longest_side
+        if type(side) is not int or not low <= side <= high:
+            wanted = f"a whole number of pixels from {low} to {high}"
+            raise wrong(checkpoint.folder / "model_index.json", TRAINED_SIDE_KEY, side, wanted)
+        return replace(rules, trained_side=side)
 
     def multiple(self, editing: bool) -> int:
         return self.editing_multiple if editing else self.generation_multiple

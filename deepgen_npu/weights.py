@@ -12,7 +12,8 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import RawIOBase
+from io import FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,11 @@ from torch import Tensor
 from torch.nn import Identity, Module
 
 from .checkpoint import Checkpoint, CheckpointError, StoredTensor
+from .checkpoint_schema import CONFIG_FILES, settings
+from .checkpoint_structure import by_model_names
 from .connector import Connector
+from .devices import is_out_of_memory
+from .tokenizer_files import TokenizerFiles
 
 
 if TYPE_CHECKING:
@@ -56,19 +61,35 @@ def load_part(
     Raises:
         CheckpointError: When names or shapes of tensors do not match the config.
     """
-    stored = checkpoint.tensors[part]
-    if part == "vlm":
-        stored = {vlm_name(name): tensor for name, tensor in stored.items() if not name.startswith("lm_head.")}
-    model = empty_model(part, checkpoint.configs[part])
-    model.requires_grad_(False)
-    _check_names(model, stored, checkpoint, part)
+    stored = by_model_names(part, checkpoint.folder / part, checkpoint.tensors[part])
+    with _named(checkpoint, part):
+        model = empty_model(part, checkpoint.configs[part])
+        model.requires_grad_(False)
     # One buffer for all: the allocator would leave a hole between two weights for each one freed.
     buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
     state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
-    model.load_state_dict(state, assign=True)
+    with _named(checkpoint, part):
+        model.load_state_dict(state, assign=True)
     # Rotary frequencies, which no file holds, were computed on the CPU.
     model.to(device)
     return model.eval()
+
+
+@contextmanager
+def _named(checkpoint: Checkpoint, part: str) -> Iterator[None]:
+    """Whatever a library makes of a part that passed all checks becomes an error that names the part.
+
+    Memory that ran out is no fault of the checkpoint. What ends a run from outside never comes from in here.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (CheckpointError, MemoryError)) or is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".strip()[:500]
+        raise CheckpointError(
+            f"{checkpoint.folder / CONFIG_FILES.get(part, part)}: the {part} cannot be made of it ({reason})."
+        ) from error
 
 
 def copy_to(model: Module, device: torch.device) -> Any:
@@ -85,14 +106,16 @@ def load_scheduler(checkpoint: Checkpoint):
     """The ``FlowMatchEulerDiscreteScheduler`` with the folder's settings."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
+    with _named(checkpoint, "scheduler"):
+        return FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The Qwen2 tokenizer of the folder, in its fast form. Nothing is fetched and no remote code runs."""
-    from transformers import Qwen2TokenizerFast
-
-    return Qwen2TokenizerFast.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+    """The Qwen2 tokenizer of the folder, in its fast form. Only its own files are read and no remote code runs."""
+    files = TokenizerFiles.read(checkpoint.folder)
+    files.check_ids(checkpoint.text_config["vocab_size"])
+    with _named(checkpoint, "tokenizer"):
+        return files.build()
 
 
 def read_tensor(
@@ -108,8 +131,6 @@ def read_tensor(
         dtype: None keeps the stored one.
         buffer: Bytes to read into where dtype or device change on the way; None makes one.
     """
-    if stored.dtype not in _DTYPES:
-        raise CheckpointError(f"{stored.file} stores {stored.dtype}; weights in {', '.join(_DTYPES)} are wanted.")
     source = _DTYPES[stored.dtype]
     target = torch.empty(stored.shape, dtype=dtype or source, device=device)
     flat = target.view(-1)
@@ -118,8 +139,7 @@ def read_tensor(
     else:
         landing = (torch.empty(_CHUNK_BYTES, dtype=torch.uint8) if buffer is None else buffer).view(source)
         step = landing.numel()
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
+    with _opened(stored) as file:
         for start in range(0, target.numel(), step):
             piece = flat[start : start + step]
             read = piece if landing is None else landing[: piece.numel()]
@@ -131,13 +151,35 @@ def read_tensor(
     return target
 
 
-def _read_into(file: RawIOBase, target: Tensor, stored: StoredTensor) -> None:
+@contextmanager
+def _opened(stored: StoredTensor) -> Iterator[FileIO]:
+    """The file of a tensor, at its first byte."""
+    try:
+        file = stored.file.open("rb", buffering=0)
+    except OSError as error:
+        raise _gone(stored, error) from None
+    with file:
+        file.seek(stored.offset)
+        yield file
+
+
+def _read_into(file: FileIO, target: Tensor, stored: StoredTensor) -> None:
     view = memoryview(target.view(torch.uint8).numpy())
     while len(view):
-        count = file.readinto(view)
+        try:
+            count = file.readinto(view)
+        except OSError as error:
+            raise _gone(stored, error) from None
         if not count:
             raise CheckpointError(f"{stored.file} ended while it was read; was it changed meanwhile?")
         view = view[count:]
+
+
+def _gone(stored: StoredTensor, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{stored.file} was there when the checkpoint was opened, but cannot be read now "
+        f"({error.strerror or error}); was it moved or removed meanwhile?"
+    )
 
 
 def empty_model(part: str, config: Mapping[str, Any]) -> Any:
@@ -146,21 +188,20 @@ def empty_model(part: str, config: Mapping[str, Any]) -> Any:
     The VLM comes without its ``lm_head``: the published folder leaves it out, since it is the embedding once more,
     and image generation never uses it. Its rotary frequencies are real.
     """
-    config = copy.deepcopy(dict(config))  # transformers 5 writes into it
+    config = settings(part, Path(CONFIG_FILES[part]), config)
     if part == "connector":
         with torch.device("meta"):
             return Connector(config)
     if part == "vlm":
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-        for settings in (config, config.get("text_config", {}), config.get("vision_config", {})):
-            for key in [key for key in settings if "attn_implementation" in key]:
-                del settings[key]  # of the machine that saved it
         # The device of a with statement belongs to this thread; accelerate's init_empty_weights would put the
         # modules of every other thread on the meta device as well.
         with _quiet_transformers():
+            # transformers writes into its config, and wants no None.
+            given = {key: value for key, value in copy.deepcopy(config).items() if value is not None}
             with torch.device("meta"):
-                model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config))
+                model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(given))
             model.lm_head = Identity()
             _make_rotary_buffers(model)
         return model
@@ -200,31 +241,3 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def vlm_name(name: str) -> str:
-    """The name in today's transformers of a tensor saved by 4.5x (``visual.*``, ``model.*``) or later."""
-    if name.startswith(("model.visual.", "model.language_model.")):
-        return name
-    if name.startswith("visual."):
-        return f"model.{name}"
-    return f"model.language_model.{name.removeprefix('model.')}"
-
-
-def _check_names(model: Module, stored: Mapping[str, StoredTensor], checkpoint: Checkpoint, part: str) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    where = f"{part}/ of {checkpoint.folder}"
-    if missing := sorted(expected.keys() - stored.keys()):
-        raise CheckpointError(f"{where} lacks {_few(missing)}, which its config.json calls for.")
-    if unknown := sorted(stored.keys() - expected.keys()):
-        raise CheckpointError(f"{where} has {_few(unknown)}, which its config.json does not know.")
-    for name, shape in expected.items():
-        if stored[name].shape != shape:
-            raise CheckpointError(
-                f"{where}: {name} has the shape {list(stored[name].shape)}, but config.json gives {list(shape)}."
-            )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
