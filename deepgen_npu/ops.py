@@ -73,20 +73,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
-def attention_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as `attention` takes it on the device of ``allowed``, whose memory it may use.
+def attention_mask(allowed: Tensor) -> Tensor:
+    """A mask as `attention` takes it on the device of ``allowed``, made of it in place.
 
     Args:
         allowed: [b, 1, L, S] boolean, True where a query may attend; every row has one. No smaller: the fused kernel
             does not broadcast a mask over queries or keys.
-        dtype: Of queries and keys.
     """
-    if on_npu(allowed):
-        return allowed.logical_not_()
-    if allowed.device.type == "cpu":
-        # What PyTorch's function makes of a boolean mask there, once instead of in every layer.
-        return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(allowed.logical_not_(), float("-inf"))
-    return allowed
+    return allowed.logical_not_() if on_npu(allowed) else allowed
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def stacked_hidden_states(
     if decoder.config._attn_implementation == "sdpa":
         run_layer = _plain_layer
         assert mask is not None
-        mask = ops.attention_mask(mask, dtype)
+        mask = ops.attention_mask(mask)
         position_embeddings = _join_axes(position_embeddings, decoder.config)
     wanted = stacked_states(len(decoder.layers))
     states = {}

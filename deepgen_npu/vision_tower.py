@@ -104,7 +104,7 @@ class _Windows:
 class _Attention:
     """Attention of the tower for n pictures of one size, tokens in the order of the windows."""
 
-    def __init__(self, windows: _Windows, merge: int, pictures: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, windows: _Windows, merge: int, pictures: int, device: torch.device):
         within = torch.arange(merge * merge)
 
         def tokens(cells: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class _Attention:
         self.spread, self.gather = tokens(windows.spread), tokens(windows.gather)
         present = windows.present.repeat_interleave(merge * merge, dim=1)
         allowed = present[:, None, None].expand(-1, 1, self.size, self.size)
-        self.mask = ops.attention_mask(allowed.repeat(pictures, 1, 1, 1).to(device), dtype)
+        self.mask = ops.attention_mask(allowed.repeat(pictures, 1, 1, 1).to(device))
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All tokens of a picture attend to each other. [n, T, heads, d] each."""
@@ -158,7 +158,7 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
     angles = torch.cat([angles, angles], dim=-1)[None, :, None]
     cos, sin = angles.cos(), angles.sin()
 
-    attention = _Attention(windows, merge, len(patches), device, dtype)
+    attention = _Attention(windows, merge, len(patches), device)
     for index, block in enumerate(visual.blocks):
         attend = attention.whole if index in visual.fullatt_block_indexes else attention.windowed
         projected = block.attn.qkv(ops.norm(block.norm1, hidden_states))
