@@ -22,6 +22,7 @@ from . import npu_setup
 from .checkpoint import PARTS, Checkpoint, CheckpointError, amount, how_to_download, resolve_model
 from .download import MODEL_ID, SOURCES, DownloadError, find_downloaded
 from .options import DEFAULT_PROMPT, UsageError, add_model_option, add_placement_options, add_run_options
+from .prompts import check_prompts_for
 from .sizes import SizeRules
 
 
@@ -157,6 +158,7 @@ def _make_picture(arguments: argparse.Namespace) -> None:
     checks.steps(arguments.num_inference_steps, arguments.guidance_scale)
     checks.positive("num_images", arguments.num_images)
     checks.seed(arguments.seed)
+    check_prompts_for(checkpoint, arguments.prompt, arguments.negative_prompt, editing=bool(references))
 
     import torch
 

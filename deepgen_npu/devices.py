@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,9 +136,19 @@ def peak_memory(device: torch.device) -> int:
     return 0 if device.type == "cpu" else _backend(device.type).max_memory_allocated(device)
 
 
-def free_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a device's own memory."""
-    return _backend(device.type).mem_get_info(device)
+def free_memory(device: torch.device) -> tuple[int, int] | None:
+    """(free, total) bytes of a device's own memory.
+
+    Of a CPU, main memory that can be had without swapping; None where the system does not tell.
+    """
+    if device.type != "cpu":
+        return _backend(device.type).mem_get_info(device)
+    try:
+        lines = [line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()]
+        kilobytes = {words[0]: int(words[1]) for words in lines}
+        return kilobytes["MemAvailable:"] * 1024, kilobytes["MemTotal:"] * 1024
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def empty_cache(device: torch.device) -> None:
@@ -152,10 +163,22 @@ def device_name(device: torch.device) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has no memory left.
+    """Whether an error says that a device, or the host, has no memory left.
 
     torch_npu raises its own class or a plain RuntimeError with the allocator's message ("NPU out of memory").
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or is_out_of_host_memory(error):
         return True
     return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+
+
+def is_out_of_host_memory(error: BaseException) -> bool:
+    """Whether an error says that main memory is used up.
+
+    PyTorch's allocator raises a plain RuntimeError for it ("DefaultCPUAllocator: can't allocate memory", on Windows
+    "not enough memory"), Python and NumPy a MemoryError.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

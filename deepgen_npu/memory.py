@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .devices import empty_cache, free_memory, is_out_of_memory
+from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
 from .transformer import MODULATION_BYTES
 
 
@@ -113,25 +113,27 @@ def with_room(pipe: PipelineParts, work: Work, run: Callable[[torch.device], Res
     Raises:
         OutOfDeviceMemory: When the second attempt fails, too.
     """
-    reason = ""
+    reason, of_host = "", False
     for attempt in range(2):
         try:
             return run(pipe.placement.activate(work.part, activation_bytes(pipe, work)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason, of_host = (str(error) or type(error).__name__).splitlines()[0], is_out_of_host_memory(error)
         # Out here the error is gone, and with it the frames that held the tensors of the failed attempt.
         gc.collect()
         if attempt == 0:
             pipe.placement.make_room(work.part)
-    raise OutOfDeviceMemory(_explain(pipe, work, reason))
+    raise OutOfDeviceMemory(_explain(pipe, work, reason, of_host))
 
 
-def _explain(pipe: PipelineParts, work: Work, reason: str) -> str:
+def _explain(pipe: PipelineParts, work: Work, reason: str, of_host: bool) -> str:
+    long_text = work.part != "vae" and work.text_tokens > Work.text_tokens
     doing = [f"{work.height} x {work.width} pixels"] if work.height else []
     doing += [f"{work.rows} rows at once"] if work.part != "vae" else []
     doing += [f"{work.references} reference(s)"] if work.references else []
+    doing += [f"{work.text_tokens} tokens of text"] if long_text else []
     try:
         device = pipe.placement.activate(work.part)
     except Exception as error:
@@ -139,15 +141,21 @@ def _explain(pipe: PipelineParts, work: Work, reason: str) -> str:
             raise
         return f"Out of memory: the weights of the {work.part} alone do not fit on their device ({reason})."
     empty_cache(device)
-    free, total = free_memory(device)
-    size = largest_fitting(pipe, work, free)
+    if of_host:  # also where the part runs on a card
+        device = torch.device("cpu")
+    found = free_memory(device)
+    size = largest_fitting(pipe, work, found[0]) if found else None
     advice = [f"choose a smaller size (about {size[0]} x {size[1]} would fit)"] if size else []
     advice += ["make fewer pictures at once"] if work.rows > 2 else []
     advice += ["use fewer references"] if work.references else []
+    advice += ["shorten the prompt"] if long_text else []
     advice += [f"decode in tiles ({pipe.placement.how_to_tile})"] if work.part == "vae" else []
     advice += ["free what other programs hold on it"]
+    room = ""
+    if found:
+        free, total = (f"{count / 2**30:.1f}" for count in found)
+        room = f"With all else moved out, {free} of {total} GiB are free beside its weights. "
     return (
-        f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). With all else moved out, "
-        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free beside its weights. "
+        f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). {room}"
         f"What can help: {', or '.join(advice)}. ({reason})"
     )

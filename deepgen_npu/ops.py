@@ -74,13 +74,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def attention_mask(allowed: Tensor) -> Tensor:
-    """A mask as `attention` takes it on the device of ``allowed``.
+    """A mask as `attention` takes it on the device of ``allowed``, made of it in place.
 
     Args:
         allowed: [b, 1, L, S] boolean, True where a query may attend; every row has one. No smaller: the fused kernel
             does not broadcast a mask over queries or keys.
     """
-    return ~allowed if on_npu(allowed) else allowed
+    return allowed.logical_not_() if on_npu(allowed) else allowed
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from .denoising import Conditioning, Start, denoise, repeat_rows, require_finite
 from .devices import random_noise
 from .memory import Work, with_room
 from .parts import PipelineParts
-from .prompts import tokenize
+from .prompts import check_prompts, tokenize
 from .reuse import Reference
 from .vision_language import stacked_hidden_states
 from .vision_tower import encode_references
@@ -94,8 +94,9 @@ class DeepGenPipeline(PipelineParts):
         """
         arguments.output_type(output_type)
         num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
-        batch = len(arguments.prompts(prompt)) * arguments.positive("num_images_per_prompt", num_images_per_prompt)
         references = pictures.as_list(image)
+        prompts, _ = self._check_prompts(prompt, negative_prompt, bool(references))
+        batch = len(prompts) * arguments.positive("num_images_per_prompt", num_images_per_prompt)
         height, width = self.sizes.check(height, width, editing=bool(references))
         if latents is None:
             latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
@@ -143,10 +144,11 @@ class DeepGenPipeline(PipelineParts):
         device is moved once, however many sets there are. What is in `encodings`, or comes twice, is not encoded
         again.
         """
+        prompts, negative = self._check_prompts(prompt, negative_prompt, any(images))
         height, width = self.sizes.check(height, width, editing=any(images))
         copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
         groups = [[Reference.of(pictures.to_pixels(image, height, width)) for image in group] for group in images]
-        embeds = self._embed(prompt, negative_prompt, groups)
+        embeds = self._embed(prompts, negative, groups)
         latents = {}
         for reference in (reference for group in groups for reference in group):
             if reference.name not in latents:
@@ -176,25 +178,25 @@ class DeepGenPipeline(PipelineParts):
             prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds, shaped
             as in `Conditioning`.
         """
-        copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
         images = pictures.as_list(image)
+        prompts, negative = self._check_prompts(prompt, negative_prompt, bool(images))
+        copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
         if images:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
         group = [Reference.of(pictures.to_pixels(image, height, width)) for image in images]
         embeds, pooled, negative, negative_pooled = (
-            repeat_rows(tensor, copies) for tensor in self._embed(prompt, negative_prompt, [group])[0]
+            repeat_rows(tensor, copies) for tensor in self._embed(prompts, negative, [group])[0]
         )
         return embeds, pooled, negative, negative_pooled
 
-    def _embed(
-        self, prompt: str | Sequence[str], negative_prompt: str | None, groups: Sequence[Sequence[Reference]]
-    ) -> list[Embeds]:
-        """What the text side makes of the prompts with each group of references, a row for each prompt."""
-        prompts, negative = tuple(arguments.prompts(prompt)), arguments.negative_prompt(negative_prompt)
-        self.prompt_template.check("negative_prompt", negative)
-        for text in prompts:
-            self.prompt_template.check("prompt", text)
-        keys = [("embeds", prompts, negative, *(reference.name for reference in group)) for group in groups]
+    def _check_prompts(
+        self, prompt: str | Sequence[str], negative_prompt: str | None, editing: bool
+    ) -> tuple[list[str], str]:
+        return check_prompts(self.prompt_template, lambda: self.tokenizer, prompt, negative_prompt, editing)
+
+    def _embed(self, prompts: Sequence[str], negative: str, groups: Sequence[Sequence[Reference]]) -> list[Embeds]:
+        """What the text side makes of checked prompts with each group of references, a row for each prompt."""
+        keys = [("embeds", tuple(prompts), negative, *(reference.name for reference in group)) for group in groups]
         embeds: dict[Hashable, Any] = {key: self.encodings.find(key) for key in keys}
         new = {key: group for key, group in zip(keys, groups, strict=True) if embeds[key] is None}
         # All through the VLM first: so each part is moved to the device once.

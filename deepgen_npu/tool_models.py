@@ -20,6 +20,7 @@ from .devices import device_name, empty_cache, free_memory, resolve_device, reso
 from .options import UsageError
 from .parts import device_map
 from .pipeline import DeepGenPipeline
+from .prompts import check_prompts_for
 from .random_model import RandomModel
 from .reference import fingerprint
 from .runs import RunSettings
@@ -76,6 +77,7 @@ class Model:
         height, width = (usual if side is None else side for side, usual in zip(given, trained, strict=True))
         height, width = rules.check(height, width, editing=references > 0)
         steps, guidance = checks.steps(arguments.num_inference_steps, arguments.guidance_scale)
+        check_prompts_for(self.checkpoint, arguments.prompt, "", editing=references > 0)
         return RunSettings(arguments.prompt, height, width, checks.seed(arguments.seed), steps, guidance, references)
 
     def load(self, place: Place) -> tuple[DeepGenPipeline, float | None]:
@@ -162,11 +164,11 @@ def head(**facts: object) -> str:
 
 
 def _require_memory(device: torch.device, needed: int, dtype: torch.dtype) -> None:
-    available = _host_memory() if device.type == "cpu" else free_memory(device)[0]
-    if available is not None and needed > available:
+    found = free_memory(device)
+    if found is not None and needed > found[0]:
         raise UsageError(
             f"The weights need {needed / 2**30:.1f} GiB on {device} in {dtype_name(dtype)}, of which "
-            f"{available / 2**30:.1f} GiB are free. Choose --random-weights benchmark (a sixth of it), another "
+            f"{found[0] / 2**30:.1f} GiB are free. Choose --random-weights benchmark (a sixth of it), another "
             "--dtype or another device."
         )
 
@@ -175,12 +177,3 @@ def _import_libraries() -> None:
     """Import what loading imports, which takes seconds that are not the model's."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel  # noqa: F401
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast  # noqa: F401
-
-
-def _host_memory() -> int | None:
-    """Bytes that can be allocated without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None

@@ -61,17 +61,19 @@ def attention_mask(valid: Tensor, implementation: str, dtype: torch.dtype) -> Te
         valid: [b, S] boolean.
         implementation: ``sdpa`` (boolean [b, 1, S, S], True = attend), ``eager`` (the same, additive) or a
             flash attention (the [b, S] mask itself).
+
+    Returns:
+        The mask; on the way there is no second tensor of [S, S], but for ``eager`` the boolean one.
     """
     if "flash" in implementation:
         return valid.long()
-    length = valid.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
-    diagonal = torch.eye(length, dtype=torch.bool, device=valid.device)
-    allowed = ((causal & valid[:, None, :]) | diagonal)[:, None]
+    index = torch.arange(valid.shape[1], device=valid.device)
+    # The last row that attends to a column: every later one, or of padding its own.
+    last = index + valid * len(index)
+    allowed = (index[:, None] <= last[:, None, None, :]).tril_()
     if implementation == "eager":
-        return torch.zeros(allowed.shape, dtype=dtype, device=valid.device).masked_fill(
-            ~allowed, torch.finfo(dtype).min
-        )
+        additive = torch.zeros(allowed.shape, dtype=dtype, device=valid.device)
+        return additive.masked_fill_(allowed.logical_not_(), torch.finfo(dtype).min)
     return allowed
 
 

@@ -7,6 +7,7 @@ handles of the same weights share them as long as one of them lives.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
@@ -15,13 +16,18 @@ import torch
 from ..deepgen_npu.checkpoint import PARTS, Checkpoint
 from ..deepgen_npu.devices import resolve_dtype
 from ..deepgen_npu.pipeline import DeepGenPipeline
-from ..deepgen_npu.prompts import PromptTemplate
+from ..deepgen_npu.prompts import PromptTemplate, check_prompts
 from ..deepgen_npu.sizes import SizeRules
+from ..deepgen_npu.weights import load_tokenizer
 from .memory import ComfyPlacement, WholePatcher
 from .models import state_of
 from .previews import latent_format
 from .progress import reading_progress
 from .vae import ComfyVAE
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 # Encoded prompts and pictures take about 3 MB each.
@@ -51,10 +57,6 @@ class DeepGenHandle:
         return self._weights.vae
 
     @property
-    def prompt_template(self) -> PromptTemplate:
-        return self._weights.prompt_template
-
-    @property
     def embedding_width(self) -> int:
         """Of the prompt embeddings that the DiT takes."""
         return self._weights.checkpoint.configs["transformer"]["joint_attention_dim"]
@@ -63,6 +65,11 @@ class DeepGenHandle:
     def pooled_width(self) -> int:
         """Of the pooled prompt embeddings that the DiT takes."""
         return self._weights.checkpoint.configs["transformer"]["pooled_projection_dim"]
+
+    def check_prompts(self, prompt: str, negative_prompt: str, editing: bool) -> None:
+        """Refuse texts that cannot be encoded (see `prompts.check_prompts`); no weights are read."""
+        weights = self._weights
+        check_prompts(weights.prompt_template, weights.tokenizer, prompt, negative_prompt, editing)
 
     def pipeline(self) -> DeepGenPipeline:
         """The pipeline, on ComfyUI's memory manager. The first call reads the weights, with a progress bar."""
@@ -93,6 +100,10 @@ class _Weights:
         self.checkpoint = checkpoint
         self._dtype = dtype
         self._pipe: DeepGenPipeline | None = None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loaded by itself only for a long text that is there before the weights are."""
+        return load_tokenizer(self.checkpoint) if self._pipe is None else self._pipe.tokenizer
 
     def pipeline(self) -> DeepGenPipeline:
         if self._pipe is None:

@@ -44,8 +44,7 @@ def encode(
     Returns:
         One for each group.
     """
-    handle.prompt_template.check("prompt", prompt)
-    handle.prompt_template.check("negative_prompt", negative_prompt)
+    handle.check_prompts(prompt, negative_prompt, editing=any(groups))
     pipe = handle.pipeline()
     encoded = pipe.encode_each(prompt, groups, negative_prompt, height, width)
     return [conditioning.to(torch.device("cpu"), pipe.dtype) for conditioning in encoded]

@@ -146,14 +146,35 @@ def test_a_pictures_noise_does_not_depend_on_how_many_follow():
     assert torch.equal(one[0], three[0])
 
 
+HOST_IS_FULL = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "40000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.96 GiB total capacity)"), True),
+        (RuntimeError(HOST_IS_FULL), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes."), True),
+        (MemoryError(), True),
         (RuntimeError("aclnnMatmul failed"), False),
         (ValueError("out of memory"), False),
     ],
 )
 def test_out_of_memory_is_recognised(error, expected):
     assert devices.is_out_of_memory(error) is expected
+
+
+def test_the_hosts_allocator_is_understood():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert devices.is_out_of_memory(raised.value) and devices.is_out_of_host_memory(raised.value)
+    assert not devices.is_out_of_host_memory(torch.OutOfMemoryError("CUDA out of memory."))
+
+
+def test_the_host_tells_its_memory():
+    found = devices.free_memory(torch.device("cpu"))
+    assert found is None or 2**20 < found[0] <= found[1] < 2**50
