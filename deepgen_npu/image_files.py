@@ -22,8 +22,8 @@ from .rgb import to_rgb
 
 
 # Pillow goes by the content, whatever the name, and has plugins that start other programs (EPS: Ghostscript). The
-# decoders of these run in this process. AVIF is not in every Pillow.
-READ = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# decoders of these run in this process. JPEG opens MPO, too; AVIF is not in every Pillow.
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 WRITTEN = {
     ".png": "PNG",
     ".jpg": "JPEG",

@@ -180,21 +180,26 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
     Raises:
         FileError: Naming what is in the way.
     """
+    folder = Path(os.path.realpath(folder))
     missing = [place for place in folder.parents if not os.path.lexists(place)]
     try:
         with contextlib.suppress(_Rehearsed), _new_folder(folder) as unfinished:
             if settings is not None:
                 require_room(unfinished, 8 * settings.height * settings.width + (1 << 20), "--save")
             (unfinished / "reference.json").write_bytes(b"{}")
-            if not folder.is_dir():
-                # Only this shows that the name can be had.
+            # Only this shows that the name can be had.
+            if folder.is_dir():
+                mode = folder.stat().st_mode
+                folder.rmdir()
+                folder.mkdir(mode & 0o7777)
+            else:
                 folder.mkdir()
                 folder.rmdir()
             raise _Rehearsed
     except OSError as error:
         raise FileError(f"--save {folder} cannot be written: {reason_of(error)}.") from None
     finally:
-        for place in missing:
+        for place in missing:  # the deepest first
             with contextlib.suppress(OSError):
                 place.rmdir()
 
@@ -206,6 +211,7 @@ class _Rehearsed(Exception):
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``folder`` when the block ends well, else it is removed."""
+    folder = Path(os.path.realpath(folder))
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileError(f"{folder} is there already; the name of a new or empty folder is wanted.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -33,9 +33,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"the picture has {image.width} x {image.height} pixels; at least 1 x 1 is wanted")
     mode = image.mode
     image = _upright(image)
+    if mode.startswith("I") or mode == "F":
+        image = _scaled(image)
     try:
-        if mode.startswith("I") or mode == "F":
-            image = _scaled(image)
         if mode == "La":
             image = image.convert("LA")
         if mode == "LAB":
@@ -66,7 +66,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values; finite ones are wanted")
+        raise ValueError("the picture holds NaN or infinite values; finite ones are wanted")
     largest = values.max()
     full_scale = 65535.0
     if image.mode == "F" and largest <= 255:

@@ -44,7 +44,9 @@ class RunSettings:
         """
         names = [field.name for field in fields(cls)]
         if told.keys() != set(names):
-            raise ValueError(f"settings are {checks.shown(sorted(told))}; {', '.join(names)} are wanted.")
+            raise ValueError(
+                f"settings has the keys {checks.shown(', '.join(sorted(told)))}; {', '.join(names)} are wanted."
+            )
         if not isinstance(told["prompt"], str):
             raise TypeError(f"prompt is {checks.shown(told['prompt'])}; a string is wanted.")
         steps, guidance = checks.steps(told["num_inference_steps"], told["guidance_scale"])

@@ -298,7 +298,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     there = dict(reference.machine)
     made_on = f"{there.pop('device', 'unknown')}; {', '.join(f'{name} {number}' for name, number in there.items())}"
     name = f"{model.name}, fingerprint {fingerprint[:12]}"
-    print(head(Device=place, Reference=made_on, Model=name, Run=reference.settings))
+    print(head(Device=place, Reference=options.one_line(made_on), Model=name, Run=reference.settings))
     return _conclude(rows, arguments)
 
 
