@@ -150,7 +150,7 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
         CheckpointError: When there is none, or more than one.
     """
     path = Path(path).expanduser()
-    for candidate in (path, path.with_name(modelscope_spelling(path.name))):
+    for candidate in (path, path.parent / modelscope_spelling(path.name)):
         if is_model_folder(candidate):
             return candidate
     if not path.exists():

@@ -88,7 +88,8 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         _complain(explained or _in_words(error))
         return 2
     except KeyboardInterrupt as stopped:
-        print("Stopped; nothing was written.", file=sys.stderr)
+        # A download tells what is there.
+        print(str(stopped) or "Stopped; nothing was written.", file=sys.stderr)
         return signals.exit_status(stopped)
 
 
@@ -261,8 +262,7 @@ def _save_all(images: Any, outputs: Sequence[Path], parameters: dict[str, Any], 
                 troubles.append(f"{path} cannot be written ({trouble}); the picture is at {place}")
     except KeyboardInterrupt as stopped:
         told = ", ".join(str(place) for place, _ in saved)
-        print(f"Stopped; saved of {len(outputs)} picture(s): {told or 'none'}.", file=sys.stderr)
-        return signals.exit_status(stopped)
+        raise type(stopped)(f"Stopped; saved of {len(outputs)} picture(s): {told or 'none'}.") from None
     for trouble in troubles:
         _complain(trouble)
     # After all is saved: whoever reads the output may have left.

@@ -189,7 +189,10 @@ def _write(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> Non
         text = PngImagePlugin.PngInfo()
         text.add_itxt("deepgen", as_json(parameters))
         options["pnginfo"] = text
-    image.save(path, kind, **options)
+    # Pillow's own writing takes a disk that takes only the begin of the last bytes for one that took them all.
+    encoded = io.BytesIO()
+    image.save(encoded, kind, **options)
+    path.write_bytes(encoded.getbuffer())
 
 
 def _try_name(path: Path, option: str) -> None:

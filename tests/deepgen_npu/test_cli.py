@@ -181,11 +181,11 @@ def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4), "red").save(path)
     old = path.read_bytes()
 
-    def stop(self, name, *arguments, **options):
-        Path(name).write_bytes(b"half")
+    def stop(path, content):
+        path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Image.Image, "save", stop)
+    monkeypatch.setattr(Path, "write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
         save_image(Image.new("RGB", (4, 4)), path, {})
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
