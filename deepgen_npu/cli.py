@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,34 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import arguments as checks
-from . import npu_setup
+from . import npu_setup, options, signals
 from .checkpoint import PARTS, Checkpoint, CheckpointError, amount, how_to_download, resolve_model
 from .download import MODEL_ID, SOURCES, DownloadError, find_downloaded
-from .options import DEFAULT_PROMPT, UsageError, add_model_option, add_placement_options, add_run_options
+from .options import DEFAULT_PROMPT, Parser, UsageError, add_model_option, add_placement_options, add_run_options
 from .prompts import check_prompts_for
 from .sizes import SizeRules
 
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .pipeline import DeepGenPipeline
 
 
 def inference(argv: Sequence[str] | None = None) -> int:
     """The command of ``inference.py``: generates, or edits where there is an ``--input_image``."""
-    parser = argparse.ArgumentParser(
-        prog="inference.py", description="Generate a picture with DeepGen 1.0, or edit one."
-    )
+    parser = Parser(prog="inference.py", description="Generate a picture with DeepGen 1.0, or edit one.")
     _add_picture_arguments(parser, editing=None)
     return _run(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of ``python -m deepgen_npu``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deepgen_npu", description="DeepGen 1.0 on Ascend NPU, CUDA and CPU."
-    )
+    parser = Parser(prog="python -m deepgen_npu", description="DeepGen 1.0 on Ascend NPU, CUDA and CPU.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate = commands.add_parser("generate", help="generate a picture from a prompt")
     _add_picture_arguments(generate, editing=False)
@@ -53,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_picture_arguments(edit, editing=True)
 
     check = commands.add_parser("check", help="check that a model folder is whole")
-    check.add_argument("model_path", help="the folder, or a Hugging Face id that was downloaded")
+    check.add_argument(
+        "model_path", type=options.path("model_path"), help="the folder, or a Hugging Face id that was downloaded"
+    )
     check.set_defaults(run=_check)
 
     download = commands.add_parser("download", help="download DeepGen 1.0 (14 GB), or complete a download")
@@ -61,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     download.add_argument(
         "--to",
         metavar="DIR",
+        type=options.path("--to"),
         help="folder that receives the files; by default models/deepgen of the ComfyUI this pack is installed in, "
         "or else the hub's own cache",
     )
@@ -71,24 +66,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(parser, argv)
 
 
+_TOLD = (
+    *(ValueError, TypeError, RuntimeError, ArithmeticError, OSError, MemoryError, ImportError),
+    options.OptionError,
+)
+
+
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    arguments = parser.parse_args(argv)
     # Progress bars go to stderr: keep the lines in their order also where both go to a file.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        # Commands whose result may be bad news return a status.
-        return arguments.run(arguments) or 0
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
+        arguments = parser.parse_args(argv)
+        with signals.stoppable():
+            # Commands whose result may be bad news return a status.
+            return arguments.run(arguments) or 0
+    except _TOLD as error:
         # What the user can mend reads as one line; anything else keeps its traceback.
         explained = npu_setup.explain_import(error)
         if explained is None and isinstance(error, (RuntimeError, ImportError)) and not _is_for_users(error):
             raise
-        print(f"error: {explained or error}", file=sys.stderr)
+        _complain(explained or _in_words(error))
         return 2
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        # A download tells what is there.
+        print(str(stopped) or "Stopped; nothing was written.", file=sys.stderr)
+        return signals.exit_status(stopped)
+
+
+def _complain(message: str) -> None:
+    print(f"error: {options.one_line(message)}", file=sys.stderr)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{', '.join(names) or 'a file or stream'}: {error.strerror}."
+    if isinstance(error, MemoryError):
+        return f"The memory of this machine does not suffice{f' ({error})' if str(error) else ''}."
+    return str(error) or type(error).__name__
 
 
 def _is_for_users(error: Exception) -> bool:
@@ -109,6 +125,8 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
         add(
             "--input_image",
             nargs="+",
+            action="extend",
+            type=options.path("--input_image"),
             metavar="FILE",
             required=bool(editing),
             help="picture to edit; further files are further references",
@@ -119,9 +137,20 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
             help="keep the shape of the input, at the area the model was trained at, instead of height and width",
         )
     add("--negative_prompt", default="", help="what to keep away from")
-    add("--output_image", default="output_deepgen.png", metavar="FILE", help="(default: %(default)s)")
+    add(
+        "--output_image",
+        default="output_deepgen.png",
+        type=options.path("--output_image"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
     add_run_options(parser)
-    add("--num_images", type=int, default=1, help="number of pictures (default: %(default)s)")
+    add(
+        "--num_images",
+        type=options.whole("--num_images", 1, checks.MAX_IMAGES),
+        default=1,
+        help="number of pictures (default: %(default)s)",
+    )
     add_placement_options(parser)
     add(
         "--vae_tiling",
@@ -139,26 +168,38 @@ def _add_picture_arguments(parser: argparse.ArgumentParser, editing: bool | None
     parser.set_defaults(run=_make_picture, input_image=None, follow_input=False)
 
 
-def _make_picture(arguments: argparse.Namespace) -> None:
-    output = _output_path(arguments.output_image)
-    references = [_open_picture(name) for name in arguments.input_image or []]
+def _make_picture(arguments: argparse.Namespace) -> int:
+    from . import image_files
+
+    names = arguments.input_image or []
+    if arguments.follow_input and not names:
+        raise UsageError("--follow_input needs an --input_image.")
+    if len(names) > checks.MAX_REFERENCES:
+        raise UsageError(f"--input_image names {len(names)} files; at most {checks.MAX_REFERENCES} are wanted.")
+    outputs = image_files.output_paths(arguments.output_image, arguments.num_images, "--output_image")
+    references = [image_files.open_image(Path(name).expanduser(), "--input_image") for name in names]
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path or downloaded_model()))
     rules = SizeRules.from_checkpoint(checkpoint)
     trained_height, trained_width = rules.follow(1, 1, editing=bool(references))
     height = trained_height if arguments.height is None else arguments.height
     width = trained_width if arguments.width is None else arguments.width
     if arguments.follow_input:
-        if not references:
-            raise UsageError("--follow_input needs an --input_image.")
-        from .images import to_rgb
-
-        upright = to_rgb(references[0])
-        height, width = rules.follow(upright.height, upright.width)
+        height, width = rules.follow(references[0].height, references[0].width)
     rules.check(height, width, editing=bool(references))
-    checks.steps(arguments.num_inference_steps, arguments.guidance_scale)
-    checks.positive("num_images", arguments.num_images)
-    checks.seed(arguments.seed)
     check_prompts_for(checkpoint, arguments.prompt, arguments.negative_prompt, editing=bool(references))
+    parameters = {
+        "model": checkpoint.folder.name,
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "input_images": [Path(name).name for name in names],
+        "height": height,
+        "width": width,
+        "seed": arguments.seed,
+        "noise": arguments.noise,
+        "num_inference_steps": arguments.num_inference_steps,
+        "guidance_scale": arguments.guidance_scale,
+    }
+    image_files.rehearse(outputs, height, width, parameters, "--output_image")
 
     import torch
 
@@ -191,31 +232,46 @@ def _make_picture(arguments: argparse.Namespace) -> None:
     denoised = time.perf_counter()
     images = pipe.decode(latents, "pil")
     end = time.perf_counter()
-    print(
-        f"Encoding {encoded - start:.2f}s, denoising {denoised - encoded:.2f}s "
-        f"({steps / (denoised - encoded):.2f} it/s), decoding {end - denoised:.2f}s"
-    )
-    print(f"Inference completed in {end - start:.2f}s")
-    parameters = {
-        "model": checkpoint.folder.name,
-        "prompt": arguments.prompt,
-        "negative_prompt": arguments.negative_prompt,
-        "input_images": [Path(name).name for name in arguments.input_image or []],
-        "height": height,
-        "width": width,
-        "seed": arguments.seed,
-        "noise": arguments.noise,
-        "num_inference_steps": steps,
-        "guidance_scale": arguments.guidance_scale,
+    parameters |= {
         "device": str(device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "vae_tiling": arguments.vae_tiling,
     }
-    for index, image in enumerate(images):
-        path = output if len(images) == 1 else output.with_stem(f"{output.stem}_{index + 1}")
-        _save(image, path, {**parameters, "index": index})
-        size = path.stat().st_size / 1000
-        print(f"Image saved at: {path} ({image.width}x{image.height}, {size:.0f} kB)")
+    return _save_all(
+        images,
+        outputs,
+        parameters,
+        f"Encoding {encoded - start:.2f}s, denoising {denoised - encoded:.2f}s "
+        f"({steps / (denoised - encoded):.2f} it/s), decoding {end - denoised:.2f}s\n"
+        f"Inference completed in {end - start:.2f}s",
+    )
+
+
+def _save_all(images: Any, outputs: Sequence[Path], parameters: dict[str, Any], times: str) -> int:
+    """Save the pictures, each whatever becomes of the others, and tell where they are; the exit status."""
+    from .image_files import save_somewhere
+
+    saved, troubles = [], []
+    try:
+        for index, (image, path) in enumerate(zip(images, outputs, strict=True)):
+            try:
+                place, trouble = save_somewhere(image, path, {**parameters, "index": index})
+            except ValueError as error:
+                troubles.append(str(error))
+                continue
+            saved.append((place, image))
+            if trouble is not None:
+                troubles.append(f"{path} cannot be written ({trouble}); the picture is at {place}")
+    except KeyboardInterrupt as stopped:
+        told = ", ".join(str(place) for place, _ in saved)
+        raise type(stopped)(f"Stopped; saved of {len(outputs)} picture(s): {told or 'none'}.") from None
+    for trouble in troubles:
+        _complain(trouble)
+    # After all is saved: whoever reads the output may have left.
+    print(times)
+    for place, image in saved:
+        print(f"Image saved at: {place} ({image.width}x{image.height}, {place.stat().st_size / 1000:.0f} kB)")
+    return 2 if troubles else 0
 
 
 def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offload: bool) -> DeepGenPipeline:
@@ -239,52 +295,6 @@ def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offl
         place = f"cpu, on {devices[name]} while it runs" if offload else part.device
         print(f"  {name}: {place}, {amount(part.nbytes)}")
     return pipe
-
-
-def _open_picture(name: str) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(name)
-        image.load()
-    except FileNotFoundError:
-        raise UsageError(f"--input_image {name}: there is no such file.") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise UsageError(f"--input_image {name} cannot be read as a picture ({error}).") from None
-    return image
-
-
-def _output_path(name: str) -> Path:
-    """The path to write to, found wrong before minutes are spent on the picture."""
-    from PIL import Image
-
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise UsageError(f"--output_image {name} is a folder; a file name is wanted.")
-    writable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-    if path.suffix.lower() not in writable:
-        raise UsageError(f"--output_image {name}: a name that ends in .png (or .jpg, .webp, ...) is wanted.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--output_image {name}: the folder {path.parent} cannot be written to.")
-    return path
-
-
-def _save(image: Image.Image, path: Path, parameters: dict[str, Any]) -> None:
-    """Write beside and rename: an interrupted run leaves the old file or the new one, never half of one."""
-    from PIL.PngImagePlugin import PngInfo
-
-    options = {}
-    if path.suffix.lower() == ".png":
-        text = PngInfo()
-        text.add_itxt("deepgen", json.dumps(parameters, ensure_ascii=False))
-        options["pnginfo"] = text
-    unfinished = path.with_stem(f".{path.stem}.unfinished")
-    try:
-        image.save(unfinished, **options)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check(arguments: argparse.Namespace) -> None:

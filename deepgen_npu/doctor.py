@@ -43,7 +43,10 @@ OLDEST_PYTHON = (3, 10)
 
 PROBE_SECONDS = 180
 # Cards that are busy or broken tell no memory; the others are still told.
+# `python -c` looks for modules in the current folder first, whosever it is.
 _PROBE = """
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
 import json
 import torch
 kinds = ["cuda"]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from .rgb import to_rgb
 
 
 def as_list(image: object) -> list[Image.Image]:
@@ -28,25 +30,6 @@ def as_list(image: object) -> list[Image.Image]:
                 f"image holds {type(picture).__name__}; PIL.Image.Image is wanted (one, or a list of them)."
             )
     return images
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned as its EXIF says, transparency over white, 8-bit RGB."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # PIL clips such values at 255 instead of scaling them.
-        values = np.asarray(image).astype(np.float64)
-        full_scale = 65535.0
-        if image.mode == "F" and values.max() <= 255:
-            full_scale = 1.0 if values.max() <= 1 else 255.0
-        image = Image.fromarray((values * (255.0 / full_scale)).round().clip(0, 255).astype(np.uint8))
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB")
 
 
 def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from . import arguments as checks
+from .options import MAX_SIDE
 from .pipeline import DeepGenPipeline
 
 
@@ -31,6 +34,31 @@ class RunSettings:
     num_inference_steps: int
     guidance_scale: float
     references: int = 0
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> RunSettings:
+        """The settings that somebody wrote down.
+
+        Raises:
+            ValueError, TypeError: Naming what is missing, unknown or of a wrong kind.
+        """
+        names = [field.name for field in fields(cls)]
+        if told.keys() != set(names):
+            raise ValueError(
+                f"settings has the keys {checks.shown(', '.join(sorted(told)))}; {', '.join(names)} are wanted."
+            )
+        if not isinstance(told["prompt"], str):
+            raise TypeError(f"prompt is {checks.shown(told['prompt'])}; a string is wanted.")
+        steps, guidance = checks.steps(told["num_inference_steps"], told["guidance_scale"])
+        return cls(
+            told["prompt"],
+            checks.positive("height", told["height"], MAX_SIDE),
+            checks.positive("width", told["width"], MAX_SIDE),
+            checks.seed(told["seed"]),
+            steps,
+            guidance,
+            checks.whole("references", told["references"], 0, checks.MAX_REFERENCES, "a whole number from 0 to 16"),
+        )
 
     def __str__(self) -> str:
         task = f"editing with {self.references} reference(s)" if self.references else "generation"

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from . import arguments as checks
 from . import doctor
 from .checkpoint import PARTS, Checkpoint, resolve_model
 from .devices import device_name, empty_cache, free_memory, resolve_device, resolve_dtype
@@ -70,15 +69,26 @@ class Model:
 
     def settings(self, arguments: argparse.Namespace) -> RunSettings:
         """The run that the options describe, checked."""
-        references = checks.whole("references", arguments.references, 0, None, "a whole number from 0")
+        references = arguments.references
         rules = SizeRules.from_checkpoint(self.checkpoint)
         trained = rules.follow(1, 1, editing=references > 0)
         given = (arguments.height, arguments.width)
         height, width = (usual if side is None else side for side, usual in zip(given, trained, strict=True))
         height, width = rules.check(height, width, editing=references > 0)
-        steps, guidance = checks.steps(arguments.num_inference_steps, arguments.guidance_scale)
         check_prompts_for(self.checkpoint, arguments.prompt, "", editing=references > 0)
-        return RunSettings(arguments.prompt, height, width, checks.seed(arguments.seed), steps, guidance, references)
+        steps, guidance = arguments.num_inference_steps, arguments.guidance_scale
+        return RunSettings(arguments.prompt, height, width, arguments.seed, steps, guidance, references)
+
+    def latent_shape(self, settings: RunSettings) -> tuple[int, int, int, int]:
+        """[1, C, H/8, W/8] of a run, from the configs.
+
+        Raises:
+            ValueError: When the model cannot make a picture of that size.
+        """
+        rules = SizeRules.from_checkpoint(self.checkpoint)
+        height, width = rules.check(settings.height, settings.width, editing=settings.references > 0)
+        channels = self.checkpoint.configs["transformer"]["in_channels"]
+        return 1, channels, height // rules.vae_factor, width // rules.vae_factor
 
     def load(self, place: Place) -> tuple[DeepGenPipeline, float | None]:
         """The pipeline, and the seconds that loading its files took; None where there are none."""

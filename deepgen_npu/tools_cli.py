@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import arguments as checks
+from . import options
 from .cli import downloaded_model
 from .options import DEFAULT_PROMPT, UsageError, add_model_option, add_placement_options, add_run_options
+from .prompts import check_prompts_for
 
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .verify import Difference
 
+# More runs do not make a median any better.
+_MAX_RUNS = 1000
 _RANDOM_SIZES = ("tiny", "benchmark", "published")
 # A reference says them.
 _OF_THE_RUN = ("prompt", "height", "width", "seed", "num_inference_steps", "guidance_scale", "references")
@@ -33,13 +36,22 @@ def add_commands(commands: Any) -> None:
         help="tell what this machine has, what is wrong with it and how to mend that",
         description="Exit status: 0 without problems, 1 with problems, 2 for a wrong command line.",
     )
-    doctor.add_argument("--device", help="a device that has to be there: npu, npu:N, cuda, cuda:N or cpu")
+    doctor.add_argument(
+        "--device",
+        type=options.device("--device", automatic=False),
+        help="a device that has to be there: npu, npu:N, cuda, cuda:N or cpu",
+    )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(run=_doctor)
 
     bench = commands.add_parser("bench", help="measure memory and time on this machine")
     _add_options(bench)
-    bench.add_argument("--runs", type=int, default=5, help="runs after the one for warming up (default: %(default)s)")
+    bench.add_argument(
+        "--runs",
+        type=options.whole("--runs", 1, _MAX_RUNS),
+        default=5,
+        help="runs after the one for warming up (default: %(default)s)",
+    )
     bench.add_argument("--json", action="store_true", help="for programs: also every single run")
     bench.set_defaults(run=_bench)
 
@@ -51,15 +63,46 @@ def add_commands(commands: Any) -> None:
     )
     modes = verify.add_mutually_exclusive_group()
     add = modes.add_argument
-    add("--against", metavar="DEVICE", help="compare with another device of this machine, from the same noise")
-    add("--pictures", nargs=2, metavar="FILE", help="compare two pictures; no model is run")
-    add("--save", metavar="DIR", help="write a reference (latents, picture, settings, versions) to a new folder")
-    add("--compare", metavar="DIR", help="repeat the run of a reference, whose settings are used, and compare with it")
+    add(
+        "--against",
+        metavar="DEVICE",
+        type=options.device("--against"),
+        help="compare with another device of this machine, from the same noise",
+    )
+    add(
+        "--pictures",
+        nargs=2,
+        metavar="FILE",
+        type=options.path("--pictures"),
+        help="compare two pictures as they are shown; no model is run",
+    )
+    add(
+        "--save",
+        metavar="DIR",
+        type=options.path("--save"),
+        help="write a reference (latents, picture, settings, versions) to a new folder",
+    )
+    add(
+        "--compare",
+        metavar="DIR",
+        type=options.path("--compare"),
+        help="repeat the run of a reference, whose settings are used, and compare with it",
+    )
     _add_options(verify)
     add = verify.add_argument
     add("--against_dtype", choices=checks.DTYPES[1:], help="precision on the other device (default: the same)")
-    add("--max_difference", type=float, metavar="N", help="status 1 when any pixel differs by more (of 255)")
-    add("--min_psnr", type=float, metavar="DB", help="status 1 when pictures are less alike")
+    add(
+        "--max_difference",
+        type=options.number("--max_difference", 0, 255),
+        metavar="N",
+        help="status 1 when any pixel differs by more (of 255)",
+    )
+    add(
+        "--min_psnr",
+        type=options.number("--min_psnr", 0, 1000),
+        metavar="DB",
+        help="status 1 when pictures are less alike",
+    )
     verify.set_defaults(run=_verify, parser=verify)
 
 
@@ -76,7 +119,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "published (the default: 6.7 billion, 14 GB in bfloat16)",
     )
     add("--prompt", default=DEFAULT_PROMPT, help="(default: %(default)r)")
-    add("--references", type=int, default=0, metavar="N", help="edit N made-up pictures (default: generate)")
+    add(
+        "--references",
+        type=options.whole("--references", 0, checks.MAX_REFERENCES),
+        default=0,
+        metavar="N",
+        help="edit N made-up pictures (default: generate)",
+    )
     add_run_options(parser)
     add_placement_options(parser)
 
@@ -90,8 +139,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    checks.positive("runs", arguments.runs)
-
     from . import bench, doctor
     from .tool_models import Model, Place, dtype_name, head, name_of
 
@@ -141,10 +188,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _verify_pictures(arguments: argparse.Namespace) -> int:
     from . import doctor
+    from .image_files import open_image
     from .verify import compare_pictures
 
     names = arguments.pictures
-    difference = compare_pictures(*(_open(name) for name in names))
+    difference = compare_pictures(*(open_image(Path(name).expanduser(), "--pictures") for name in names))
     versions = ", ".join(f"{name} {number}" for name, number in doctor.versions().items())
     print(f"- Versions: {versions}\n- First: {Path(names[0]).name}\n- Second: {Path(names[1]).name}\n")
     return _conclude({"pictures": difference}, arguments)
@@ -191,21 +239,25 @@ def _verify_runs(arguments: argparse.Namespace) -> int:
 
 def _save(arguments: argparse.Namespace) -> int:
     from . import doctor
-    from .reference import Reference, require_new
+    from .reference import Reference, rehearse
     from .runs import run
     from .tool_models import Model, Place, dtype_name, head
 
     folder = Path(arguments.save).expanduser()
-    require_new(folder)
+    rehearse(folder)
     place = Place.of(arguments)
     model = Model.open(arguments, downloaded_model)
     settings = model.settings(arguments)
+    rehearse(folder, settings)
     _say(f"Running {model.name} on {place}: {settings}")
     pipe, _ = model.load(place)
     latents, picture = run(pipe, settings)
     machine = {"device": str(place), **doctor.versions()}
     fingerprint = model.fingerprint()
-    Reference(latents, picture, settings, model.name, fingerprint, dtype_name(place.dtype), machine).save(folder)
+    reference = Reference(latents, picture, settings, model.name, fingerprint, dtype_name(place.dtype), machine)
+    saved, trouble = reference.save_somewhere(folder)
+    if trouble is not None:
+        raise UsageError(f"{folder} cannot be written ({trouble}); the reference is at {saved}")
     print(head(Device=place, Model=f"{model.name}, fingerprint {fingerprint[:12]}", Run=settings))
     print(f"Reference saved at: {folder}")
     return 0
@@ -231,6 +283,14 @@ def _compare(arguments: argparse.Namespace) -> int:
             f"The reference was made with another model: {reference.model}, fingerprint "
             f"{reference.fingerprint[:12]}; {model.name} has {fingerprint[:12]}. Name that model by --model_path."
         )
+    settings = reference.settings
+    check_prompts_for(model.checkpoint, settings.prompt, "", editing=settings.references > 0)
+    wanted = model.latent_shape(settings)
+    if tuple(reference.latents.shape) != wanted:
+        raise UsageError(
+            f"The reference in {arguments.compare} has latents of the shape {list(reference.latents.shape)}; "
+            f"{list(wanted)} is wanted for its settings."
+        )
     _say(f"Running {model.name} on {place}: {reference.settings}")
     pipe, _ = model.load(place)
     latents, picture = run(pipe, reference.settings)
@@ -241,7 +301,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     there = dict(reference.machine)
     made_on = f"{there.pop('device', 'unknown')}; {', '.join(f'{name} {number}' for name, number in there.items())}"
     name = f"{model.name}, fingerprint {fingerprint[:12]}"
-    print(head(Device=place, Reference=made_on, Model=name, Run=reference.settings))
+    print(head(Device=place, Reference=options.one_line(made_on), Model=name, Run=reference.settings))
     return _conclude(rows, arguments)
 
 
@@ -253,10 +313,12 @@ def _conclude(rows: dict[str, Difference], arguments: argparse.Namespace, identi
     pictures = next(iter(rows.values()))
     if identical and not all(difference.identical for difference in rows.values()):
         failures.append("the two runs are not identical")
-    if arguments.max_difference is not None and pictures.largest > arguments.max_difference:
+    # What cannot be compared (NaN) is not within a limit.
+    if arguments.max_difference is not None and not pictures.largest <= arguments.max_difference:
         failures.append(f"pixels differ by {pictures.largest:g}, more than {arguments.max_difference:g}")
-    if arguments.min_psnr is not None and (pictures.psnr or 0) < arguments.min_psnr:
-        failures.append(f"the PSNR is {pictures.psnr:.2f} dB, less than {arguments.min_psnr:g}")
+    psnr = math.nan if pictures.psnr is None else pictures.psnr
+    if arguments.min_psnr is not None and not psnr >= arguments.min_psnr:
+        failures.append(f"the PSNR is {psnr:.2f} dB, less than {arguments.min_psnr:g}")
     print(as_markdown(rows))
     asked = identical or arguments.max_difference is not None or arguments.min_psnr is not None
     if failures:
@@ -264,19 +326,6 @@ def _conclude(rows: dict[str, Difference], arguments: argparse.Namespace, identi
     elif asked:
         print("\nPassed.")
     return 1 if failures else 0
-
-
-def _open(name: str) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(name) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError:
-        raise UsageError(f"--pictures {name}: there is no such file.") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise UsageError(f"--pictures {name} cannot be read as a picture ({error}).") from None
 
 
 def _say(line: str) -> None:

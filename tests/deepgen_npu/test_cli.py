@@ -13,6 +13,7 @@ from golden import TINY
 from PIL import Image
 
 from deepgen_npu import cli
+from deepgen_npu.image_files import save_image
 
 
 ROOT = Path(__file__).parents[2]
@@ -180,13 +181,13 @@ def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4), "red").save(path)
     old = path.read_bytes()
 
-    def stop(self, name, **options):
-        Path(name).write_bytes(b"half")
+    def stop(path, content):
+        path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Image.Image, "save", stop)
+    monkeypatch.setattr(Path, "write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
-        cli._save(Image.new("RGB", (4, 4)), path, {})
+        save_image(Image.new("RGB", (4, 4)), path, {})
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 

@@ -136,16 +136,17 @@ def test_random_weights_have_references_too(tmp_path, capsys):
 
 def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
     settings = RunSettings("x", 64, 64, 1, 2, 4.0)
-    reference = Reference(torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64)), settings, "m", "f", "float32", {})
+    latents, picture = torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64))
+    reference = Reference(latents, picture, settings, "m", "f" * 64, "float32", {"device": "cpu"})
     folder = tmp_path / "reference"
     folder.mkdir()
 
-    def full_disk(self, name, **options):
-        Path(name).write_bytes(b"half")
+    def full_disk(path, content):
+        path.write_text("half")
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", full_disk)
+        patch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="no space"):
             reference.save(folder)
     assert list(tmp_path.rglob("*")) == [folder]
@@ -157,14 +158,14 @@ def test_damaged_references(reference):
     facts = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
     for changed, words in (
         ({"format": 2}, "format is 2"),
-        ({"settings": {}}, "missing"),
+        ({"settings": {}}, "settings has the keys ''; prompt, height"),
         ({"settings": {**facts["settings"], "sampler": 1}}, "sampler"),
     ):
         (reference / "reference.json").write_text(json.dumps({**facts, **changed}), encoding="utf-8")
         with pytest.raises(ValueError, match=words):
             Reference.load(reference)
     (reference / "reference.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"reference\.json is not valid JSON"):
         Reference.load(reference)
     (reference / "latents.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no .*latents.safetensors"):

@@ -1,0 +1,84 @@
+"""A picture of any kind as a viewer shows it. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: turned as its EXIF says, transparency over white, 8-bit RGB.
+
+    Grey of more than 8 bits is scaled, floats by the smallest of 1, 255 and 65535 that holds them. Colour profiles
+    are not applied.
+
+    Returns:
+        A picture of its own, without metadata.
+
+    Raises:
+        ValueError: When it has no pixels, or values that are no colours.
+    """
+    if 0 in image.size:
+        raise ValueError(f"the picture has {image.width} x {image.height} pixels; at least 1 x 1 is wanted")
+    mode = image.mode
+    image = _upright(image)
+    if mode.startswith("I") or mode == "F":
+        image = _scaled(image)
+    try:
+        if mode == "La":
+            image = image.convert("LA")
+        if mode == "LAB":
+            image = _from_lab(image)
+        if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            canvas = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(canvas, image)
+        rgb = image.convert("RGB")
+    except (ValueError, TypeError, KeyError, IndexError, ImportError) as error:
+        raise ValueError(f"a picture of the mode {mode} cannot be shown as RGB ({error})") from error
+    # Among it is the orientation, by which the picture would be turned once more.
+    rgb.info.clear()
+    return rgb
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Pillow raises anything at broken EXIF; what cannot be read says nothing
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    # PIL clips such values at 255 instead of scaling them.
+    import numpy as np
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("the picture holds NaN or infinite values; finite ones are wanted")
+    largest = values.max()
+    full_scale = 65535.0
+    if image.mode == "F" and largest <= 255:
+        full_scale = 1.0 if largest <= 1 else 255.0
+    scale = 255.0 / max(full_scale, largest)
+    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None
+    return converted
