@@ -85,8 +85,9 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
             raise
         print(f"error: {explained or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        # A download tells what is there.
+        print(str(stopped) or "Stopped; nothing was written.", file=sys.stderr)
         return 130
 
 

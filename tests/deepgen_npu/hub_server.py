@@ -53,12 +53,16 @@ class Hub:
     def etag(self, path: str) -> str:
         return hashlib.sha256(self.files[path]).hexdigest()
 
+    def blob_id(self, path: str) -> str:
+        content = self.files[path]
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
     def entry(self, path: str, sizes: bool = True) -> dict[str, Any]:
         """A file as the two Hugging Face listings show it; safetensors are LFS files there."""
         size, digest = len(self.files[path]), self.etag(path)
         shown: dict[str, Any] = {"type": "file", "path": path, "rfilename": path}
         if sizes:
-            shown |= {"size": size, "oid": digest[:40], "blobId": digest[:40]}
+            shown |= {"size": size, "oid": self.blob_id(path), "blobId": self.blob_id(path)}
             if path.endswith(".safetensors"):
                 large = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
                 shown["lfs"] = large
@@ -132,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.files[name]
         first, last = 0, len(content) - 1
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.etag(name)[:40])}"'
+        headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.blob_id(name))}"'
         status = 200
         asked = self.headers.get("Range")
         if asked:
