@@ -4,11 +4,11 @@ Only data files are ever asked for: a model folder may also hold Python code or 
 needs nor wants on the user's disk.
 
 The hubs' own libraries do not transfer the files. They ask the hub anew for each file and use what it then tells (a
-commit, an ETag) in names of files, so no check of an earlier answer would bind them; they do not compare what came with
-what was listed; and they cannot be stopped before the files in flight are whole. Instead `hub_files` checks the list,
-and `transfer` brings each file and compares it before it takes its name. Of the libraries only settings are used: where
-the hub and its cache are, and who the user is. Files go into real folders: the caches' own layout, so that other
-programs find them there, but named by checked ids alone.
+commit, an ETag) in names of files, so no check of an earlier answer would bind them; they do not compare what came
+with what was listed; and they cannot be stopped before the files in flight are whole. Instead `hub_files` checks the
+list, and `transfer` brings each file and compares it before it takes its name. Of the libraries only settings are
+used: where the hub and its cache are, and who the user is. Files go into real folders: the caches' own layout, so that
+other programs find them there, but named by checked ids alone.
 
 Importing this module is cheap; what it needs of others is imported when a function needs it.
 """
@@ -23,37 +23,31 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 from .arguments import shown
-from .files import FileError, parse_json, read_bytes, replacing
+from .files import FileError, replacing
 from .hub_files import (
-    COMMIT,
     DATA_FILES,
     INDEX_FILE,
     BadAnswer,
     DownloadError,
     HubFile,
     Record,
-    checked_id,
     is_below,
-    is_data_file,
     is_intact,
     place_for,
     unfinished_path,
-    wanted_files,
 )
+from .hubs import PLANS, Plan, cached_folders, make_client
 
 
 if TYPE_CHECKING:
     from .transfer import Client, Watch
 
-__all__ = [
-    "DATA_FILES", "INDEX_FILE", "MODEL_ID", "SOURCES", "DownloadError", "DownloadStopped", "download", "find_downloaded"
-]  # fmt: skip
+__all__ = ["DATA_FILES", "MODEL_ID", "SOURCES", "DownloadError", "DownloadStopped", "download", "find_downloaded"]
 
 MODEL_ID = "deepgenteam/DeepGen-1.0-diffusers"
 SOURCES = ("huggingface", "modelscope")
@@ -65,16 +59,6 @@ logger = logging.getLogger(__name__)
 
 class DownloadStopped(KeyboardInterrupt):
     """Ctrl-C during a download; the message says what is there."""
-
-
-class _Plan(NamedTuple):
-    """What to bring, and where: the files' folder, the folder that links in it may lead to, each file's address."""
-
-    folder: Path
-    root: Path
-    files: list[HubFile]
-    address: Callable[[str], str]
-    ref: Path | None = None  # names the commit, once all of it is there
 
 
 def download(
@@ -98,7 +82,7 @@ def download(
         The folder that holds ``model_index.json``.
 
     Raises:
-        DownloadError: The files could not be fetched, or are not what the hub listed; the message says what to do next.
+        DownloadError: The files could not be fetched, or are not what was listed; the message says what to do next.
         DownloadStopped: Ctrl-C. Files that are complete, and the begin of others, are kept for the next call.
         ValueError: ``source``, ``model_id`` or ``revision`` is not of the expected form.
     """
@@ -111,7 +95,7 @@ def download(
     target = Path(to).expanduser().absolute() if to is not None else None
     switch = next((name for name in OFFLINE_SWITCHES if _is_on(name)), None)
     if switch is not None:
-        folders = [target] if target else _cached_folders(source, model_id, revision)
+        folders = [target] if target else cached_folders(source, model_id, revision)
         for folder in folders:
             if (folder / INDEX_FILE).is_file():
                 logger.info("%s is set; using what is in %s", switch, folder)
@@ -127,11 +111,10 @@ def download(
 
         watch = Watch()
 
-        def ask() -> tuple[Client, _Plan]:
+        def ask() -> tuple[Client, Plan]:
             # Who the user is may be a question to the network, too.
-            client = _client(source, watch)
-            listed = _from_huggingface if source == "huggingface" else _from_modelscope
-            return client, listed(client, model_id, revision, target)
+            client = make_client(source, watch)
+            return client, PLANS[source](client, model_id, revision, target)
 
         ((client, plan),) = in_threads([ask], watch)
         _bring(client, plan, model_id, complete)
@@ -156,7 +139,7 @@ def find_downloaded(model_id: str = MODEL_ID) -> Path | None:
     """
     if _is_model_id(model_id):
         for source in SOURCES:
-            for folder in _cached_folders(source, model_id, None):
+            for folder in cached_folders(source, model_id, None):
                 if (folder / INDEX_FILE).is_file():
                     return folder
     return None
@@ -178,158 +161,7 @@ def _is_revision(text: object) -> bool:
     return all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in text.split("/"))
 
 
-def _hf_storage(model_id: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{model_id.replace('/', '--')}"
-
-
-def _cached_folders(source: str, model_id: str, revision: str | None) -> Iterator[Path]:
-    """Folders where a cache may keep the model, the likeliest first; they need not exist."""
-    if source == "huggingface":
-        storage = _hf_storage(model_id)
-        commit = revision or ""
-        with contextlib.suppress(OSError, FileError):
-            commit = read_bytes(storage / "refs" / (revision or "main"), 100).decode("ascii", "replace").strip()
-        if COMMIT.fullmatch(commit):
-            yield storage / "snapshots" / commit
-        if revision is None:  # the default branch is not there, but a tag or commit may be
-            yield from _newest_first(storage / "snapshots")
-        return
-    owner, name = model_id.split("/")
-    root = _modelscope_cache()
-    for base in (root / "models", root / "hub" / "models", root, root / "hub"):
-        yield base / owner / name.replace(".", "___")  # written by modelscope < 1.38
-        yield base / owner / name
-        snapshots = base / f"{owner}--{name}" / "snapshots"  # written by modelscope >= 1.38, and here
-        yield from [snapshots / revision] if revision else _newest_first(snapshots)
-
-
-def _modelscope_cache() -> Path:
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    inside = [path for path in folder.glob("*") if path.is_dir()]
-    return sorted(inside, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def _client(source: str, watch: Watch) -> Client:
-    from .transfer import Client
-
-    secret = {}
-    if source == "huggingface":
-        from huggingface_hub import constants, get_token
-
-        endpoint = constants.ENDPOINT
-        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    else:
-        endpoint = _modelscope_address()
-        token = os.environ.get("MODELSCOPE_API_TOKEN")
-        if token is None:
-            with contextlib.suppress(Exception):  # the library is optional, and so is a login
-                from modelscope_hub.config import HubConfig
-
-                token = HubConfig().token
-        if token:
-            secret["Cookie"] = f"m_session_id={token}"
-    if token:
-        secret["Authorization"] = f"Bearer {token}"
-    return Client(endpoint, secret, watch)
-
-
-def _modelscope_address() -> str:
-    address = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or "https://modelscope.cn"
-    return address if "://" in address else f"https://{address}"
-
-
-def _from_huggingface(client: Client, model_id: str, revision: str | None, target: Path | None) -> _Plan:
-    from .transfer import Refused
-
-    api = f"{client.endpoint}/api/models/{model_id}"
-    about = api + (f"/revision/{quote(revision, safe='')}" if revision else "")
-    try:
-        info = parse_json(client.read(f"{about}?blobs=true"), "the list of files")
-    except Refused as refused:  # a mirror may not offer sizes; the plain query must work
-        if refused.status in (401, 403, 404):
-            raise
-        logger.debug("the hub told no file sizes: %s", refused)
-        info = parse_json(client.read(about), "the list of files")
-    commit = checked_id("the commit", info.get("sha"), COMMIT)
-    entries = _hf_entries(info.get("siblings"), "rfilename", "blobId", "sha256")
-    if any(entry["size"] is None for entry in entries if is_data_file(entry["name"])):
-        # A list has no name of its own, as an object's parts have.
-        tree = b'{"tree": %s}' % client.read(f"{api}/tree/{commit}?recursive=true")
-        entries = _hf_entries(parse_json(tree, "the tree of files").get("tree"), "path", "oid", "oid")
-    storage = _hf_storage(model_id)
-    return _Plan(
-        folder=target or storage / "snapshots" / commit,
-        root=target or storage,
-        files=wanted_files(entries),
-        address=lambda name: f"{client.endpoint}/{model_id}/resolve/{commit}/{quote(name)}",
-        ref=None if target or revision == commit else storage / "refs" / (revision or "main"),
-    )
-
-
-def _hf_entries(listed: object, name: str, blob_id: str, sha256: str) -> list[dict[str, Any]]:
-    """The two kinds of list that the hub has, in the form that `wanted_files` takes."""
-    entries = []
-    for entry in _objects(listed):
-        large = entry.get("lfs")
-        of_large = large if isinstance(large, dict) else {}
-        entries.append(
-            {
-                "name": entry.get(name) if entry.get("type", "file") == "file" else None,
-                "size": entry.get("size"),
-                "blob_id": entry.get(blob_id),
-                "sha256": of_large.get(sha256),
-                "large": large is not None,
-            }
-        )
-    return entries
-
-
-def _objects(listed: object) -> list[dict[str, Any]]:
-    for value in listed if isinstance(listed, list) else [listed]:
-        if not isinstance(value, dict) or listed is value:
-            raise BadAnswer(f"the list of files is or holds {shown(value)}; a list of objects is wanted")
-    return listed  # pyright: ignore[reportReturnType]
-
-
-def _from_modelscope(client: Client, model_id: str, revision: str | None, target: Path | None) -> _Plan:
-    from .transfer import Refused
-
-    api = f"{client.endpoint}/api/v1/models/{model_id}/repo"
-    branch = revision or "master"
-    where = f"Revision={quote(branch, safe='')}"
-    answer = parse_json(client.read(f"{api}/files?{where}&Recursive=True"), "the list of files")
-    code, data = answer.get("Code", 200), answer.get("Data")
-    if code != 200 or not isinstance(data, dict):
-        raise Refused(code if type(code) is int else 0, f"{api}/files")
-    entries = [
-        {
-            "name": entry.get("Path") if entry.get("Type", "blob") == "blob" else None,
-            "size": entry.get("Size"),
-            "blob_id": None,
-            "sha256": entry.get("Sha256") or None,
-            "large": str(entry.get("Path")).endswith(".safetensors"),
-        }
-        for entry in _objects(data.get("Files"))
-    ]
-    # What an older version of ModelScope's library began is completed where it is.
-    old = (path for path in _cached_folders("modelscope", model_id, None) if path.parent.name != "snapshots")
-    began = None if revision else next((path for path in old if path.is_dir()), None)
-    owner, name = model_id.split("/")
-    folder = target or began or _modelscope_cache() / "models" / f"{owner}--{name}" / "snapshots" / branch
-    return _Plan(
-        folder=folder,
-        root=folder,
-        files=wanted_files(entries),
-        address=lambda name: f"{api}?{where}&FilePath={quote(name, safe='')}",
-    )
-
-
-def _bring(client: Client, plan: _Plan, model_id: str, complete: list[str]) -> None:
+def _bring(client: Client, plan: Plan, model_id: str, complete: list[str]) -> None:
     """Fetch what is not there; ``complete`` receives the names that are."""
     from tqdm.auto import tqdm
 
@@ -343,8 +175,7 @@ def _bring(client: Client, plan: _Plan, model_id: str, complete: list[str]) -> N
     watch, record = client.watch, Record(plan.folder)
 
     def look() -> None:
-        bar.n = sum(watch.have.values())
-        bar.refresh()
+        bar.update(sum(list(watch.have.values())) - bar.n)
 
     def is_there(file: HubFile) -> bool:
         path = plan.folder / file.name
@@ -365,7 +196,7 @@ def _bring(client: Client, plan: _Plan, model_id: str, complete: list[str]) -> N
 
     total = sum(file.size for file in plan.files)
     quiet = _is_on("HF_HUB_DISABLE_PROGRESS_BARS")
-    with tqdm(total=total, desc="Downloading", unit="B", unit_scale=True, disable=quiet) as bar:
+    with tqdm(total=total, desc="Downloading", unit="B", unit_scale=True, mininterval=0.5, disable=quiet) as bar:
         there = in_threads([lambda file=file: is_there(file) for file in plan.files], watch, look)
         missing = [file for file, found in zip(plan.files, there, strict=True) if not found]
         _check_room(missing, plan.folder, model_id)
@@ -382,12 +213,12 @@ def _bring(client: Client, plan: _Plan, model_id: str, complete: list[str]) -> N
             unfinished.write_text(plan.folder.name, encoding="ascii")
 
 
-def _taken_over(file: HubFile, plan: _Plan, record: Record, watch: Watch) -> bool:
+def _taken_over(file: HubFile, plan: Plan, record: Record, watch: Watch) -> bool:
     """Whether the cache has the content already, of another commit say; then it is put in its place without a copy."""
     if plan.folder == plan.root:
         return False
     for other in (plan.root / "blobs" / file.id, *plan.root.glob(f"snapshots/*/{file.name}")):
-        if not is_intact(other, file, plan.root, Record(other.parent), watch.alive):
+        if not is_intact(other, file, plan.root, record, watch.alive):
             continue
         place = place_for(file, plan.folder)
         link = place.with_name(f".{secrets.token_hex(4)}")
@@ -420,7 +251,7 @@ def _amount(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 10**7 else f"{count} bytes"
 
 
-def _what_is_there(plan: _Plan | None, complete: list[str]) -> str:
+def _what_is_there(plan: Plan | None, complete: list[str]) -> str:
     """The message of Ctrl-C."""
     again = "The same command goes on from there."
     if plan is None:
@@ -428,8 +259,8 @@ def _what_is_there(plan: _Plan | None, complete: list[str]) -> str:
     done = sorted(set(complete))
     names = f" ({', '.join(done)})" if done else ""
     return (
-        f"Stopped. {len(done)} of {len(plan.files)} files are complete in {plan.folder}{names}; what came of others is "
-        f"kept beside them as *.incomplete. {again}"
+        f"Stopped. {len(done)} of {len(plan.files)} files are complete in {plan.folder}{names}; what came of others "
+        f"is kept beside them as *.incomplete. {again}"
     )
 
 
@@ -442,7 +273,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     return iter(seen)
 
 
-def _explain(error: Exception, source: str, model_id: str, revision: str | None, plan: _Plan | None) -> str:
+def _explain(error: Exception, source: str, model_id: str, revision: str | None, plan: Plan | None) -> str:
     status, code = getattr(error, "status", None), getattr(error, "code", None)
     where, other, login = "ModelScope", "--source huggingface", "`modelscope login` (or MODELSCOPE_API_TOKEN)"
     if source == "huggingface":

@@ -1,7 +1,8 @@
 """What a hub tells about its files, taken without trust: names, sizes and ids are checked before anything uses them.
 
-A hub, or a mirror in its place, is asked twice, for the list and for each file, and may answer as it likes. So the list
-alone gives names, and only such as stay below their folder on every system; the file itself is compared with the list.
+A hub, or a mirror in its place, is asked twice, for the list and for each file, and may answer as it likes. So the
+list alone gives names, and only such as stay below their folder on every system; the file itself is compared with the
+list.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def place_for(file: HubFile, folder: Path) -> Path:
         for _ in range(2):
             if not is_below(above, folder):
                 raise DownloadError(
-                    f"{above} leads to {above.resolve()}, outside of {folder}. Nothing is written there; remove the link."
+                    f"{above} leads to {above.resolve()}, outside of {folder}. Nothing is written there; "
+                    f"remove the link."
                 )
             above.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

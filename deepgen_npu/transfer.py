@@ -292,16 +292,16 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _follow(url: str, location: str | None) -> str:
+    """The address that a redirect leads to."""
+    wanted = "https" if urlsplit(url).scheme == "https" else "http or https"
     try:
         target = urljoin(url, location or "")
         parts = urlsplit(target)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        _origin(target)  # a port may be none
     except ValueError:
-        known = False
-    if not location or not known:
-        raise BadAnswer(f"a redirect leads to {shown(location)}; an address of http or https is wanted")
-    if urlsplit(url).scheme == "https" and parts.scheme != "https":
-        raise BadAnswer(f"a redirect leads from https to {shown(location)}; https is wanted")
+        target, parts = "", urlsplit("")
+    if not location or not parts.hostname or parts.scheme not in wanted.split(" or "):
+        raise BadAnswer(f"a redirect leads to {shown(location)}; an address of {wanted} is wanted")
     return target
 
 

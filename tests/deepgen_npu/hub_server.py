@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +36,11 @@ class Hub:
         log: Every request, in order of arrival.
         stop_at: For a file, the offset at which the connection is dropped, and how often.
         status: For a route ("info", "sizes", "file"), an HTTP status to answer instead.
+        relist: Changes a listing's JSON before it is sent.
+        headers: Of the answers with a file's content, added to or put in the place of the true ones.
+        contents: For a file, what is sent in the place of what is listed.
+        drip: For a file, after how many bytes it goes on with one byte a second; for "info", the same of a listing.
+            Before the first byte when negative, headers included.
     """
 
     model_id: str
@@ -44,6 +49,11 @@ class Hub:
     log: list[Request] = field(default_factory=list)
     stop_at: dict[str, tuple[int, int]] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
+    relist: Callable[[Any], Any] = lambda listing: listing
+    headers: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    drip: dict[str, int] = field(default_factory=dict)
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def asked_for(self, *methods: str) -> list[str]:
         """The repository files that were requested, with repeats."""
@@ -125,15 +135,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _send_json(self, value: object) -> None:
-        body = json.dumps(value).encode()
-        self._start(200, len(body), {"Content-Type": "application/json"})
-        self.wfile.write(body)
+        value = self.hub.relist(value)
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self._send("info", 200, body, {"Content-Type": "application/json"})
 
     def _send_file(self, name: str) -> None:
         if name not in self.hub.files:
             self._refuse(404)
             return
-        content = self.hub.files[name]
+        content = self.hub.contents.get(name, self.hub.files[name])
         first, last = 0, len(content) - 1
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.blob_id(name))}"'
@@ -148,20 +158,32 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             status = 206
         body = content[first : last + 1]
-        self._start(status, len(body), headers)
-        if self.command == "HEAD":
-            return
         offset, times = self.hub.stop_at.get(name, (0, 0))
-        if times and first + len(body) > offset:
+        if self.command == "GET" and times and first + len(body) > offset:
             self.hub.stop_at[name] = (offset, times - 1)
+            self._start(status, len(body), headers | self.hub.headers)
             self.wfile.write(body[: max(0, offset - first)])
             self.close_connection = True
             return
-        self.wfile.write(body)
+        self._send(name, status, body, headers | self.hub.headers)
+
+    def _send(self, what: str, status: int, body: bytes, headers: dict[str, str]) -> None:
+        at_once = self.hub.drip.get(what, len(body))
+        if at_once < 0:
+            self.hub.closing.wait()
+        self._start(status, len(body), headers)
+        if self.command == "HEAD":
+            return
+        self.wfile.write(body[:at_once])
+        for byte in body[at_once:]:
+            if self.hub.closing.wait(1):
+                self.close_connection = True
+                return
+            self.wfile.write(bytes([byte]))
 
     def _start(self, status: int, length: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(length)}.items():
+        self.send_response(status if "Location" not in headers else 302)
+        for key, value in {"Content-Length": str(length), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
 
@@ -179,6 +201,7 @@ def serve(model_id: str, files: dict[str, bytes]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()
