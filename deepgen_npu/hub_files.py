@@ -61,19 +61,21 @@ class HubFile(NamedTuple):
         return self.sha256 or self.blob_id or f"size {self.size}"
 
 
-def wanted_files(entries: object) -> list[HubFile]:
+def wanted_files(entries: list[dict[str, Any]]) -> list[HubFile]:
     """The data files in a list of a hub; other files, and names that no file of a model has, are passed over.
 
     Args:
-        entries: A list of objects with "name", "size", "sha256", "blob_id" and "large" (whether the content lies apart
+        entries: Objects with "name", "size", "sha256", "blob_id" and "large" (whether the content lies apart
             from the repository, so that the blob id is not that of the content).
 
     Raises:
         BadAnswer: The list is not of that form, or tells something of a data file that cannot be.
     """
-    if not isinstance(entries, list) or len(entries) > MAX_FILES:
-        found = f"{len(entries)} entries" if isinstance(entries, list) else shown(entries)
-        raise BadAnswer(f"the list of files is {found}; a list of at most {MAX_FILES} is wanted")
+    if len(entries) > MAX_FILES:
+        raise BadAnswer(f"the list of files has {len(entries)} entries; at most {MAX_FILES} are wanted")
+    nameless = next((entry for entry in entries if not isinstance(entry["name"], str)), None)
+    if nameless is not None:
+        raise BadAnswer(f"a name in the list of files is {shown(nameless['name'])}; text is wanted")
     files = [_checked_file(entry) for entry in entries if is_data_file(entry["name"])]
     folders = {part.casefold(): file.name for file in files for part in _folders(file.name)}
     seen: dict[str, str] = {}
@@ -133,24 +135,28 @@ def checked_id(what: str, value: object, form: re.Pattern[str]) -> str:
 
 
 def content_id(stream: BinaryIO, file: HubFile, alive: Callable[[], None]) -> str:
-    """The id of a content from its begin, of the kind that the list told (`HubFile.id`).
+    """The id of a content, as `HubFile.id` has it: equal to that, if it is the content that was listed.
+
+    A blob id is git's; stores that put their own in its place have a plain SHA-1 or the begin of a SHA-256 there.
 
     Args:
         alive: Called for every piece; it may raise to stop.
     """
-    stream.seek(0, os.SEEK_END)
-    size = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
     if file.sha256:
-        digest = hashlib.sha256()
+        digests = [hashlib.sha256()]
     elif file.blob_id:
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        digests = [git, hashlib.sha1(usedforsecurity=False), hashlib.sha256()]
     else:
         return f"size {size}"
     stream.seek(0)
     while piece := stream.read(1 << 20):
         alive()
-        digest.update(piece)
-    return digest.hexdigest()
+        for digest in digests:
+            digest.update(piece)
+    found = [digest.hexdigest()[: len(file.id)] for digest in digests]
+    return file.id if file.id in found else found[0]
 
 
 def is_intact(path: Path, file: HubFile, root: Path, record: Record, alive: Callable[[], None]) -> bool:

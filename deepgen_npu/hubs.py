@@ -128,11 +128,13 @@ def _hf_entries(listed: object, name: str, blob_id: str, sha256: str) -> list[di
     """The two kinds of list that the hub has, in the form that `wanted_files` takes."""
     entries = []
     for entry in _objects(listed):
+        if entry.get("type", "file") != "file":
+            continue
         large = entry.get("lfs")
         of_large = large if isinstance(large, dict) else {}
         entries.append(
             {
-                "name": entry.get(name) if entry.get("type", "file") == "file" else None,
+                "name": entry.get(name),
                 "size": entry.get("size"),
                 "blob_id": entry.get(blob_id),
                 "sha256": of_large.get(sha256),
@@ -166,13 +168,14 @@ def from_modelscope(client: Client, model_id: str, revision: str | None, target:
         raise BadAnswer(f"the list of files is in {shown(data)}; an object is wanted")
     entries = [
         {
-            "name": entry.get("Path") if entry.get("Type", "blob") == "blob" else None,
+            "name": entry.get("Path"),
             "size": entry.get("Size"),
             "blob_id": None,
             "sha256": entry.get("Sha256") or None,
             "large": str(entry.get("Path")).endswith(".safetensors"),
         }
         for entry in _objects(data.get("Files"))
+        if entry.get("Type", "blob") == "blob"
     ]
     # What an older version of ModelScope's library began is completed where it is.
     old = (path for path in cached_folders("modelscope", model_id, None) if path.parent.name != "snapshots")

@@ -151,12 +151,12 @@ class Client:
         self.watch = watch
 
     @contextlib.contextmanager
-    def open(self, url: str, **headers: str) -> Iterator[tuple[requests.Response, str | None]]:
-        """The answer after all redirects, unread, and the ETag of the hub itself."""
+    def open(self, url: str, **headers: str) -> Iterator[requests.Response]:
+        """The answer after all redirects, unread."""
         plain = {"User-Agent": "deepgen", "Accept-Encoding": "identity", **headers}
-        secret, etag = self._secret, None
+        secret = self._secret
         with requests.Session() as session:
-            for hop in range(MAX_REDIRECTS + 1):
+            for _ in range(MAX_REDIRECTS + 1):
                 if _origin(url) != _origin(self.endpoint):
                     secret = {}
                 answer = session.get(
@@ -169,8 +169,6 @@ class Client:
                 )
                 with contextlib.closing(answer):
                     self.watch.received(0)
-                    if hop == 0:
-                        etag = answer.headers.get("X-Linked-ETag") or answer.headers.get("ETag")
                     if answer.status_code in (301, 302, 303, 307, 308):
                         url = _follow(url, answer.headers.get("Location"))
                         continue
@@ -178,14 +176,14 @@ class Client:
                         raise Refused(answer.status_code, url, answer.headers.get("X-Error-Code"))
                     if answer.status_code not in (200, 206):
                         raise BadAnswer(f"the status of {url} is {answer.status_code}; 200 is wanted")
-                    yield answer, etag
+                    yield answer
                     return
         raise BadAnswer(f"{MAX_REDIRECTS} redirects follow each other; fewer are wanted")
 
     def read(self, url: str) -> bytes:
         """A short answer."""
         content = bytearray()
-        with self.open(url) as (answer, _):
+        with self.open(url) as answer:
             for piece in answer.iter_content(CHUNK):
                 self.watch.received(len(piece))
                 content += piece
@@ -214,18 +212,11 @@ class Client:
 
     def _complete(self, url: str, file: HubFile, stream: BinaryIO) -> None:
         fresh = stream.seek(0, os.SEEK_END) == 0
-        etag = None
         while True:
             if stream.seek(0, os.SEEK_END) != file.size or (fresh and not file.size):
-                etag = self._receive_all(url, file, stream)
+                self._receive_all(url, file, stream)
             found = content_id(stream, file, self.watch.alive)
             if found == file.id:
-                return
-            if file.blob_id and etag is not None and etag.strip('W/"') == file.blob_id:
-                # As good as the list itself, which nothing but the same hub vouches for.
-                logger.warning(
-                    "%s: the hub's id is not git's; only its size and the id itself are compared", file.name
-                )
                 return
             stream.truncate(0)
             if fresh:
@@ -233,14 +224,14 @@ class Client:
                 raise BadAnswer(f"the {kind} of what came as {file.name} is {found}; {file.id} is wanted, as listed")
             fresh = True  # what was there already may be what is wrong
 
-    def _receive_all(self, url: str, file: HubFile, stream: BinaryIO) -> str | None:
-        failures, before, etag = 0, stream.seek(0, os.SEEK_END), None
+    def _receive_all(self, url: str, file: HubFile, stream: BinaryIO) -> None:
+        failures, before = 0, stream.seek(0, os.SEEK_END)
         while True:
             error: Exception
             try:
-                etag = self._receive(url, file, stream)
+                self._receive(url, file, stream)
                 if stream.tell() == file.size:
-                    return etag
+                    return
                 error = requests.ConnectionError(f"{file.name} ended after {stream.tell()} of {file.size} bytes")
             except requests.RequestException as failure:
                 error = failure
@@ -259,12 +250,12 @@ class Client:
             if self.watch.stop.wait(0.5 * 2 ** (failures - 1)):
                 raise _Stopped
 
-    def _receive(self, url: str, file: HubFile, stream: BinaryIO) -> str | None:
+    def _receive(self, url: str, file: HubFile, stream: BinaryIO) -> None:
         have = stream.seek(0, os.SEEK_END)
         if have > file.size:
             have = stream.truncate(0)
         headers = {"Range": f"bytes={have}-"} if have else {}
-        with self.open(url, **headers) as (answer, etag):
+        with self.open(url, **headers) as answer:
             if answer.status_code == 200:
                 have = 0
                 length = answer.headers.get("Content-Length", "")
@@ -283,7 +274,6 @@ class Client:
                 have += len(piece)
                 self.watch.have[file.name] = have
                 self.watch.received(len(piece))
-        return etag
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -18,15 +19,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass(frozen=True)
 class Request:
-    """One request that reached the server; ``file`` is the repository file it was about."""
+    """One request that reached the server; ``file`` is the repository file it was about, ``user`` who asked."""
 
     method: str
     path: str
     file: str | None = None
     range: str | None = None
+    user: str | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Hub:
     """What the server offers, how it misbehaves, and what it was asked.
 
@@ -37,7 +39,9 @@ class Hub:
         stop_at: For a file, the offset at which the connection is dropped, and how often.
         status: For a route ("info", "sizes", "file"), an HTTP status to answer instead.
         relist: Changes a listing's JSON before it is sent.
-        headers: Of the answers with a file's content, added to or put in the place of the true ones.
+        headers: Of the answers with a file's content, added to or put in the place of the true ones; None leaves one
+            out.
+        listing_headers: The same, of the answers with a listing.
         contents: For a file, what is sent in the place of what is listed.
         drip: For a file, after how many bytes it goes on with one byte a second; for "info", the same of a listing.
             Before the first byte when negative, headers included.
@@ -50,10 +54,15 @@ class Hub:
     stop_at: dict[str, tuple[int, int]] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
     relist: Callable[[Any], Any] = lambda listing: listing
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | None] = field(default_factory=dict)
+    listing_headers: dict[str, str | None] = field(default_factory=dict)
+    ignores_ranges: bool = False
     contents: dict[str, bytes] = field(default_factory=dict)
     drip: dict[str, int] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
+
+    def __repr__(self) -> str:
+        return f"Hub({self.url})"
 
     def asked_for(self, *methods: str) -> list[str]:
         """The repository files that were requested, with repeats."""
@@ -83,6 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever asked has left
+            super().handle()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -98,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             file = path.removeprefix(f"/{repo}/resolve/").split("/", 1)[1]
         elif path == f"/api/v1/models/{repo}/repo":
             file = query["FilePath"][0]
-        self.hub.log.append(Request(self.command, self.path, file, self.headers.get("Range")))
+        self.hub.log.append(Request(self.command, self.path, file, self.headers.get("Range"), self._user()))
 
         refused = self.hub.status.get("file" if file else "info")
         if refused is None and "blobs" in query:
@@ -127,6 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse(404)
 
+    def _user(self) -> str | None:
+        return self.headers.get("Authorization") or self.headers.get("Cookie")
+
     def _refuse(self, status: int) -> None:
         code = {401: "RepoNotFound", 403: "GatedRepo", 404: "RepoNotFound"}.get(status)
         body = json.dumps({"error": "refused", "Code": status, "Message": "refused"}).encode()
@@ -137,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, value: object) -> None:
         value = self.hub.relist(value)
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self._send("info", 200, body, {"Content-Type": "application/json"})
+        self._send("info", 200, body, {"Content-Type": "application/json", **self.hub.listing_headers})
 
     def _send_file(self, name: str) -> None:
         if name not in self.hub.files:
@@ -145,11 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = self.hub.contents.get(name, self.hub.files[name])
         first, last = 0, len(content) - 1
-        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers: dict[str, str | None] = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.blob_id(name))}"'
         status = 200
         asked = self.headers.get("Range")
-        if asked:
+        if asked and not self.hub.ignores_ranges:
             start, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(start), int(end) if end else last
             if first >= len(content):
@@ -167,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(name, status, body, headers | self.hub.headers)
 
-    def _send(self, what: str, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _send(self, what: str, status: int, body: bytes, headers: dict[str, str | None]) -> None:
         at_once = self.hub.drip.get(what, len(body))
         if at_once < 0:
             self.hub.closing.wait()
@@ -181,10 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.wfile.write(bytes([byte]))
 
-    def _start(self, status: int, length: int, headers: dict[str, str]) -> None:
+    def _start(self, status: int, length: int, headers: dict[str, str | None]) -> None:
         self.send_response(status if "Location" not in headers else 302)
-        for key, value in {"Content-Length": str(length), **headers}.items():
-            self.send_header(key, value)
+        shown = {"Content-Length": str(length), **headers}
+        for key, value in shown.items():
+            if value is not None:
+                self.send_header(key, value)
+        if shown["Content-Length"] is None:
+            self.send_header("Connection", "close")
         self.end_headers()
 
 

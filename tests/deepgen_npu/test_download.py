@@ -92,7 +92,6 @@ def run(hub: Hub, tmp_path: Path) -> Run:
         env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
         env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         env |= {"MODELSCOPE_ENDPOINT": hub.url, "MODELSCOPE_DOMAIN": hub.url}
-        env |= {"MODELSCOPE_DOWNLOAD_MAX_RETRIES": "1", "MODELSCOPE_API_MAX_RETRIES": "0"}
         env |= variables
         done = subprocess.run(
             [sys.executable, "-c", PRELUDE + before + CALL.format(call=call)],
@@ -365,6 +364,24 @@ def test_find_in_huggingface_cache(branch: str, hub: Hub, run: Run, tmp_path: Pa
     assert run("find_downloaded()", **place)["path"] == str(folder)
     assert run("find_downloaded('other/model')", **place)["path"] is None
     assert hub.log == []
+
+
+def test_the_cache_is_shared_with_the_hubs_library(hub: Hub, run: Run) -> None:
+    """Its copy is taken over, ours is found by it, and what a new commit left as it was is not fetched again."""
+    theirs = f"""__import__("huggingface_hub").snapshot_download({MODEL_ID!r}, allow_patterns={DATA_FILES!r}"""
+    folder = Path(run(f"{theirs})")["path"])
+    assert (folder / WEIGHTS).is_symlink()
+    hub.log.clear()
+    assert run("download()")["path"] == str(folder)
+    assert hub.asked_for() == []
+
+    hub.files["model_index.json"] = b"{}"
+    later = folder.with_name(COMMIT[::-1])
+    hub.relist = lambda listing: {**listing, "sha": later.name}
+    assert run("download()")["path"] == str(later)
+    assert hub.asked_for() == ["model_index.json"]
+    assert run(f"{theirs}, local_files_only=True)")["path"] == str(later)
+    assert (folder / "model_index.json").read_bytes() == DATA["model_index.json"]
 
 
 def test_bad_arguments() -> None:
