@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,15 +19,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass(frozen=True)
 class Request:
-    """One request that reached the server; ``file`` is the repository file it was about."""
+    """One request that reached the server; ``file`` is the repository file it was about, ``user`` who asked."""
 
     method: str
     path: str
     file: str | None = None
     range: str | None = None
+    user: str | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Hub:
     """What the server offers, how it misbehaves, and what it was asked.
 
@@ -36,6 +38,13 @@ class Hub:
         log: Every request, in order of arrival.
         stop_at: For a file, the offset at which the connection is dropped, and how often.
         status: For a route ("info", "sizes", "file"), an HTTP status to answer instead.
+        relist: Changes a listing's JSON before it is sent.
+        headers: Of the answers with a file's content, added to or put in the place of the true ones; None leaves one
+            out.
+        listing_headers: The same, of the answers with a listing.
+        contents: For a file, what is sent in the place of what is listed.
+        drip: For a file, after how many bytes it goes on with one byte a second; for "info", the same of a listing.
+            Before the first byte when negative, headers included.
     """
 
     model_id: str
@@ -44,6 +53,16 @@ class Hub:
     log: list[Request] = field(default_factory=list)
     stop_at: dict[str, tuple[int, int]] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
+    relist: Callable[[Any], Any] = lambda listing: listing
+    headers: dict[str, str | None] = field(default_factory=dict)
+    listing_headers: dict[str, str | None] = field(default_factory=dict)
+    ignores_ranges: bool = False
+    contents: dict[str, bytes] = field(default_factory=dict)
+    drip: dict[str, int] = field(default_factory=dict)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def __repr__(self) -> str:
+        return f"Hub({self.url})"
 
     def asked_for(self, *methods: str) -> list[str]:
         """The repository files that were requested, with repeats."""
@@ -53,12 +72,16 @@ class Hub:
     def etag(self, path: str) -> str:
         return hashlib.sha256(self.files[path]).hexdigest()
 
+    def blob_id(self, path: str) -> str:
+        content = self.files[path]
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
     def entry(self, path: str, sizes: bool = True) -> dict[str, Any]:
         """A file as the two Hugging Face listings show it; safetensors are LFS files there."""
         size, digest = len(self.files[path]), self.etag(path)
         shown: dict[str, Any] = {"type": "file", "path": path, "rfilename": path}
         if sizes:
-            shown |= {"size": size, "oid": digest[:40], "blobId": digest[:40]}
+            shown |= {"size": size, "oid": self.blob_id(path), "blobId": self.blob_id(path)}
             if path.endswith(".safetensors"):
                 large = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
                 shown["lfs"] = large
@@ -68,6 +91,10 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever asked has left
+            super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -84,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             file = path.removeprefix(f"/{repo}/resolve/").split("/", 1)[1]
         elif path == f"/api/v1/models/{repo}/repo":
             file = query["FilePath"][0]
-        self.hub.log.append(Request(self.command, self.path, file, self.headers.get("Range")))
+        self.hub.log.append(Request(self.command, self.path, file, self.headers.get("Range"), self._user()))
 
         refused = self.hub.status.get("file" if file else "info")
         if refused is None and "blobs" in query:
@@ -113,6 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse(404)
 
+    def _user(self) -> str | None:
+        return self.headers.get("Authorization") or self.headers.get("Cookie")
+
     def _refuse(self, status: int) -> None:
         code = {401: "RepoNotFound", 403: "GatedRepo", 404: "RepoNotFound"}.get(status)
         body = json.dumps({"error": "refused", "Code": status, "Message": "refused"}).encode()
@@ -121,21 +151,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _send_json(self, value: object) -> None:
-        body = json.dumps(value).encode()
-        self._start(200, len(body), {"Content-Type": "application/json"})
-        self.wfile.write(body)
+        value = self.hub.relist(value)
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self._send("info", 200, body, {"Content-Type": "application/json", **self.hub.listing_headers})
 
     def _send_file(self, name: str) -> None:
         if name not in self.hub.files:
             self._refuse(404)
             return
-        content = self.hub.files[name]
+        content = self.hub.contents.get(name, self.hub.files[name])
         first, last = 0, len(content) - 1
-        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.etag(name)[:40])}"'
+        headers: dict[str, str | None] = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.blob_id(name))}"'
         status = 200
         asked = self.headers.get("Range")
-        if asked:
+        if asked and not self.hub.ignores_ranges:
             start, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(start), int(end) if end else last
             if first >= len(content):
@@ -144,21 +174,37 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             status = 206
         body = content[first : last + 1]
-        self._start(status, len(body), headers)
-        if self.command == "HEAD":
-            return
         offset, times = self.hub.stop_at.get(name, (0, 0))
-        if times and first + len(body) > offset:
+        if self.command == "GET" and times and first + len(body) > offset:
             self.hub.stop_at[name] = (offset, times - 1)
+            self._start(status, len(body), headers | self.hub.headers)
             self.wfile.write(body[: max(0, offset - first)])
             self.close_connection = True
             return
-        self.wfile.write(body)
+        self._send(name, status, body, headers | self.hub.headers)
 
-    def _start(self, status: int, length: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(length)}.items():
-            self.send_header(key, value)
+    def _send(self, what: str, status: int, body: bytes, headers: dict[str, str | None]) -> None:
+        at_once = self.hub.drip.get(what, len(body))
+        if at_once < 0:
+            self.hub.closing.wait()
+        self._start(status, len(body), headers)
+        if self.command == "HEAD":
+            return
+        self.wfile.write(body[:at_once])
+        for byte in body[at_once:]:
+            if self.hub.closing.wait(1):
+                self.close_connection = True
+                return
+            self.wfile.write(bytes([byte]))
+
+    def _start(self, status: int, length: int, headers: dict[str, str | None]) -> None:
+        self.send_response(status if "Location" not in headers else 302)
+        shown = {"Content-Length": str(length), **headers}
+        for key, value in shown.items():
+            if value is not None:
+                self.send_header(key, value)
+        if shown["Content-Length"] is None:
+            self.send_header("Connection", "close")
         self.end_headers()
 
 
@@ -175,6 +221,7 @@ def serve(model_id: str, files: dict[str, bytes]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()
