@@ -177,7 +177,7 @@ class ComfyServer:
         for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             environment[variable] = environment[variable.lower()] = "http://127.0.0.1:9"
         environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1,localhost"
-        environment.setdefault("OMP_NUM_THREADS", "1")  # as `tests/conftest.py` says, for who starts servers without it
+        environment.setdefault("OMP_NUM_THREADS", "1")  # as in tests/conftest.py, which scripts do without
         environment.update(
             COMFYUI_PATH=str(self.checkout.path),
             HF_HUB_OFFLINE="1",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from comfyui_bench.launch import finder  # noqa: E402
+from comfyui_bench.launch import finder
 
 
 pack, checkout = sys.argv[1:]
