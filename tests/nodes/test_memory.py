@@ -77,7 +77,7 @@ def test_weights_leave_main_memory_and_come_back(probed, probed_client, probe):
 
 def test_loaders_of_one_model_share_what_was_read(probed, probed_client, probe):
     server, client = probed, probed_client
-    server.free()
+    probe.free()
     first = client.run(graph_of())
     assert bytes_read(server, first, NAME) > 0
     held = probe.memory()["trimmed_mb"]
