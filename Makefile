@@ -1,5 +1,8 @@
 # make demo   draws and edits pictures with the demo model on the CPU, in a virtual environment of its own
-# make test   everything that CI runs: lint, types, and the tests on both library pairs and in ComfyUI
+# make test   lint, types, and the tests on both library pairs and in the oldest and the newest ComfyUI that is there;
+#   before a release, DEEPGEN_ALL_COMFYUI=1 make test takes those between as well
+#   With two cores, `make -j2 --keep-going --output-sync=target test` takes half as long (so does .ci/run): no part
+#   waits for another, and each is shown whole when it ends.
 # make test-torch-npu   the tests on the real torch_npu, on Linux, with neither a card nor CANN: stand-ins for CANN's
 #   libraries are compiled into build/torch_npu, so a C and a C++20 compiler are needed. Its virtual environment is for
 #   that alone: without the stand-ins not even `import torch` works in it.
@@ -13,36 +16,51 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-checkpoint test lint test-library test-ascend-pair test-torch-npu outside-checks \
+# What a part took is noted, and shown by `python scripts/timed.py`.
+TIMED = $(PYTHON) scripts/timed.py $@
+
+IN_COMFYUI := tests/nodes tests/workflows tests/outside
+
+# Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
+# until it is entered here.
+ON_ONE_PAIR := arguments bench cli devices doctor files images import npu_setup reference sizes verify
+
+.PHONY: demo demo-checkpoint test lint test-comfyui test-library test-ascend-pair test-torch-npu outside-checks \
 	comfyui-environments benchmark clean
 
 demo: .venv/runtime-installed
 	.venv/bin/python scripts/demo.py
 
-test: lint test-library test-ascend-pair
+# The longest first, for `make -j2`.
+test: test-comfyui test-library test-ascend-pair lint
 
 lint: .venv/tests-installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/pyright
+	$(TIMED) .venv/bin/ruff check .
+	$(TIMED) .venv/bin/ruff format --check .
+	$(TIMED) .venv/bin/pyright
 
-# The newer library pair, and the tests that need a ComfyUI.
-test-library: .venv/tests-installed comfyui-environments
-	.venv/bin/python -m pytest
+# What needs a ComfyUI: the server and its front end. ComfyUI 0.3.64 runs with the library pair of the Ascend stack.
+test-comfyui: .venv/tests-installed comfyui-environments
+	$(TIMED) .venv/bin/python -m pytest $(IN_COMFYUI)
 
-# The library pair of the Ascend stack. ComfyUI 0.3.64 runs with it in the tests above.
+# All else, on the newer library pair.
+test-library: .venv/tests-installed
+	$(TIMED) .venv/bin/python -m pytest $(IN_COMFYUI:%=--ignore=%)
+
+# The library pair of the Ascend stack.
 test-ascend-pair: .venv-ascend/tests-installed
-	.venv-ascend/bin/python -m pytest tests/deepgen_npu
+	$(TIMED) .venv-ascend/bin/python -m pytest tests/deepgen_npu \
+		$(ON_ONE_PAIR:%=--ignore=tests/deepgen_npu/test_%.py)
 
 # No card, and one whose memory is host memory: each in a process of its own.
 test-torch-npu: .venv-torch-npu/tests-installed
-	.venv-torch-npu/bin/python tests/real_torch_npu/run.py
+	$(TIMED) .venv-torch-npu/bin/python tests/real_torch_npu/run.py
 
 outside-checks: .venv-checks/installed comfyui-environments
-	.venv-checks/bin/python scripts/outside_checks.py
+	$(TIMED) .venv-checks/bin/python scripts/outside_checks.py
 
 comfyui-environments: .venv/tests-installed
-	.venv/bin/python scripts/make_comfyui_environments.py
+	$(TIMED) .venv/bin/python scripts/make_comfyui_environments.py
 
 # Each stage goes on where an earlier run was stopped; where it was done it only writes its result again.
 demo-checkpoint: .venv/tests-installed
@@ -53,28 +71,28 @@ benchmark: .venv/tests-installed
 
 .venv/runtime-installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP_INSTALL) -c constraints.txt torch numpy Pillow tqdm -r requirements.txt
+	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c constraints.txt torch numpy Pillow tqdm -r requirements.txt
 	touch $@
 
 .venv/tests-installed: .venv/runtime-installed requirements-dev.txt
-	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -r requirements-dev.txt
+	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c constraints.txt -r requirements-dev.txt
 	touch $@
 
 .venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt
 	$(PYTHON) -m venv .venv-ascend
-	.venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-dev.txt
+	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-dev.txt
 	touch $@
 
 # torch_npu is the release that belongs to the torch of constraints-ascend.txt, whose build stays as it is (--no-deps).
 .venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt
 	$(PYTHON) -m venv .venv-torch-npu
-	.venv-torch-npu/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-torch-npu-test.txt
-	.venv-torch-npu/bin/python $(PIP_INSTALL) --no-deps torch_npu==2.13.0
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-torch-npu-test.txt
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-deps torch_npu==2.13.0
 	touch $@
 
 .venv-checks/installed: requirements-checks.txt
 	$(PYTHON) -m venv .venv-checks
-	.venv-checks/bin/python $(PIP_INSTALL) -r requirements-checks.txt
+	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) -r requirements-checks.txt
 	touch $@
 
 clean:

@@ -2,7 +2,8 @@
 
 A checkout whose interpreter is known (COMFYUI_PYTHON, or an environment of its own) is left alone. For every
 other one ``.venv-comfyui-<version>`` is made here, with ComfyUI's requirements and a library pair each:
-ComfyUI 0.3.64 with that of the Ascend stack, newer ones with the newer pair.
+ComfyUI 0.3.64 with that of the Ascend stack, newer ones with the newer pair. Only for the versions that the tests
+run on: see DEEPGEN_ALL_COMFYUI in tests/comfyui_bench/checkouts.py. A newer front end lies beside them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from comfyui_bench.checkouts import Checkout, find_checkouts  # noqa: E402
+from comfyui_bench.checkouts import (  # noqa: E402
+    NEXT_FRONT_END,
+    NEXT_FRONT_END_FILES,
+    NEXT_FRONT_END_FOLDER,
+    Checkout,
+    find_checkouts,
+)
 
 
 # Compiled against CUDA builds of torch where pip offers no other; the tests' launcher copes with that, and
@@ -53,13 +60,24 @@ def make(checkout: Checkout) -> None:
     done.touch()
 
 
+def add_front_end() -> None:
+    """Files for the browser: nothing of them runs in Python, so they need no environment."""
+    if not NEXT_FRONT_END_FILES.is_dir():
+        wanted = ["--no-deps", "--target", str(NEXT_FRONT_END_FOLDER), f"comfyui-frontend-package=={NEXT_FRONT_END}"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *wanted], check=True)
+
+
 def _package(requirement: str) -> str:
     """The name in a line of a requirements file."""
     return re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0].lower()
 
 
 def main() -> None:
-    for checkout in find_checkouts():
+    checkouts = find_checkouts()
+    if any(checkout.version for checkout in checkouts):
+        add_front_end()
+    for checkout in checkouts:
         if checkout.version and (checkout.python is None or checkout.python.is_relative_to(ROOT)):
             make(checkout)
         elif checkout.problem:

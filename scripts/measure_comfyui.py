@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "nodes")]
 
-from comfyui_bench.checkouts import find_checkouts  # noqa: E402
+from comfyui_bench.checkouts import all_checkouts, find_checkouts  # noqa: E402
 from comfyui_bench.client import Client, Job  # noqa: E402
 from comfyui_bench.probe import DIT, PACKS, VAE_DECODER, VAE_ENCODER, VISION_LAYER, VLM_LAYER, Probe, wait_until  # noqa: E402
 from comfyui_bench.result import RunResult  # noqa: E402
@@ -175,9 +175,9 @@ def seed_table(session: Session, repeats: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--comfyui", help="version to use, e.g. 0.8.0 (default: all that are found)")
+    parser.add_argument("--comfyui", help="version to use, e.g. 0.8.0 (default: those that the tests run on)")
     arguments = parser.parse_args()
-    for checkout in find_checkouts():
+    for checkout in all_checkouts() if arguments.comfyui else find_checkouts():
         if arguments.comfyui not in (None, checkout.version):
             continue
         with ComfyServer(checkout, ServerOptions(packs=PACKS, prepare=prepare)) as server, Client(server) as client:

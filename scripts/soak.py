@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "nodes")]
 
-from comfyui_bench.checkouts import find_checkouts  # noqa: E402
+from comfyui_bench.checkouts import all_checkouts, find_checkouts  # noqa: E402
 from comfyui_bench.client import Client  # noqa: E402
 from comfyui_bench.probe import PACKS, Probe, device_bytes, wait_until  # noqa: E402
 from comfyui_bench.server import ComfyServer, ServerError, ServerOptions  # noqa: E402
@@ -204,10 +204,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--on", choices=("npu", "cpu"), default="npu", help="the simulated NPU, or the CPU")
-    parser.add_argument("--comfyui", help="version to use, e.g. 0.8.0 (default: all that are found)")
+    parser.add_argument("--comfyui", help="version to use, e.g. 0.8.0 (default: those that the tests run on)")
     arguments = parser.parse_args()
     sound = True
-    for checkout in find_checkouts():
+    for checkout in all_checkouts() if arguments.comfyui else find_checkouts():
         if arguments.comfyui in (None, checkout.version):
             options = ServerOptions(
                 packs=PACKS, prepare=prepare, simulated_npu=NPU_MIB if arguments.on == "npu" else 0

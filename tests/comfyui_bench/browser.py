@@ -29,6 +29,11 @@ CHROMIUM_ARGS = (
 )
 READY = "() => window.app && window.app.graph && window.app.extensionManager"
 OPTIONAL_FILE = re.compile(r"/user\.css$|/userdata(/|$)")
+# Said at every start by the front ends since 1.49, whatever packs there are.
+OF_THE_FRONT_END = ("ComfyApp graph accessed before initialization",)
+LIBRARY_SEARCH = re.compile(r"^Search( Nodes)?\W*$")
+LIBRARY_ENTRIES_BEFORE_1_49 = ".node-lib-node-container"
+LIBRARY_ENTRIES = f"{LIBRARY_ENTRIES_BEFORE_1_49}, [data-reka-collection-item][role=treeitem]"
 DIALOGS = "[role=dialog], [role=alertdialog], .p-dialog"
 
 
@@ -82,7 +87,7 @@ class ComfyPage:
 
     `console_errors` and `page_errors` grow with what the page reports; requests to other hosts
     are refused and listed in `refused`, never reported as errors. Nor are the optional files
-    that a fresh user does not have.
+    that a fresh user does not have, and what the front end says of itself at every start.
     """
 
     def __init__(self, page: Page, server: ComfyServer, stored_settings: str) -> None:
@@ -121,6 +126,8 @@ class ComfyPage:
         url = message.location.get("url", "")
         if message.type != "error" or not self._is_ours(url):
             return
+        if any(known in message.text for known in OF_THE_FRONT_END):
+            return
         if "Content Security Policy" in message.text:
             self.refused.append(message.text)
         elif not (OPTIONAL_FILE.search(urlsplit(url).path) and "404" in message.text):
@@ -150,8 +157,15 @@ class ComfyPage:
         self.page.evaluate(
             "() => window.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')"
         )
-        self.page.get_by_placeholder("Search Nodes").fill(name)
-        self.page.locator(".node-lib-node-container").get_by_text(name).first.click()
+        self.page.get_by_placeholder(LIBRARY_SEARCH).locator("visible=true").fill(name)
+        entry = self.page.locator(LIBRARY_ENTRIES).get_by_text(name).first
+        entry.wait_for()
+        follows_the_pointer = self.page.locator(LIBRARY_ENTRIES_BEFORE_1_49).count() == 0
+        entry.click()
+        if follows_the_pointer:
+            size = self.page.viewport_size
+            assert size is not None
+            self.page.mouse.click(size["width"] / 2, size["height"] / 2)
         self.page.wait_for_function("() => window.app.graph.nodes.length > 0")
 
     def drop_file(self, path: Path, mime: str = "image/png") -> None:

@@ -1,4 +1,8 @@
-"""Find the ComfyUI checkouts to test against, and the interpreter that runs each."""
+"""Find the ComfyUI checkouts to test against, and the interpreter that runs each.
+
+Of those in the default places the oldest and the newest are tested with every change. What lies between is tested
+before a release: with DEEPGEN_ALL_COMFYUI=1, or named by COMFYUI_PATH.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,13 @@ from pathlib import Path
 
 PATH_VARIABLE = "COMFYUI_PATH"
 PYTHON_VARIABLE = "COMFYUI_PYTHON"
+ALL_VARIABLE = "DEEPGEN_ALL_COMFYUI"
 DEFAULT_PATHS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-0.8.0", "~/comfy/ComfyUI-0.33.0")
 REPO_ROOT = Path(__file__).resolve().parents[2]
+# Newer than that of any checkout: what ComfyUI's users get next.
+NEXT_FRONT_END = "1.58.1"
+NEXT_FRONT_END_FOLDER = REPO_ROOT / f".venv-comfyui-frontend-{NEXT_FRONT_END}"
+NEXT_FRONT_END_FILES = NEXT_FRONT_END_FOLDER / "comfyui_frontend_package" / "static"
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,20 @@ def _interpreter(path: Path, version: str, named: str) -> Path | None:
 
 
 def find_checkouts() -> list[Checkout]:
+    """The checkouts to test: `all_checkouts` without those that are `left_out`."""
+    spared = left_out()
+    return [checkout for checkout in all_checkouts() if checkout not in spared]
+
+
+def left_out() -> list[Checkout]:
+    """The versions in the default places between the oldest and the newest, unless all are asked for."""
+    if os.environ.get(PATH_VARIABLE) or os.environ.get(ALL_VARIABLE) == "1":
+        return []
+    known = [checkout for checkout in all_checkouts() if checkout.version]
+    return sorted(known, key=lambda checkout: checkout.version_tuple)[1:-1]
+
+
+def all_checkouts() -> list[Checkout]:
     """Every checkout named by COMFYUI_PATH, else those of the default places that exist.
 
     Returned are also checkouts that cannot be run (see `Checkout.problem`), so that a typing

@@ -37,6 +37,15 @@ class Probe:
     def memory(self) -> dict[str, float]:
         return self.server.get("/probe/memory").json()
 
+    def free(self, timeout: float = 5.0) -> None:
+        """Unload everything and wait for it: the worker thread does it when it next looks at its queue."""
+        before = self.memory()["tensors"]
+        self.server.free()
+        try:
+            wait_until(lambda: self.memory()["tensors"] < before, "fewer tensors", timeout)
+        except TimeoutError:
+            pass  # there was nothing to unload
+
     def slow_down(self, **seconds: float) -> None:
         """Let each call of these layers wait first; the names as in `calls`. Without any, no more."""
         self.server.post("/probe/slow", seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,9 @@ from .checkouts import find_checkouts as find_checkouts
 from .launch import SIMULATED_NPU, WATCH_STDIN
 
 
+# ComfyUI colours its log since 0.33, and begins each record with its level.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+LEVEL = re.compile(r"^\[(?:DEBUG|DETAIL|INFO|WARNING|ERROR|CRITICAL)\] ", re.MULTILINE)
 LAUNCHER = Path(__file__).with_name("launch.py")
 PACK_NAME = "ComfyUI-DeepGen"
 FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user/default")
@@ -173,6 +177,7 @@ class ComfyServer:
         for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             environment[variable] = environment[variable.lower()] = "http://127.0.0.1:9"
         environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1,localhost"
+        environment.setdefault("OMP_NUM_THREADS", "1")  # as in tests/conftest.py, which scripts do without
         environment.update(
             COMFYUI_PATH=str(self.checkout.path),
             HF_HUB_OFFLINE="1",
@@ -294,11 +299,12 @@ class ComfyServer:
         self.post("/interrupt", {})
 
     def log_text(self) -> str:
-        """Standard output and error of the server since it was first started."""
+        """Standard output and error of the server since it was first started, without colours and levels."""
         try:
-            return self.log_path.read_text(encoding="utf-8", errors="replace")
+            text = self.log_path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
+        return LEVEL.sub("", COLOUR.sub("", text))
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])

@@ -6,16 +6,18 @@ The GPU is a pretence: layers only note where they are sent; the rest is ComfyUI
 import importlib.util
 import json
 import sys
-from unittest.mock import MagicMock
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from comfyui_bench.launch import finder
 
 
 pack, checkout = sys.argv[1:]
 sys.argv[1:] = []
-sys.path.insert(0, checkout)
-# Compiled against another torch on some test machines, and of no concern here.
-for name in ("torchvision", "torchvision.transforms", "torchaudio"):
-    sys.modules[name] = MagicMock()
-    sys.modules[name].__spec__ = None
+# In the place of the tests' folder, whose modules must not stand before ComfyUI's.
+sys.path[0] = checkout
+sys.meta_path.insert(0, finder)
 
 import comfy.cli_args  # noqa: E402
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from comfyui_bench.client import Client
 from comfyui_bench.fixtures import CHECKOUTS
-from comfyui_bench.probe import PACKS, Probe, device_bytes, wait_until
+from comfyui_bench.probe import PACKS, device_bytes, wait_until
 from comfyui_bench.result import RunResult
 from comfyui_bench.server import ComfyServer, ServerOptions
 from graphs import Graph, chain, generation, loader, save
 from larger import LARGER, NAME
 
 from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.random_checkpoint import weight_files, write
+from deepgen_npu.random_checkpoint import weight_files
 from scripts.soak import prepare, slope, soak
 
 
@@ -32,24 +31,6 @@ def start(request) -> Start:
     if checkout is None or checkout.problem:
         pytest.skip("NOT PROVEN: that memory is given back; no ComfyUI was found that runs")
     return lambda **options: ComfyServer(checkout, ServerOptions(packs=PACKS, **options))
-
-
-@pytest.fixture(scope="module")
-def server(start):
-    """With the larger checkpoint beside the small ones."""
-
-    def lay_out(base: Path) -> None:
-        prepare(base)
-        write(base / "models" / "deepgen" / NAME, LARGER)
-
-    with start(prepare=lay_out) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server):
-    with Client(server) as client:
-        yield client
 
 
 def graph_of(model: str = NAME, seed: int = 1, **options) -> Graph:
@@ -78,9 +59,9 @@ def test_a_short_soak_leaves_nothing_on_the_device(start):
     assert max(tensors) - min(tensors) < 100, "the models of earlier runs are gone"
 
 
-def test_weights_leave_main_memory_and_come_back(server, client):
+def test_weights_leave_main_memory_and_come_back(probed, probed_client, probe):
     """The rest that ComfyUI keeps is that of a server which has run a small model."""
-    probe, weights_mb = Probe(server), ELEMENTS * 4 / 2**20
+    server, client, weights_mb = probed, probed_client, ELEMENTS * 4 / 2**20
     assert client.run(graph_of("first")).ok
     server.free()
     before = probe.memory()["trimmed_mb"]
@@ -94,9 +75,9 @@ def test_weights_leave_main_memory_and_come_back(server, client):
     assert all(0.9 * weights_mb < mb < 1.2 * weights_mb for mb in held), (held, weights_mb)
 
 
-def test_loaders_of_one_model_share_what_was_read(server, client):
-    probe = Probe(server)
-    server.free()
+def test_loaders_of_one_model_share_what_was_read(probed, probed_client, probe):
+    server, client = probed, probed_client
+    probe.free()
     first = client.run(graph_of())
     assert bytes_read(server, first, NAME) > 0
     held = probe.memory()["trimmed_mb"]
@@ -118,7 +99,7 @@ def test_other_caches_of_comfyui(start, mode):
     """None keeps no result, LRU some, and RAM drops what it can when less than so many GB are free."""
     starting = start(prepare=prepare, args=mode.split())
     if "cache-ram" in mode and starting.checkout.version_tuple < (0, 8):
-        return  # this ComfyUI has no such mode
+        pytest.skip("this ComfyUI has no such mode")
     with starting as server, Client(server) as client:
         graph = chain()
         graph["loader"] = loader("first")

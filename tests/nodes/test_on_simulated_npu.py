@@ -44,7 +44,7 @@ def used(server: ComfyServer) -> int:
 
 
 def test_comfyui_finds_the_card(server):
-    log = server.log_path.read_text(encoding="utf-8")
+    log = server.log_text()
     assert "Total VRAM 65536 MB" in log
     assert re.search(r"^Device: npu", log, re.MULTILINE), log
 
