@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from golden import TINY
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from deepgen_npu import cli
 from deepgen_npu.image_files import save_image
@@ -48,6 +50,16 @@ def test_defaults_are_those_of_the_report(monkeypatch):
     assert {key: seen[key] for key in wanted} == wanted
 
 
+def enlarge_grid(folder: Path, cells: int) -> None:
+    """Positions for pictures of so many patches a side."""
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": cells}))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["pos_embed.pos_embed"] = torch.zeros(1, cells * cells, tensors["pos_embed.pos_embed"].shape[-1])
+    save_file(tensors, weights)
+
+
 def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
     """512 for DeepGen 1.0, which says nothing about it; another checkpoint tells its own."""
 
@@ -60,8 +72,7 @@ def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
 
     seen = []
     monkeypatch.setattr(cli.SizeRules, "check", stop)
-    config = tiny / "transformer" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": 384}))
+    enlarge_grid(tiny, 64)
     index = tiny / "model_index.json"
     for told, arguments in (
         ({}, []),
