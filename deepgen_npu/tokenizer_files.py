@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # The published vocabulary has 3 MB; a tokenizer.json, which holds everything, 7 to 12.
-MAX_BYTES = 24 << 20
+MAX_BYTES = 16 << 20
 
 # How Qwen2 divides text before BPE; tokenizer.json files of the family hold it.
 PATTERN = (
@@ -238,7 +238,7 @@ def _repeated(vocabulary: Mapping[str, int]) -> str:
     seen: dict[int, str] = {}
     for token, number in vocabulary.items():
         if number in seen:
-            return f"{shown(seen[number])} and {shown(token)}: {number}"
+            return f"{shown(seen[number])} and {shown(token)}: {shown(number)}"
         seen[number] = token
     return "two tokens"
 
