@@ -309,11 +309,11 @@ def _check_language(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> None:
     ):
         number = tokenizer.special_ids.get(text)
         if number is None:
-            wanted = f"a special token of {tokenizer.added_file.name}"
+            wanted = f"a special token of {tokenizer.added_file}"
             raise wrong(folder / "prompt_template.json", name, text, wanted)
         if vlm[key] is not None and vlm[key] != number:
             raise CheckpointError(
-                f"{text} ({name} of prompt_template.json) is token {number} of the tokenizer, but {key} of "
+                f"{text} ({name} of prompt_template.json) is token {number} of {tokenizer.added_file}, but {key} of "
                 f"{folder / CONFIG_FILES['vlm']} is {vlm[key]}. {how_to_download()}"
             )
 

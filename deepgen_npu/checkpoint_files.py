@@ -11,7 +11,9 @@ from .download import MODEL_ID
 
 
 # Configs have a few kB; the published index of the VLM has 66.
-MAX_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 1 << 20
+# Values or lines of one file, so that it is read within a second. A published tokenizer.json has half a million.
+MAX_VALUES = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -46,7 +48,8 @@ def read_json(folder: Path, name: str, max_bytes: int = MAX_CONFIG_BYTES) -> dic
         CheckpointError: When it is missing, is no regular file or no JSON object, or is too large or deep.
     """
     try:
-        return files.read_json(folder / name, max_bytes)
+        content = _bounded(folder / name, files.read_bytes(folder / name, max_bytes), b",")
+        return files.parse_json(content, str(folder / name))
     except FileNotFoundError:
         raise missing(folder, name) from None
     except files.FileError as error:
@@ -56,9 +59,15 @@ def read_json(folder: Path, name: str, max_bytes: int = MAX_CONFIG_BYTES) -> dic
 def read_text(folder: Path, name: str, max_bytes: int) -> str:
     """The UTF-8 text in a file of the folder. Raises as `read_json`."""
     try:
-        return files.read_bytes(folder / name, max_bytes).decode("utf-8")
+        return _bounded(folder / name, files.read_bytes(folder / name, max_bytes), b"\n").decode("utf-8")
     except FileNotFoundError:
         raise missing(folder, name) from None
     except (files.FileError, UnicodeDecodeError) as error:
         reason = f"{folder / name} is no UTF-8 text ({error})." if isinstance(error, UnicodeDecodeError) else error
         raise CheckpointError(f"{reason} {how_to_download()}") from None
+
+
+def _bounded(file: Path, content: bytes, between: bytes) -> bytes:
+    if (count := content.count(between)) > MAX_VALUES:
+        raise files.FileError(f"{file} has {count} times {between.decode()!r}; at most {MAX_VALUES} are wanted.")
+    return content

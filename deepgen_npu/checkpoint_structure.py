@@ -31,22 +31,25 @@ def check_structure(part: str, folder: Path, config_file: Path, settings: Mappin
     Raises:
         CheckpointError: Naming the key or the tensor, what is stored and what was said.
     """
-    for path, wanted, witness in _PINS[part](_Stored(folder, tensors), settings):
+    stored = _Stored(folder, tensors)
+    for path, wanted, witness in _PINS[part](stored, settings):
         found: Any = settings
         for key in path.split("."):
             found = found[key]
         if found != wanted:
-            raise wrong(config_file, path, found, f"{wanted}, by the stored {witness},")
+            raise wrong(config_file, path, found, f"{wanted}, by {witness} in {stored.where},")
     relations(part, config_file, settings)
     expected = SHAPES[part](settings)
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise CheckpointError(f"{folder} lacks {_few(missing)}, which its config.json calls for. {how_to_download()}")
+        raise CheckpointError(
+            f"{stored.where} lacks {_few(missing)}, which {config_file} calls for. {how_to_download()}"
+        )
     if unknown := sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(f"{folder} has {_few(unknown)}, which its config.json does not know.")
+        raise CheckpointError(f"{stored.where} has {_few(unknown)}, which {config_file} does not know.")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise CheckpointError(
-                f"{tensors[name].file}: {name} has the shape {list(tensors[name].shape)}, but config.json gives "
+                f"{tensors[name].file}: {name} has the shape {list(tensors[name].shape)}, but {config_file} gives "
                 f"{list(shape)}. {how_to_download()}"
             )
 
@@ -55,11 +58,13 @@ class _Stored:
     """Numbers from names and shapes. Each comes with the name of what shows it, for messages."""
 
     def __init__(self, folder: Path, tensors: Tensors):
-        self.folder, self.tensors = folder, tensors
+        files = {tensor.file for tensor in tensors.values()}
+        self.where = files.pop() if len(files) == 1 else folder
+        self.tensors = tensors
 
     def shape(self, name: str, sides: int) -> tuple[int, ...]:
         if name not in self.tensors:
-            raise CheckpointError(f"{self.folder} lacks {name}. {how_to_download()}")
+            raise CheckpointError(f"{self.where} lacks {name}. {how_to_download()}")
         tensor = self.tensors[name]
         if len(tensor.shape) != sides:
             raise CheckpointError(
@@ -78,7 +83,7 @@ class _Stored:
         found = {int(match[1]) for match in map(pattern.match, self.tensors) if match}
         if found != set(range(len(found))):
             absent = next(index for index in range(len(found)) if index not in found)
-            raise CheckpointError(f"{self.folder} lacks {prefix}.{absent}. {how_to_download()}")
+            raise CheckpointError(f"{self.where} lacks {prefix}.{absent}. {how_to_download()}")
         return len(found)
 
 

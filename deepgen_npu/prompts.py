@@ -79,24 +79,27 @@ class PromptTemplate:
         return cls(**{name: config.get(key) for name, key in cls._KEYS.items()})
 
     def __post_init__(self) -> None:
-        marks = (self.image_start, self.image_token, self.image_end)
-        for name, key in self._KEYS.items():
-            text = getattr(self, name)
-            wanted = ""
+        texts = {key: getattr(self, name) for name, key in self._KEYS.items()}
+        for key, text in texts.items():
             if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEMPLATE:
-                wanted = f"a text of 1 to {_MAX_TEMPLATE} letters"
-            elif text.encode(errors="replace").decode() != text:
-                wanted = "a text without halves of surrogate pairs"
-            elif text in marks:
-                # What stands for a picture must not come about by putting strings together.
-                if sum(mark in text or text in mark for mark in marks) > 1:
-                    wanted = "a text that is no part of the other tokens"
-            elif text.count("{input}") != 1:
-                wanted = "a text with one {input}, the place of the prompt,"
-            elif any(mark in text for mark in marks if isinstance(mark, str)):
-                wanted = f"a text without {', '.join(map(str, marks))}"
-            if wanted:
-                raise CheckpointError(f"prompt_template.json: {key} is {shown(text)}; {wanted} is wanted.")
+                raise self._wrong(key, text, f"a text of 1 to {_MAX_TEMPLATE} letters")
+            if text.encode(errors="replace").decode() != text:
+                raise self._wrong(key, text, "a text without halves of surrogate pairs")
+        # What stands for a picture must not come about by putting strings together.
+        marks = [(key, text) for key, text in texts.items() if key.startswith("IMG_")]
+        for key, mark in marks:
+            if any(other != key and (text in mark or mark in text) for other, text in marks):
+                raise self._wrong(key, mark, "a text that is no part of the other IMG_ tokens")
+        for key in ("INSTRUCTION", "GENERATION"):
+            if texts[key].count("{input}") != 1:
+                raise self._wrong(key, texts[key], "a text with one {input}, the place of the prompt,")
+            for other, mark in marks:
+                if mark in texts[key]:
+                    raise self._wrong(key, texts[key], f"a text without {shown(mark)}, the {other},")
+
+    @staticmethod
+    def _wrong(key: str, found: object, wanted: str) -> CheckpointError:
+        return CheckpointError(f"prompt_template.json: {key} is {shown(found)}; {wanted} is wanted.")
 
     def for_generation(self, prompt: str) -> str:
         return self.instruction.replace("{input}", self.generation.replace("{input}", prompt, 1), 1)

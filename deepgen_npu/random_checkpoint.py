@@ -23,6 +23,7 @@ import torch
 
 from .checkpoint import PARTS, CheckpointError
 from .checkpoint_structure import vlm_name
+from .files import read_json
 from .random_sizes import SIZES, Size
 from .random_values import random_values
 from .weights import empty_model
@@ -149,10 +150,9 @@ def write(folder: str | os.PathLike[str], size: str | Size = "tiny", seed: int =
 def is_random_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder was written by `write`, by the marker in its ``model_index.json``."""
     try:
-        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+        return read_json(Path(folder) / "model_index.json").get(MARKER) is True
     except (OSError, ValueError):
         return False
-    return isinstance(index, dict) and index.get(MARKER) is True
 
 
 # Names and shapes

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # The published vocabulary has 3 MB; a tokenizer.json, which holds everything, 7 to 12.
-MAX_BYTES = 24 << 20
+MAX_BYTES = 16 << 20
 
 # How Qwen2 divides text before BPE; tokenizer.json files of the family hold it.
 PATTERN = (
@@ -99,8 +99,8 @@ class TokenizerFiles:
             added = {one.id: one for one in found}
         in_order = [added[number] for number in sorted(added)]
         _check_vocabulary(file, vocabulary)
-        _check_merges(merges_file, merges, vocabulary)
-        _check_added(added_file, in_order, vocabulary)
+        _check_merges(merges_file, merges, vocabulary, file)
+        _check_added(added_file, in_order, vocabulary, file)
         names = {key: _name(config_file, config, key, in_order) for key in _NAMES}
         if names["pad_token"] is None:
             raise wrong(config_file, "pad_token", None, "an added token, which fills up shorter prompts,")
@@ -238,22 +238,27 @@ def _repeated(vocabulary: Mapping[str, int]) -> str:
     seen: dict[int, str] = {}
     for token, number in vocabulary.items():
         if number in seen:
-            return f"{shown(seen[number])} and {shown(token)}: {number}"
+            return f"{shown(seen[number])} and {shown(token)}: {shown(number)}"
         seen[number] = token
     return "two tokens"
 
 
-def _check_merges(file: Path, merges: list[tuple[str, str]], vocabulary: Mapping[str, int]) -> None:
+def _check_merges(file: Path, merges: list[tuple[str, str]], vocabulary: Mapping[str, int], home: Path) -> None:
     for left, right in merges:
         for token in (left, right, left + right):
             if token not in vocabulary:
                 raise CheckpointError(
                     f"{file}: the merge {shown(f'{left} {right}')} needs the token {shown(token)}, "
-                    f"which is not in the vocabulary. {how_to_download()}"
+                    f"which is not in {home}. {how_to_download()}"
                 )
 
 
-def _check_added(file: Path, added: list[AddedToken], vocabulary: Mapping[str, int]) -> None:
+def _check_added(file: Path, added: list[AddedToken], vocabulary: Mapping[str, int], home: Path) -> None:
+    if (last := max(vocabulary.values())) != len(vocabulary) - 1:
+        raise CheckpointError(
+            f"{home}: the ids end at {shown(last)}, but there are {len(vocabulary)}; ids from 0 without a gap are "
+            f"wanted. {how_to_download()}"
+        )
     seen: set[str] = set()
     for number, one in enumerate(added, start=len(vocabulary)):
         if one.content in seen:
@@ -262,15 +267,10 @@ def _check_added(file: Path, added: list[AddedToken], vocabulary: Mapping[str, i
         if not _ADDED.fullmatch(one.content) or not _is_utf8(one.content):
             raise wrong(file, f"the added token {one.id}", one.content, "a text in angle brackets without blanks")
         if one.content in vocabulary:
-            raise wrong(file, f"the added token {one.id}", one.content, "a text that is not in the vocabulary")
+            raise wrong(file, f"the added token {one.id}", one.content, f"a text that is not in {home}")
         if one.id != number:
-            wanted = f"{number}, so that ids count up from the {len(vocabulary)} of the vocabulary without a gap,"
+            wanted = f"{number}, which follows on the {len(vocabulary)} ids of {home} without a gap,"
             raise wrong(file, f"the id of {one.content}", one.id, wanted)
-    if max(vocabulary.values()) != len(vocabulary) - 1:
-        raise CheckpointError(
-            f"{file.parent}: the ids of the vocabulary end at {max(vocabulary.values())}, but there are "
-            f"{len(vocabulary)}; ids from 0 without a gap are wanted. {how_to_download()}"
-        )
 
 
 def _decoder(file: Path, config: Mapping[str, Any]) -> list[AddedToken]:

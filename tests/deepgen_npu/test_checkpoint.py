@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
 from deepgen_npu.checkpoint import find_model_folder, resolve_model
 from deepgen_npu.download import DownloadError
-from deepgen_npu.weights import load_part, read_tensor
+from deepgen_npu.weights import load_part, load_tokenizer, read_tensor
 
 
 def edit_json(path, **changes):
@@ -183,7 +183,7 @@ def test_names_and_shapes_must_match_the_config(tiny):
     whole = dict(tensors)
     tensors["decoder.extra.weight"] = torch.zeros(1)
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=r"has decoder\.extra\.weight, which its config"):
+    with pytest.raises(CheckpointError, match=r"has decoder\.extra\.weight, which \S+vae.config\.json does not know"):
         load_part(Checkpoint.open(tiny), "vae", torch.float32)
     tensors = dict(whole)
     tensors.pop("decoder.conv_in.bias")
@@ -193,7 +193,9 @@ def test_names_and_shapes_must_match_the_config(tiny):
     tensors = dict(whole)
     tensors["decoder.conv_in.bias"] = torch.zeros(3)
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=r"decoder\.conv_in\.bias has the shape \[3\].*\[16\]"):
+    with pytest.raises(
+        CheckpointError, match=r"decoder\.conv_in\.bias has the shape \[3\].*config\.json gives \[16\]"
+    ):
         load_part(Checkpoint.open(tiny), "vae", torch.float32)
 
 
@@ -307,7 +309,56 @@ def test_a_connector_config_without_its_numbers(tiny, key):
         Checkpoint.open(tiny)
 
 
+class TestGoing:
+    """What happens to a checkpoint after it was opened, or is none of its business."""
+
+    @pytest.mark.parametrize("part", ["connector", "vae"])
+    def test_a_folder_that_is_gone(self, tiny, part):
+        checkpoint = Checkpoint.open(tiny)
+        shutil.rmtree(tiny)
+        file = next(iter(checkpoint.tensors[part].values())).file
+        with pytest.raises(CheckpointError, match=rf"{file.name} was there when .* removed meanwhile"):
+            load_part(checkpoint, part, torch.float32)
+        with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is missing"):
+            load_tokenizer(checkpoint)
+
+    def test_a_file_that_became_shorter(self, tiny):
+        checkpoint = Checkpoint.open(tiny)
+        file = tiny / "vae" / "diffusion_pytorch_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+        with pytest.raises(CheckpointError, match="ended while it was read"):
+            load_part(checkpoint, "vae", torch.float32)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, ValueError, MemoryError, OSError])
+    def test_what_ends_the_reading_from_outside_comes_through(self, error):
+        raised = error("stop")
+
+        def cancel(count):
+            raise raised
+
+        with pytest.raises(error) as caught:
+            load_part(Checkpoint.open(TINY), "vae", torch.float32, on_bytes_read=cancel)
+        assert caught.value is raised
+
+    def test_what_a_library_makes_of_it_names_the_part(self, tiny, monkeypatch):
+        import diffusers
+
+        def fail(config):
+            raise RuntimeError("odd")
+
+        monkeypatch.setattr(diffusers.AutoencoderKL, "from_config", fail)
+        with pytest.raises(CheckpointError, match=r"vae.config\.json: the vae cannot be made of it .*odd"):
+            load_part(Checkpoint.open(tiny), "vae", torch.float32)
+
+
 class TestFinding:
+    @pytest.mark.parametrize("path", ["..", "~nobody-of-this-name/x", "a" * 5000, "\0", "."])
+    def test_paths_that_are_none(self, path, tmp_path, monkeypatch):
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        with pytest.raises(CheckpointError, match=r"model_index\.json is missing|There is no folder"):
+            find_model_folder(path)
+
     def test_the_modelscope_spelling(self, tmp_path):
         shutil.copytree(TINY, tmp_path / "DeepGen-1___0-diffusers")
         assert find_model_folder(tmp_path / "DeepGen-1.0-diffusers").name == "DeepGen-1___0-diffusers"

@@ -91,10 +91,10 @@ def require_clear(kind: str, source: Path, folder: Path, name: str) -> None:
         assert name in message or str(folder / Path(name).parent) in message, message
         assert len(message) < 3000 and "Traceback" not in message
         message.encode()
-    else:
-        if found != INTACT[source]:
-            draw_picture(folder)
+        found = None
     assert time.monotonic() - start < SECONDS
+    if found not in (None, INTACT[source]):
+        draw_picture(folder)
 
 
 def json_of(file: Path) -> object:
