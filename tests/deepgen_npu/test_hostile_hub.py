@@ -380,10 +380,10 @@ def test_redirects_from_https(location: str | None) -> None:
 def test_a_hub_that_drips(
     source: str, what: str, at_once: int, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "STALLED_SECONDS", 2)
+    monkeypatch.setattr(transfer, "STALLED_SECONDS", 1)
     hub.drip[what] = at_once
     begin = time.monotonic()
-    with pytest.raises(DownloadError, match="hardly a byte came for 2 seconds") as caught:
+    with pytest.raises(DownloadError, match="hardly a byte came for 1 seconds") as caught:
         download(source, tmp_path / "model")
     assert time.monotonic() - begin < 20
     assert_one_line(caught.value)
