@@ -92,7 +92,7 @@ def download(
         raise ValueError(f"model_id must look like 'owner/name', not {shown(model_id)}")
     if revision is not None and not _is_revision(revision):
         raise ValueError(f"revision must be the name of a branch or tag, or a commit, not {shown(revision)}")
-    target = Path(to).expanduser().absolute() if to is not None else None
+    target = _target(to)
     switch = next((name for name in OFFLINE_SWITCHES if _is_on(name)), None)
     if switch is not None:
         folders = [target] if target else cached_folders(source, model_id, revision)
@@ -105,7 +105,8 @@ def download(
             f"{switch} is set, so {model_id} may not be downloaded from {source}, and {place} "
             f"holds no {INDEX_FILE}. Unset {switch}, or name a folder that has the model."
         )
-    plan, watch, complete = None, None, []
+    plan: Plan | None = None
+    complete: list[str] = []
     try:
         from .transfer import Watch, in_threads
 
@@ -125,6 +126,17 @@ def download(
         raise DownloadStopped(_what_is_there(plan, complete)) from None
     except Exception as error:
         raise DownloadError(_explain(error, source, model_id, revision, plan)) from error
+
+
+def _target(to: str | os.PathLike[str] | None) -> Path | None:
+    if to is None:
+        return None
+    try:
+        if "\0" in os.fspath(to):
+            raise RuntimeError("it holds a NUL")
+        return Path(to).expanduser().absolute()
+    except RuntimeError as error:  # ~USER where there is no such user
+        raise DownloadError(f"The folder {shown(os.fspath(to))} cannot be: {error}. Name another.") from None
 
 
 def find_downloaded(model_id: str = MODEL_ID) -> Path | None:
@@ -172,6 +184,8 @@ def _bring(client: Client, plan: Plan, model_id: str, complete: list[str]) -> No
             f"{model_id} has no {INDEX_FILE}, so it is not a model in the Diffusers folder "
             f"layout; nothing was downloaded. Name a converted model such as {MODEL_ID}."
         )
+    if not is_below(plan.folder, plan.root):
+        raise DownloadError(f"{plan.folder} leads outside of {plan.root}. Nothing is written there; remove the link.")
     watch, record = client.watch, Record(plan.folder)
 
     def look() -> None:
@@ -207,10 +221,12 @@ def _bring(client: Client, plan: Plan, model_id: str, complete: list[str]) -> No
     outside = [file.name for file in plan.files if not is_below(plan.folder / file.name, plan.root)]
     if outside:
         raise DownloadError(f"{', '.join(outside)} in {plan.folder} leads outside of it. Remove such links.")
-    if plan.ref is not None:
-        plan.ref.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(plan.ref) as unfinished:
-            unfinished.write_text(plan.folder.name, encoding="ascii")
+    if plan.ref is not None and is_below(plan.ref.parent, plan.root):
+        # A cache that is complete may be one that cannot be written to.
+        with contextlib.suppress(OSError):
+            plan.ref.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(plan.ref) as unfinished:
+                unfinished.write_text(plan.folder.name, encoding="ascii")
 
 
 def _taken_over(file: HubFile, plan: Plan, record: Record, watch: Watch) -> bool:

@@ -143,8 +143,11 @@ class Client:
     """
 
     def __init__(self, endpoint: str, secret: dict[str, str], watch: Watch) -> None:
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            scheme, host, _ = _origin(endpoint)
+        except ValueError:
+            scheme = host = None
+        if scheme not in ("http", "https") or not host:
             raise DownloadError(f"The hub's address is {shown(endpoint)}; one that begins with https:// is wanted.")
         self.endpoint = endpoint.rstrip("/")
         self._secret = secret

@@ -376,7 +376,7 @@ def test_the_cache_is_shared_with_the_hubs_library(hub: Hub, run: Run) -> None:
     assert run("download()")["path"] == str(folder)
     assert hub.asked_for() == []
 
-    hub.files["model_index.json"] = b"{}"
+    hub.files["model_index.json"] = b'{"_class_name": "Y"}'
     later = folder.with_name(COMMIT[::-1])
     hub.relist = lambda listing: {**listing, "sha": later.name}
     assert run("download()")["path"] == str(later)

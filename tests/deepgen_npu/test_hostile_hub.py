@@ -424,6 +424,34 @@ def test_from_pretrained_goes_the_same_way(hub: Hub, tmp_path: Path) -> None:
     assert not list((tmp_path / "box").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("endpoint", ["", "hub", "ftp://hub", "http://", "http://[", "http://hub:port", "file:///x"])
+def test_addresses_that_are_none(endpoint: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(DownloadError, match="one that begins with https:// is wanted"):
+        download(to=tmp_path / "model")
+
+
+def test_folders_that_cannot_be(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    (tmp_path / "model" / WEIGHTS).mkdir(parents=True)
+    for to in ("~nobody-of-this-name/x", "a\0b", tmp_path / "file", tmp_path / "model", tmp_path / ("x" * 300)):
+        with pytest.raises(DownloadError) as caught:
+            download(to=to)
+        assert_one_line(caught.value)
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+@EACH_SOURCE
+def test_a_token_is_never_shown(source: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.setenv(variable, "hf_secret\x1b")
+    with pytest.raises(DownloadError, match="characters that no token has") as caught:
+        download(source, tmp_path / "model")
+    assert "hf_secret" not in str(caught.value)
+
+
 # ---- signals
 
 
