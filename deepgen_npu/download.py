@@ -125,7 +125,7 @@ def download(
     except KeyboardInterrupt:
         raise DownloadStopped(_what_is_there(plan, complete)) from None
     except Exception as error:
-        raise DownloadError(_explain(error, source, model_id, revision, plan)) from error
+        raise DownloadError(_explain(error, source, model_id, revision, target, plan)) from error
 
 
 def _target(to: str | os.PathLike[str] | None) -> Path | None:
@@ -289,7 +289,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     return iter(seen)
 
 
-def _explain(error: Exception, source: str, model_id: str, revision: str | None, plan: Plan | None) -> str:
+def _explain(
+    error: Exception, source: str, model_id: str, revision: str | None, target: Path | None, plan: Plan | None
+) -> str:
+    folder = plan.folder if plan else target
     status, code = getattr(error, "status", None), getattr(error, "code", None)
     where, other, login = "ModelScope", "--source huggingface", "`modelscope login` (or MODELSCOPE_API_TOKEN)"
     if source == "huggingface":
@@ -301,9 +304,9 @@ def _explain(error: Exception, source: str, model_id: str, revision: str | None,
     if any(isinstance(item, OSError) and item.errno in DISK_FULL for item in _chain(error)):
         why, next_step = "the disk is full", "Free space there (the next run says how much)"
     elif isinstance(error, (BadAnswer, FileError)):
-        why = "it told or sent something that cannot be so, and nothing of that is kept"
+        why = "what it answered cannot be right"
         next_step = f"If that stays so, use {other}"
-    elif code == "RevisionNotFound" or (status == 404 and revision):
+    elif code == "RevisionNotFound" or (status == 404 and revision and plan is None):
         why, next_step = f"there is no revision {revision!r} of it", "Check its name and the revision's"
     elif code == "GatedRepo" or status == 403:
         why, next_step = "access to it is restricted", f"Ask for access on its page, log in with {login}"
@@ -318,9 +321,10 @@ def _explain(error: Exception, source: str, model_id: str, revision: str | None,
         next_step = f"Check the network; if this address cannot be reached, use {other}"
     # Of text from elsewhere only what prints.
     detail = "".join(mark if mark.isprintable() else " " for mark in detail)
-    detail = " ".join(detail.split())[:400]
+    detail = " ".join(detail.split())[:400].rstrip(".")
+    if not type(error).__module__.startswith(f"{__package__}."):
+        detail = f"{type(error).__name__}: {detail}"
     return (
-        f"Downloading {model_id} from {where} to {plan.folder if plan else 'its folder'} failed: {why} "
-        f"({type(error).__name__}: {detail}). {next_step}; then start the download again: it "
-        f"continues, and files that are complete are kept."
+        f"Downloading {model_id} from {where} to {folder or 'its cache'} failed: {why} ({detail}). "
+        f"{next_step}; then start the download again: it continues, and files that are complete are kept."
     )

@@ -45,7 +45,7 @@ class Refused(Exception):
     """The server answered with an error status."""
 
     def __init__(self, status: int, url: str, code: str | None = None) -> None:
-        super().__init__(f"HTTP status {status} for {url}")
+        super().__init__(f"HTTP status {status} for {url.split('?')[0]}")  # behind ? may be a signature
         self.status = status
         self.code = code
 
