@@ -305,7 +305,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    from .download import download
+    from .download import DownloadStopped, download
 
     target = Path(arguments.to).expanduser() if arguments.to else _comfyui_target()
     print(f"Downloading {MODEL_ID} from {arguments.source} to {target or 'its cache'} ...")
@@ -314,6 +314,8 @@ def _download(arguments: argparse.Namespace) -> None:
         checkpoint = Checkpoint.open(folder)
     except CheckpointError as error:
         raise CheckpointError(f"The download ended, but: {error}") from None
+    except KeyboardInterrupt:
+        raise DownloadStopped(f"Stopped; all files are in {folder}, but were not checked as a model.") from None
     print(f"Complete: {checkpoint.folder}")
 
 

@@ -92,7 +92,7 @@ def download(
         raise ValueError(f"model_id must look like 'owner/name', not {shown(model_id)}")
     if revision is not None and not _is_revision(revision):
         raise ValueError(f"revision must be the name of a branch or tag, or a commit, not {shown(revision)}")
-    target = Path(to).expanduser().absolute() if to is not None else None
+    target = _target(to)
     switch = next((name for name in OFFLINE_SWITCHES if _is_on(name)), None)
     if switch is not None:
         folders = [target] if target else cached_folders(source, model_id, revision)
@@ -105,7 +105,8 @@ def download(
             f"{switch} is set, so {model_id} may not be downloaded from {source}, and {place} "
             f"holds no {INDEX_FILE}. Unset {switch}, or name a folder that has the model."
         )
-    plan, watch, complete = None, None, []
+    plan: Plan | None = None
+    complete: list[str] = []
     try:
         from .transfer import Watch, in_threads
 
@@ -124,7 +125,18 @@ def download(
     except KeyboardInterrupt:
         raise DownloadStopped(_what_is_there(plan, complete)) from None
     except Exception as error:
-        raise DownloadError(_explain(error, source, model_id, revision, plan)) from error
+        raise DownloadError(_explain(error, source, model_id, revision, target, plan)) from error
+
+
+def _target(to: str | os.PathLike[str] | None) -> Path | None:
+    if to is None:
+        return None
+    try:
+        if "\0" in os.fspath(to):
+            raise RuntimeError("it holds a NUL")
+        return Path(to).expanduser().absolute()
+    except RuntimeError as error:  # ~USER where there is no such user
+        raise DownloadError(f"The folder {shown(os.fspath(to))} cannot be: {error}. Name another.") from None
 
 
 def find_downloaded(model_id: str = MODEL_ID) -> Path | None:
@@ -172,6 +184,8 @@ def _bring(client: Client, plan: Plan, model_id: str, complete: list[str]) -> No
             f"{model_id} has no {INDEX_FILE}, so it is not a model in the Diffusers folder "
             f"layout; nothing was downloaded. Name a converted model such as {MODEL_ID}."
         )
+    if not is_below(plan.folder, plan.root):
+        raise DownloadError(f"{plan.folder} leads outside of {plan.root}. Nothing is written there; remove the link.")
     watch, record = client.watch, Record(plan.folder)
 
     def look() -> None:
@@ -207,10 +221,12 @@ def _bring(client: Client, plan: Plan, model_id: str, complete: list[str]) -> No
     outside = [file.name for file in plan.files if not is_below(plan.folder / file.name, plan.root)]
     if outside:
         raise DownloadError(f"{', '.join(outside)} in {plan.folder} leads outside of it. Remove such links.")
-    if plan.ref is not None:
-        plan.ref.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(plan.ref) as unfinished:
-            unfinished.write_text(plan.folder.name, encoding="ascii")
+    if plan.ref is not None and is_below(plan.ref.parent, plan.root):
+        # A cache that is complete may be one that cannot be written to.
+        with contextlib.suppress(OSError):
+            plan.ref.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(plan.ref) as unfinished:
+                unfinished.write_text(plan.folder.name, encoding="ascii")
 
 
 def _taken_over(file: HubFile, plan: Plan, record: Record, watch: Watch) -> bool:
@@ -273,7 +289,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     return iter(seen)
 
 
-def _explain(error: Exception, source: str, model_id: str, revision: str | None, plan: Plan | None) -> str:
+def _explain(
+    error: Exception, source: str, model_id: str, revision: str | None, target: Path | None, plan: Plan | None
+) -> str:
+    folder = plan.folder if plan else target
     status, code = getattr(error, "status", None), getattr(error, "code", None)
     where, other, login = "ModelScope", "--source huggingface", "`modelscope login` (or MODELSCOPE_API_TOKEN)"
     if source == "huggingface":
@@ -285,9 +304,9 @@ def _explain(error: Exception, source: str, model_id: str, revision: str | None,
     if any(isinstance(item, OSError) and item.errno in DISK_FULL for item in _chain(error)):
         why, next_step = "the disk is full", "Free space there (the next run says how much)"
     elif isinstance(error, (BadAnswer, FileError)):
-        why = "it told or sent something that cannot be so, and nothing of that is kept"
+        why = "what it answered cannot be right"
         next_step = f"If that stays so, use {other}"
-    elif code == "RevisionNotFound" or (status == 404 and revision):
+    elif code == "RevisionNotFound" or (status == 404 and revision and plan is None):
         why, next_step = f"there is no revision {revision!r} of it", "Check its name and the revision's"
     elif code == "GatedRepo" or status == 403:
         why, next_step = "access to it is restricted", f"Ask for access on its page, log in with {login}"
@@ -302,9 +321,10 @@ def _explain(error: Exception, source: str, model_id: str, revision: str | None,
         next_step = f"Check the network; if this address cannot be reached, use {other}"
     # Of text from elsewhere only what prints.
     detail = "".join(mark if mark.isprintable() else " " for mark in detail)
-    detail = " ".join(detail.split())[:400]
+    detail = " ".join(detail.split())[:400].rstrip(".")
+    if not type(error).__module__.startswith(f"{__package__}."):
+        detail = f"{type(error).__name__}: {detail}"
     return (
-        f"Downloading {model_id} from {where} to {plan.folder if plan else 'its folder'} failed: {why} "
-        f"({type(error).__name__}: {detail}). {next_step}; then start the download again: it "
-        f"continues, and files that are complete are kept."
+        f"Downloading {model_id} from {where} to {folder or 'its cache'} failed: {why} ({detail}). "
+        f"{next_step}; then start the download again: it continues, and files that are complete are kept."
     )

@@ -7,7 +7,9 @@ list.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import re
 import threading
@@ -224,9 +226,8 @@ class Record:
         return self._known.get(file.name) == _seen(file, path)
 
     def add(self, file: HubFile, path: Path) -> None:
-        import json
-
-        with self._lock:
+        # Where nothing can be written, the next call compares again.
+        with self._lock, contextlib.suppress(OSError):
             self._known[file.name] = _seen(file, path)
             with replacing(self._path) as unfinished:
                 unfinished.write_text(json.dumps(self._known, indent=1), encoding="utf-8")

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from .arguments import shown
 from .files import FileError, parse_json, read_bytes
-from .hub_files import COMMIT, BadAnswer, HubFile, checked_id, is_data_file, wanted_files
+from .hub_files import COMMIT, BadAnswer, DownloadError, HubFile, checked_id, is_data_file, wanted_files
 
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def make_client(source: str, watch: Watch) -> Client:
         if token:
             secret["Cookie"] = f"m_session_id={token}"
     if token:
+        if not (token.isascii() and token.isprintable()):  # an error of the transfer would show it
+            raise DownloadError(f"The token for {source} has characters that no token has. Log in again, or mend it.")
         secret["Authorization"] = f"Bearer {token}"
     return Client(endpoint, secret, watch)
 

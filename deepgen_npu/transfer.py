@@ -45,7 +45,7 @@ class Refused(Exception):
     """The server answered with an error status."""
 
     def __init__(self, status: int, url: str, code: str | None = None) -> None:
-        super().__init__(f"HTTP status {status} for {url}")
+        super().__init__(f"HTTP status {status} for {url.split('?')[0]}")  # behind ? may be a signature
         self.status = status
         self.code = code
 
@@ -143,8 +143,11 @@ class Client:
     """
 
     def __init__(self, endpoint: str, secret: dict[str, str], watch: Watch) -> None:
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            scheme, host, _ = _origin(endpoint)
+        except ValueError:
+            scheme = host = None
+        if scheme not in ("http", "https") or not host:
             raise DownloadError(f"The hub's address is {shown(endpoint)}; one that begins with https:// is wanted.")
         self.endpoint = endpoint.rstrip("/")
         self._secret = secret

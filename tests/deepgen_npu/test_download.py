@@ -368,6 +368,7 @@ def test_find_in_huggingface_cache(branch: str, hub: Hub, run: Run, tmp_path: Pa
 
 def test_the_cache_is_shared_with_the_hubs_library(hub: Hub, run: Run) -> None:
     """Its copy is taken over, ours is found by it, and what a new commit left as it was is not fetched again."""
+    hub.files = dict(DATA)
     theirs = f"""__import__("huggingface_hub").snapshot_download({MODEL_ID!r}, allow_patterns={DATA_FILES!r}"""
     folder = Path(run(f"{theirs})")["path"])
     assert (folder / WEIGHTS).is_symlink()
@@ -375,7 +376,7 @@ def test_the_cache_is_shared_with_the_hubs_library(hub: Hub, run: Run) -> None:
     assert run("download()")["path"] == str(folder)
     assert hub.asked_for() == []
 
-    hub.files["model_index.json"] = b"{}"
+    hub.files["model_index.json"] = b'{"_class_name": "Y"}'
     later = folder.with_name(COMMIT[::-1])
     hub.relist = lambda listing: {**listing, "sha": later.name}
     assert run("download()")["path"] == str(later)
