@@ -25,7 +25,7 @@ from torch import Tensor
 from .arguments import DTYPES, shown
 from .checkpoint import PARTS, Checkpoint
 from .files import FileError, read_bytes, read_json
-from .image_files import as_json, open_image, made, reason_of, require_room, save_image
+from .image_files import as_json, made, open_image, reason_of, require_room, save_image
 from .runs import RunSettings
 
 
