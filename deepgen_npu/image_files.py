@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,27 +108,21 @@ def rehearse(paths: Sequence[Path], height: int, width: int, parameters: Mapping
     Raises:
         FileError: Naming the file or folder that is in the way, or the room that is missing.
     """
-    folder = paths[0].parent
-    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-    path = folder
+    folder = path = paths[0].parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        require_room(folder, len(paths) * (height * width * 3 + 65536), option)
-        for path in paths:
-            _try_name(path, option)
-        # Formats limit the sides (WEBP: 16383), not the area.
-        for size in ((width, 1), (1, height)):
-            with contextlib.suppress(_Rehearsed), replacing(path) as unfinished:
-                _write(Image.new("RGB", size), unfinished, parameters)
-                raise _Rehearsed
+        with made(folder):
+            require_room(folder, len(paths) * (height * width * 3 + 65536), option)
+            for path in paths:
+                _try_name(path, option)
+            # Formats limit the sides (WEBP: 16383), not the area.
+            for size in ((width, 1), (1, height)):
+                with contextlib.suppress(_Rehearsed), replacing(path) as unfinished:
+                    _write(Image.new("RGB", size), unfinished, parameters)
+                    raise _Rehearsed
     except FileError:
         raise
     except Exception as error:  # encoders raise anything
         raise FileError(f"{option} {path} cannot be written: {reason_of(error)}.".strip()) from None
-    finally:
-        for place in missing:
-            with contextlib.suppress(OSError):
-                place.rmdir()
 
 
 def save_image(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
@@ -140,8 +134,7 @@ def save_image(image: Image.Image, path: Path, parameters: Mapping[str, Any]) ->
     Raises:
         Exception: Whatever the system and the encoder raise.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
+    with made(path.parent), replacing(path) as unfinished:
         _write(image, unfinished, parameters)
 
 
@@ -165,6 +158,19 @@ def save_somewhere(image: Image.Image, path: Path, parameters: Mapping[str, Any]
             save_image(image, place, parameters)
             return place, reason
     raise FileError(f"{path} cannot be written ({reason}), nor can {tempfile.gettempdir()}: the picture is lost.")
+
+
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """A folder that is there while the block runs; of what was made for it, nothing empty remains."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for place in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def as_json(value: object, indent: int | None = None) -> str:

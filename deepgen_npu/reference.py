@@ -25,7 +25,7 @@ from torch import Tensor
 from .arguments import DTYPES, shown
 from .checkpoint import PARTS, Checkpoint
 from .files import FileError, read_bytes, read_json
-from .image_files import as_json, open_image, reason_of, require_room, save_image
+from .image_files import as_json, made, open_image, reason_of, require_room, save_image
 from .runs import RunSettings
 
 
@@ -181,7 +181,6 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
         FileError: Naming what is in the way.
     """
     folder = Path(os.path.realpath(folder))
-    missing = [place for place in folder.parents if not os.path.lexists(place)]
     try:
         with contextlib.suppress(_Rehearsed), _new_folder(folder) as unfinished:
             if settings is not None:
@@ -198,10 +197,6 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
             raise _Rehearsed
     except OSError as error:
         raise FileError(f"--save {folder} cannot be written: {reason_of(error)}.") from None
-    finally:
-        for place in missing:  # the deepest first
-            with contextlib.suppress(OSError):
-                place.rmdir()
 
 
 class _Rehearsed(Exception):
@@ -214,17 +209,17 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.realpath(folder))
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileError(f"{folder} is there already; the name of a new or empty folder is wanted.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Of fixed length, so that it is not longer than the file system allows where the name itself is not.
     unfinished = folder.parent / f".{secrets.token_hex(8)}"
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        if folder.is_dir():
-            folder.rmdir()  # it is empty
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with made(folder.parent):
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            if folder.is_dir():
+                folder.rmdir()  # it is empty
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:

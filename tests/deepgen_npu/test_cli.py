@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deepgen_npu import cli
-from deepgen_npu.image_files import save_image
+from deepgen_npu.image_files import open_image, save_image
 
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +178,18 @@ def test_an_edit_can_follow_its_input(tmp_path):
         (["--model_path", "nowhere"], "There is no folder nowhere"),
         (["--follow_input"], "needs an --input_image"),
         (["--prompt", "<|image_pad|>"], "stands for a picture"),
+        (["--num_images", "1000000000"], "--num_images is 1000000000; a whole number from 1 to 1000 is wanted"),
+        (["--guidance_scale", "nan"], "--guidance_scale is 'nan'; a number from 0 to 100 is wanted"),
+        (["--device", "npu:\u00b2"], "--device is 'npu:\u00b2'; wanted auto, npu, npu:N"),
+        (["--model_path", ""], "--model_path is empty"),
+        (["--model_path", "a\0b"], r"--model_path is 'a\x00b', which cannot be a file or folder: embedded null byte"),
+        (["--model_path", "n" * 256], "File name too long"),
+        (["--model_path", "~nobody-of-that-name"], "the home folder of that user is not known"),
+        (["--model_path", "."], "model_index.json is missing in ."),
+        (["--output_image", "/dev/full"], "a name that ends in .png"),
+        (["--output_image", "/proc/new/a.png"], "--output_image /proc/new cannot be written"),
+        (["--output_image", "new/below/"], "is a folder"),
+        (["--output_image", "new/a.webp", "--device", "npu"], "torch_npu is not installed"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, words):
@@ -185,6 +198,68 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, capsys):
+    """All but what belongs in the second place is saved there; where that is now, is told."""
+    true_write = Path.write_bytes
+    parts: list[Path] = []
+
+    def write(path, content):
+        parts.append(path)
+        if len(parts) == 4:  # two rehearsals and the first picture came before
+            raise OSError(28, "No space left on device")
+        return true_write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    output = str(tmp_path / "a.bmp")
+    assert cli.main(["generate", *SMALL, "--num_images", "3", "--output_image", output]) == 2
+    captured = capsys.readouterr()
+    (rescued,) = tmp_path.glob("deepgen_*.png")
+    second = tmp_path / "a_2.bmp"
+    assert captured.err.splitlines()[-1] == (
+        f"error: {second} cannot be written (No space left on device); the picture is at {rescued}"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a_1.bmp", "a_3.bmp", rescued.name])
+    assert captured.out.count("Image saved at: ") == 3 and f"Image saved at: {rescued} (64x64" in captured.out
+    assert open_image(rescued).size == (64, 64)
+
+
+def test_names_that_are_not_utf8_in_a_process_that_speaks_ascii(tmp_path):
+    """On Linux, from an archive of another country. The input is the output."""
+    name = b"\xc4\xe3\xba\xc3"
+    picture = tmp_path / os.fsdecode(name + b".png")
+    Image.new("RGB", (64, 64), "blue").save(picture)
+    old = picture.read_bytes()
+    arguments = ["edit", *SMALL, "--prompt", "caf\u00e9".encode()]
+    told = subprocess.run(
+        [sys.executable, "-m", "deepgen_npu", *arguments, "--input_image", name + b".png"]
+        + ["--output_image", name + b".png"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+    )
+    assert told.returncode == 0, told.stderr
+    assert rb"Image saved at: \udcc4\udce3" in told.stdout and told.stdout.isascii()
+    assert picture.read_bytes() != old and len(list(tmp_path.iterdir())) == 1
+    with Image.open(picture) as opened:
+        parameters = json.loads(opened.info["deepgen"])
+    assert os.fsencode(parameters["input_images"][0]) == name + b".png"
+    assert parameters["prompt"] == "caf\u00e9"
+
+
+def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
+    for error, words in (
+        (OSError(5, "Input/output error", "weights\nof.safetensors"), "weights of.safetensors: Input/output error."),
+        (MemoryError(), "The memory of this machine does not suffice."),
+    ):
+
+        def fail(arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(cli, "_check", fail)
+        assert cli.main(["check", "x"]) == 2
+        assert capsys.readouterr().err == f"error: {words}\n"
 
 
 def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):

@@ -331,6 +331,18 @@ def test_files_of_a_host_are_found(tmp_path, monkeypatch):
     assert named["CANN"] == "8.5.1" and named["Ascend driver"] == "25.0.rc1" and "torch_npu" not in named
 
 
+def test_a_torch_in_the_current_folder_is_not_imported(tmp_path, monkeypatch):
+    """Which is whoever's the folder is."""
+    for name in ("torch", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    package(tmp_path / "site", "torch", TORCH, "2.9.0")
+    monkeypatch.chdir(tmp_path)
+    cards = json.dumps([["cuda", "A card", GIB, 2 * GIB]])
+    found, error = doctor.probe({**os.environ, "PYTHONPATH": str(tmp_path / "site"), "CARDS": cards})
+    assert error is None and [card["name"] for card in found] == ["A card"]
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_torch_that_hangs(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
     devices, error = doctor.probe(os.environ)

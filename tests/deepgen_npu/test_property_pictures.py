@@ -43,7 +43,7 @@ def valid_files(draw) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     try:
         picture.save(buffer, kind, **options)
-    except (OSError, ValueError, KeyError):  # the format has no such mode
+    except Exception:  # the format has no such mode, or no such value
         buffer = io.BytesIO()
         picture.convert("RGB").save(buffer, kind)
     return kind, buffer.getvalue()

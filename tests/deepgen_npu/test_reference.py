@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from tables import rows
 
 from deepgen_npu import cli, runs
 from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.reference import Reference, fingerprint
+from deepgen_npu.reference import Reference, fingerprint, rehearse
 from deepgen_npu.runs import RunSettings
 
 
@@ -152,6 +153,46 @@ def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
     assert list(tmp_path.rglob("*")) == [folder]
     reference.save(folder)
     assert Reference.load(folder).settings == settings
+
+
+def test_a_reference_that_cannot_be_written_is_elsewhere(tmp_path, monkeypatch, capsys):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("deepgen_npu.reference.tempfile.gettempdir", lambda: str(temporary))
+    true_save = Reference.save
+
+    def save(self, folder):
+        if folder.parent != temporary:
+            raise OSError(28, "No space left on device")
+        true_save(self, folder)
+
+    monkeypatch.setattr(Reference, "save", save)
+    assert cli.main(["verify", *SMALL, "--save", str(tmp_path / "reference")]) == 2
+    (place,) = temporary.iterdir()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"error: {tmp_path / 'reference'} cannot be written (No space left on device); the reference is at {place}"
+    )
+    assert Reference.load(place).settings.height == 64 and list(tmp_path.iterdir()) == [temporary]
+
+
+def test_a_reference_fills_an_empty_folder_also_by_a_link(tmp_path):
+    reference = Reference(
+        *(torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64)), RunSettings("x", 64, 64, 1, 2, 4.0)),
+        *(os.fsdecode(b"\xc4\xe3"), "f" * 64, "float32", {}),
+    )
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    rehearse(tmp_path / "link")
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700
+    for folder in (tmp_path / "link", tmp_path / os.fsdecode(b"\xc4\xe3")):
+        before = sorted(tmp_path.iterdir())
+        rehearse(folder, reference.settings)
+        assert sorted(tmp_path.iterdir()) == before
+        reference.save(folder)
+        assert Reference.load(folder).model == reference.model
+        with pytest.raises(ValueError, match="is there already"):
+            rehearse(folder)
 
 
 def test_damaged_references(reference):

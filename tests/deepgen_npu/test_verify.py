@@ -148,6 +148,30 @@ def test_pictures(two_files, capsys):
         assert capsys.readouterr().out.splitlines()[-1].startswith("Failed: " if status else "Passed.")
 
 
+def test_nothing_is_within_a_limit_that_is_no_number(two_files, capsys):
+    for option in ("--max_difference", "--min_psnr"):
+        for text in ("nan", "-nan", "inf", "-inf", "-1", "1e999", "1001", "x", ""):
+            assert cli.main(["verify", "--pictures", two_files[0], two_files[0], f"{option}={text}"]) == 2
+            assert re.match(rf"error: {option} is .*; a number from 0 to \d+ is wanted\.$", capsys.readouterr().err)
+
+
+def test_a_measure_that_is_no_number_is_within_no_limit(two_files, capsys, monkeypatch):
+    unknown = Difference(math.nan, math.nan, math.nan, False, math.nan, math.nan)
+    monkeypatch.setattr(verify, "compare_pictures", lambda first, second: unknown)
+    for limit in (["--max_difference", "255"], ["--min_psnr", "0"]):
+        assert cli.main(["verify", "--pictures", *two_files, *limit]) == 1
+        assert "Failed: " in capsys.readouterr().out
+
+
+def test_pictures_are_compared_as_they_are_shown(tmp_path, capsys):
+    """Of any mode: 16-bit grey is not cut off at 255."""
+    grey = noise(5)[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    names = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert cli.main(["verify", "--pictures", *names, "--max_difference", "0"]) == 0
+
+
 def test_equal_pictures_pass_every_limit(two_files, capsys):
     first = two_files[0]
     assert cli.main(["verify", "--pictures", first, first, "--min_psnr", "200", "--max_difference", "0"]) == 0
@@ -273,6 +297,14 @@ def test_against_another_place(capsys, pipe):
         (["--compare", "nowhere"], "a folder that `verify --save` wrote is wanted"),
         (["--compare", "nowhere", "--seed", "3"], "--seed is taken from the reference"),
         (["--num_inference_steps", "0"], "num_inference_steps is 0"),
+        (["--num_inference_steps", "1000000000"], "a whole number from 1 to 1000 is wanted"),
+        (["--references", "1000000000"], "a whole number from 0 to 16 is wanted"),
+        (["--save", "n" * 256], "File name too long"),
+        (["--save", "/proc/new"], "--save /proc/new cannot be written: "),
+        (["--save", str(ROOT / "LICENSE" / "new")], "cannot be written: "),
+        (["--save", "a\0b"], "embedded null byte"),
+        (["--save", ""], "--save is empty"),
+        (["--compare", ""], "--compare is empty"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_slow(tmp_path, monkeypatch, capsys, arguments, words):
