@@ -3,12 +3,15 @@
 GET  /probe         {"calls": {"Parent.child": count}}, since the start
 GET  /probe/memory  after a garbage collection: resident MB, tensors alive, bytes on the device
 POST /probe/slow    {"Parent.child": seconds}: each call of it first waits so long
+
+Its one node, ProbeValue, sends any value to an input of any type.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,8 +21,9 @@ from aiohttp import web
 from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.modules.module import register_module_forward_pre_hook, register_module_module_registration_hook
 
+from .values import build
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+
 NAME = "probe_name"
 
 calls: Counter[str] = Counter()
@@ -48,6 +52,31 @@ register_module_forward_pre_hook(look_on)
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / 2**20
+
+
+class AnyType(str):
+    """What ComfyUI compares with the type of an input: never unlike it."""
+
+    def __ne__(self, other):
+        return False
+
+    __hash__ = str.__hash__
+
+
+class ProbeValue:
+    """Args: description: JSON, see `values`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", (AnyType("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"description": ("STRING", {})}}
+
+    def make(self, description):
+        return (build(json.loads(description)),)
+
+
+NODE_CLASS_MAPPINGS = {"ProbeValue": ProbeValue}
 
 
 @routes.get("/probe")
