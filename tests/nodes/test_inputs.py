@@ -58,6 +58,7 @@ class Worker:
             text=True,
             env=environment,
         )
+        self.models = models
         self.nodes: dict[str, list[dict[str, Any]]] = self.ask(describe=True)
         self.sentinel = self.picture()
 
@@ -165,12 +166,24 @@ def test_what_is_typed_in_is_refused_before_the_queue(worker, data):
     drawn["node inputs: typed in"] += 1
 
 
-@pytest.mark.parametrize("model", [plain("tiny"), plain(None)])
-def test_a_model_whose_name_comes_over_a_wire_has_a_fingerprint(worker, model):
-    """None stands for it; an exception would be logged, and the loader run each time."""
+@pytest.mark.parametrize("model", [plain("tiny"), plain(None)], ids=["typed in", "over a wire"])
+def test_a_model_has_a_fingerprint(worker, model):
+    """None stands for a name over a wire; an exception would be logged, and the loader run each time."""
     inputs = {"model": model, "dtype": plain("float32"), "capture_graph": plain(False)}
-    first, second = (worker.ask(node="DeepGenLoader", function="fingerprint_inputs", inputs=inputs) for _ in range(2))
-    assert first["result"] == second["result"] and len(first["result"]) == 64
+
+    def fingerprint() -> str:
+        return worker.ask(node="DeepGenLoader", function="fingerprint_inputs", inputs=inputs)["result"]
+
+    folder = worker.models / "deepgen" / "tiny"
+    first = fingerprint()
+    assert fingerprint() == first and len(first) == 64
+    for name, target in (("nowhere", "nothing"), ("itself", "itself")):
+        (folder / name).symlink_to(target)
+    assert fingerprint() == first
+    (folder / "more").write_text("changed")
+    assert fingerprint() != first
+    for name in ("nowhere", "itself", "more"):
+        (folder / name).unlink()
 
 
 def test_what_is_not_declared_or_not_there(worker):
