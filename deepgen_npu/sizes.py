@@ -92,9 +92,9 @@ class SizeRules:
         """
         configs = checkpoint.configs
         rules = cls.from_configs(configs["transformer"], configs["vae"], checkpoint.vision_config)
-        side = checkpoint.index.get(TRAINED_SIDE_KEY)
-        if side is None:
+        if TRAINED_SIDE_KEY not in checkpoint.index:
             return rules
+        side = checkpoint.index[TRAINED_SIDE_KEY]
         low, high = rules.generation_multiple, rules.longest_side
         if type(side) is not int or not low <= side <= high:
             wanted = f"a whole number of pixels from {low} to {high}"

@@ -83,20 +83,18 @@ def all_folders() -> list[Path]:
 
 
 def state_of(*folders: Path) -> str:
-    """Changes when a file in one of the folders does. Files that go while they are looked at are no error."""
+    """Changes when a file in one of the folders does.
+
+    Files that go while they are looked at, or cannot be looked at, are no error here: whoever reads them tells it.
+    """
     found = []
     for folder in folders:
         for place, _, names in os.walk(folder):
-            for name in names:
-                path = os.path.join(place, name)
-                with contextlib.suppress(FileNotFoundError):
-                    found.append((path, *_file_state(path)))
-    return hashlib.sha256(repr(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _file_state(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+            for path in (os.path.join(place, name) for name in names):
+                with contextlib.suppress(OSError):
+                    status = os.stat(path)
+                    found.append((path, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 
 def _published(folders: dict[str, Path]) -> Path | None:

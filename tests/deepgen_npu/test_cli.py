@@ -91,7 +91,7 @@ def test_a_trained_side_that_is_none_is_refused(tiny, capsys, side):
     index = tiny / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_deepgen_trained_side": side}))
     assert cli.inference(["--model_path", str(tiny)]) == 2
-    assert "whole number of pixels is wanted" in capsys.readouterr().err
+    assert "a whole number of pixels from 16 to 384 is wanted" in capsys.readouterr().err
 
 
 def test_generate_then_edit(tmp_path):

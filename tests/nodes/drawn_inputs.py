@@ -46,7 +46,8 @@ not_numbers = st.builds(
     st.sampled_from(["float", "numpy", "float32"]),
 )
 shapes = st.lists(st.integers(0, 5), max_size=6)
-small_tensors = st.builds(tensor, shapes)
+# None that might be a picture.
+small_tensors = st.builds(tensor, shapes.filter(lambda shape: len(shape) != 4))
 
 
 def anything() -> Strategy:
@@ -150,6 +151,9 @@ def wrong_value(declared: dict[str, Any], channels: int) -> Strategy:
         return anything().filter(lambda value: not of_kind(value, bool))
     if kind == "COMBO":
         return anything().filter(lambda value: not of_kind(value, str) or value["value"] not in declared["options"])
+    if declared["name"] in ("image_2", "image_3", "image_4"):
+        # Neither one picture nor as many as image has.
+        return wrong_image() | st.builds(lambda count: tensor([count, 64, 64, 3]), st.integers(2, 9))
     wrong = {"IMAGE": wrong_image(), "LATENT": wrong_latent(channels)}.get(kind, anything())
     return wrong if declared["optional"] else wrong | st.just(plain(None))
 

@@ -4,6 +4,8 @@ GET  /probe         {"calls": {"Parent.child": count}}, since the start
 GET  /probe/memory  after a garbage collection: resident MB, tensors alive, bytes on the device
 POST /probe/slow    {"Parent.child": seconds}: each call of it first waits so long
 POST /probe/broken  {"part": text}: weights in files whose path has this text cannot be read; "" for none
+
+Its one node, ProbeValue, sends any value to an input of any type.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import json
 import os
 import time
 from collections import Counter
@@ -21,8 +24,9 @@ from aiohttp import web
 from server import PromptServer  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.modules.module import register_module_forward_pre_hook, register_module_module_registration_hook
 
+from .values import build
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+
 NAME = "probe_name"
 
 calls: Counter[str] = Counter()
@@ -65,6 +69,31 @@ Path.open = open_unless_broken
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / 2**20
+
+
+class AnyType(str):
+    """What ComfyUI compares with the type of an input: never unlike it."""
+
+    def __ne__(self, other):
+        return False
+
+    __hash__ = str.__hash__
+
+
+class ProbeValue:
+    """Args: description: JSON, see `values`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", (AnyType("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"description": ("STRING", {})}}
+
+    def make(self, description):
+        return (build(json.loads(description)),)
+
+
+NODE_CLASS_MAPPINGS = {"ProbeValue": ProbeValue}
 
 
 @routes.get("/probe")
