@@ -78,21 +78,27 @@ benchmark: .venv/tests-installed
 	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c constraints.txt -r requirements-dev.txt
 	touch $@
 
-.venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt
+# These have most of their packages from .venv, compiled already; of the others Python compiles what is imported.
+.venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt | .venv/tests-installed
 	$(PYTHON) -m venv .venv-ascend
-	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-dev.txt
+	$(TIMED) .venv/bin/python scripts/link_packages.py .venv-ascend constraints-ascend.txt requirements-dev.txt
+	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) --no-compile -c constraints-ascend.txt -r requirements-dev.txt
 	touch $@
 
 # torch_npu is the release that belongs to the torch of constraints-ascend.txt, whose build stays as it is (--no-deps).
-.venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt
+.venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt \
+		| .venv/tests-installed
 	$(PYTHON) -m venv .venv-torch-npu
-	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-torch-npu-test.txt
-	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-deps torch_npu==2.13.0
+	$(TIMED) .venv/bin/python scripts/link_packages.py .venv-torch-npu constraints-ascend.txt \
+		requirements-torch-npu-test.txt
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile -c constraints-ascend.txt \
+		-r requirements-torch-npu-test.txt
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile --no-deps torch_npu==2.13.0
 	touch $@
 
 .venv-checks/installed: requirements-checks.txt
 	$(PYTHON) -m venv .venv-checks
-	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) -r requirements-checks.txt
+	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) --no-compile -r requirements-checks.txt
 	touch $@
 
 clean:
