@@ -2,9 +2,8 @@
 
     .venv/bin/python scripts/link_packages.py .venv-ascend constraints-ascend.txt requirements-dev.txt
 
-Linked is what the requirement files ask for, and what that needs, in the version that the constraints
-give, unless the environment has the package already. The half
-dozen environments of the tests have most of their gigabytes in common. What cannot be linked is left to pip.
+Linked is what the requirement files ask for, and what that needs, in the version that the constraints give, unless the
+environment has the package already. The half dozen environments of the tests have most of their gigabytes in common.
 """
 
 from __future__ import annotations
