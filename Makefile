@@ -27,7 +27,7 @@ ON_ONE_PAIR := bench cli devices doctor files image_files images import library_
 	property_pictures property_references publishing reference signals sizes verify
 
 .PHONY: demo demo-checkpoint test lint test-comfyui test-library test-ascend-pair test-torch-npu outside-checks \
-	comfyui-environments benchmark clean
+	environments comfyui-environments benchmark clean
 
 demo: .venv/runtime-installed
 	.venv/bin/python scripts/demo.py
@@ -59,6 +59,8 @@ test-torch-npu: .venv-torch-npu/tests-installed
 
 outside-checks: .venv-checks/installed comfyui-environments
 	$(TIMED) .venv-checks/bin/python scripts/outside_checks.py
+
+environments: .venv-ascend/tests-installed .venv-torch-npu/tests-installed .venv-checks/installed comfyui-environments
 
 comfyui-environments: .venv/tests-installed
 	$(TIMED) .venv/bin/python scripts/make_comfyui_environments.py
