@@ -23,10 +23,11 @@ IN_COMFYUI := tests/nodes tests/workflows tests/outside
 
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
-ON_ONE_PAIR := arguments bench cli devices doctor files images import npu_setup reference sizes verify
+ON_ONE_PAIR := bench cli devices doctor files image_files images import library_pairs npu_setup property_arguments \
+	property_pictures property_references publishing reference signals sizes verify
 
 .PHONY: demo demo-checkpoint test lint test-comfyui test-library test-ascend-pair test-torch-npu outside-checks \
-	comfyui-environments benchmark clean
+	environments comfyui-environments benchmark clean
 
 demo: .venv/runtime-installed
 	.venv/bin/python scripts/demo.py
@@ -59,6 +60,8 @@ test-torch-npu: .venv-torch-npu/tests-installed
 outside-checks: .venv-checks/installed comfyui-environments
 	$(TIMED) .venv-checks/bin/python scripts/outside_checks.py
 
+environments: .venv-ascend/tests-installed .venv-torch-npu/tests-installed .venv-checks/installed comfyui-environments
+
 comfyui-environments: .venv/tests-installed
 	$(TIMED) .venv/bin/python scripts/make_comfyui_environments.py
 
@@ -78,21 +81,27 @@ benchmark: .venv/tests-installed
 	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c constraints.txt -r requirements-dev.txt
 	touch $@
 
-.venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt
+# These have most of their packages from .venv, compiled already; of the others Python compiles what is imported.
+.venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt | .venv/tests-installed
 	$(PYTHON) -m venv .venv-ascend
-	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-dev.txt
+	$(TIMED) .venv/bin/python scripts/link_packages.py .venv-ascend constraints-ascend.txt requirements-dev.txt
+	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) --no-compile -c constraints-ascend.txt -r requirements-dev.txt
 	touch $@
 
 # torch_npu is the release that belongs to the torch of constraints-ascend.txt, whose build stays as it is (--no-deps).
-.venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt
+.venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt \
+		| .venv/tests-installed
 	$(PYTHON) -m venv .venv-torch-npu
-	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) -c constraints-ascend.txt -r requirements-torch-npu-test.txt
-	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-deps torch_npu==2.13.0
+	$(TIMED) .venv/bin/python scripts/link_packages.py .venv-torch-npu constraints-ascend.txt \
+		requirements-torch-npu-test.txt
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile -c constraints-ascend.txt \
+		-r requirements-torch-npu-test.txt
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile --no-deps torch_npu==2.13.0
 	touch $@
 
 .venv-checks/installed: requirements-checks.txt
 	$(PYTHON) -m venv .venv-checks
-	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) -r requirements-checks.txt
+	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) --no-compile -r requirements-checks.txt
 	touch $@
 
 clean:

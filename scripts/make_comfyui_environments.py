@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from comfyui_bench.checkouts import (  # noqa: E402
     NEXT_FRONT_END,
@@ -27,6 +27,8 @@ from comfyui_bench.checkouts import (  # noqa: E402
     Checkout,
     find_checkouts,
 )
+
+from scripts.link_packages import main as link_packages  # noqa: E402
 
 
 # Compiled against CUDA builds of torch where pip offers no other; the tests' launcher copes with that, and
@@ -50,10 +52,11 @@ def make(checkout: Checkout) -> None:
     names = {*_WITHOUT_DEPENDENCIES, *_LEFT_OUT}
     lines = (checkout.path / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if _package(line) not in names]
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary) / "requirements.txt"
         requirements.write_text("\n".join(wanted), encoding="utf-8")
+        link_packages(folder, ROOT / constraints, requirements, ROOT / "requirements.txt")
         wanted_files = ["-c", str(ROOT / constraints), "-r", str(requirements), "-r", str(ROOT / "requirements.txt")]
         subprocess.run([*install, *wanted_files, *_THEIR_DEPENDENCIES], check=True)
     subprocess.run([*install, "--no-deps", *_WITHOUT_DEPENDENCIES.values()], check=True)
