@@ -166,6 +166,23 @@ def test_the_library_refuses_before_anything_else(pipe, name, text):
             call()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "negative", "words"),
+    [
+        ([], "", "prompt is []; a string or a list of strings is wanted"),
+        (None, "", "prompt is None;"),
+        (b"a cat", "", "prompt is b'a cat';"),
+        (["a", 5], "", "prompt is ['a', 5];"),
+        (["a"] * 1001, "", "prompt is a list of 1,001 texts; at most 1,000 are wanted"),
+        ("a", b"", "negative_prompt is bytes; a string is wanted"),
+        ("a", ["b"], "negative_prompt is list;"),
+    ],
+)
+def test_what_is_no_text_is_no_prompt(pipe, prompt, negative, words):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(words)}"):
+        pipe(prompt, negative_prompt=negative, height=1)
+
+
 @pytest.fixture
 def no_weights(monkeypatch):
     def too_late(*arguments, **options):
