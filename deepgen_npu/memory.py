@@ -129,7 +129,7 @@ def with_room(pipe: PipelineParts, work: Work, run: Callable[[torch.device], Res
 
 
 def _explain(pipe: PipelineParts, work: Work, reason: str, of_host: bool) -> str:
-    long_text = work.part != "vae" and work.text_tokens > Work.text_tokens
+    long_text = work.part == "vlm" and work.text_tokens > Work.text_tokens
     doing = [f"{work.height} x {work.width} pixels"] if work.height else []
     doing += [f"{work.rows} rows at once"] if work.part != "vae" else []
     doing += [f"{work.references} reference(s)"] if work.references else []

@@ -96,7 +96,7 @@ class DeepGenPipeline(PipelineParts):
         num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
         references = pictures.as_list(image)
         prompts, _ = self._check_prompts(prompt, negative_prompt, bool(references))
-        batch = len(prompts) * arguments.positive("num_images_per_prompt", num_images_per_prompt)
+        batch = len(prompts) * arguments.images("num_images_per_prompt", num_images_per_prompt)
         height, width = self.sizes.check(height, width, editing=bool(references))
         if latents is None:
             latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
@@ -146,7 +146,7 @@ class DeepGenPipeline(PipelineParts):
         """
         prompts, negative = self._check_prompts(prompt, negative_prompt, any(images))
         height, width = self.sizes.check(height, width, editing=any(images))
-        copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
+        copies = arguments.images("num_images_per_prompt", num_images_per_prompt)
         groups = [[Reference.of(pictures.to_pixels(image, height, width)) for image in group] for group in images]
         embeds = self._embed(prompts, negative, groups)
         latents = {}
@@ -180,7 +180,7 @@ class DeepGenPipeline(PipelineParts):
         """
         images = pictures.as_list(image)
         prompts, negative = self._check_prompts(prompt, negative_prompt, bool(images))
-        copies = arguments.positive("num_images_per_prompt", num_images_per_prompt)
+        copies = arguments.images("num_images_per_prompt", num_images_per_prompt)
         if images:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
         group = [Reference.of(pictures.to_pixels(image, height, width)) for image in images]

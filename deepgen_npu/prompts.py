@@ -142,6 +142,8 @@ def check_prompts(
     """
     prompts, negative = arguments.prompts(prompt), arguments.negative_prompt(negative_prompt)
     count = len(prompts)
+    if count > arguments.MAX_IMAGES:
+        raise ValueError(f"prompt is a list of {count:,} texts; at most {arguments.MAX_IMAGES:,} are wanted.")
     names = ["prompt" if count == 1 else f"prompt {number} of {count}" for number in range(1, count + 1)]
     for name, text in [*zip(names, prompts, strict=True), ("negative_prompt", negative)]:
         _check_text(name, text, template)
