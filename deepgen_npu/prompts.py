@@ -75,8 +75,8 @@ class PromptTemplate:
         Raises:
             CheckpointError: Also naming a key that is missing.
         """
-
-        return cls(**{name: config.get(key) for name, key in cls._KEYS.items()})
+        strings: dict[str, Any] = {name: config.get(key) for name, key in cls._KEYS.items()}
+        return cls(**strings)
 
     def __post_init__(self) -> None:
         texts = {key: getattr(self, name) for name, key in self._KEYS.items()}

@@ -16,6 +16,7 @@ import torch
 from golden import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from property_settings import cases, drawn
 from safetensors import SafetensorError, safe_open
 
@@ -71,12 +72,13 @@ INTACT = {source: says(source) for source in SOURCES}
 
 
 def draw_picture(folder: Path) -> None:
-    """Load everything and draw: a finite picture."""
+    """Load everything, draw and edit: finite pictures."""
     pipe = DeepGenPipeline.from_pretrained(folder, torch_dtype=torch.float32, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    side = pipe.sizes.generation_multiple
-    pixels = pipe("a cat", height=side, width=side, num_inference_steps=2, seed=0, output_type="pt").images
-    assert torch.isfinite(pixels).all()
+    side = pipe.sizes.editing_multiple
+    for image in (None, Image.new("RGB", (side, side), "red")):
+        pixels = pipe("a cat", image, height=side, width=side, num_inference_steps=2, seed=0, output_type="pt").images
+        assert torch.isfinite(pixels).all()
 
 
 def require_clear(kind: str, source: Path, folder: Path, name: str) -> None:
