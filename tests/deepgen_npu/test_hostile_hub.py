@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -199,6 +200,19 @@ def test_hostile_listing(source: str, data: st.DataObject, hub: Hub, tmp_path: P
         hub.relist = relist
     drawn[f"listing of {source}"] += 1
     assert_right_or_refused(source, tmp_path / "box", to, unlisted)
+
+
+@cases(30)
+@given(commit=anything.filter(lambda value: not isinstance(value, str) or not re.fullmatch("[0-9a-f]{40}", value)))
+def test_a_commit_that_is_none(commit: object, hub: Hub, tmp_path: Path) -> None:
+    reset(hub)
+    hub.relist = lambda listing: listing | {"sha": commit}
+    drawn["commit"] += 1
+    # NaN is refused before, as no number of JSON.
+    with pytest.raises(DownloadError, match=r"the commit is .*; 40 hexadecimal digits are wanted|not valid JSON"):
+        download()
+    assert hub.asked_for() == []
+    assert not (tmp_path / "box").exists()
 
 
 @EACH_SOURCE
