@@ -122,8 +122,8 @@ def download(
         return plan.folder
     except DownloadError:
         raise
-    except KeyboardInterrupt:
-        raise DownloadStopped(_what_is_there(plan, complete)) from None
+    except KeyboardInterrupt as stopped:
+        raise DownloadStopped(_what_is_there(plan, complete)) from stopped
     except Exception as error:
         raise DownloadError(_explain(error, source, model_id, revision, target, plan)) from error
 

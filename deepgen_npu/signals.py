@@ -41,4 +41,5 @@ def stoppable() -> Iterator[None]:
 
 def exit_status(stopped: KeyboardInterrupt) -> int:
     """As of a process that the signal ended itself, in the words of a shell: 143 or 130."""
-    return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+    terminated = isinstance(stopped, Terminated) or isinstance(stopped.__cause__, Terminated)
+    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)

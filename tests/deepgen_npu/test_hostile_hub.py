@@ -543,6 +543,7 @@ def test_termination_leaves_nothing_half_written(hub: Hub, command: Callable[...
     wait_for(lambda: bool(list(tmp_path.rglob("*.incomplete"))) and bool(list(tmp_path.rglob("merges.txt"))))
     child.terminate()
     child.communicate(timeout=30)
+    assert child.returncode == 143
     assert not (tmp_path / "model" / WEIGHTS).exists()
     hub.drip.clear()
     download(to=tmp_path / "model")
