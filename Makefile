@@ -19,7 +19,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # What a part took is noted, and shown by `python scripts/timed.py`.
 TIMED = $(PYTHON) scripts/timed.py $@
 
-IN_COMFYUI := tests/nodes tests/workflows tests/outside
+IN_COMFYUI := tests/nodes tests/workflows tests/words tests/outside
 
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
