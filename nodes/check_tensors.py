@@ -38,15 +38,11 @@ def image(name: str, value: Any) -> Tensor:
     return _finite(name, _limited(name, pixels, pixels.shape[0], pixels.shape[1:3]))
 
 
-def latent(name: str, value: Any) -> dict[str, Any]:
-    """A LATENT: samples [batch, channels, height, width], and a mask [1 or batch, 1, height, width] in 0..1 if any."""
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} is a {type(value).__name__}; a latent is wanted, as VAE Encode makes it.")
-    if "samples" not in value:
-        raise ValueError(f"{name} has no samples; a latent is wanted, as VAE Encode makes it.")
-    wanted = "[batch, channels, height, width]"
-    samples = _tensor(name, value["samples"], wanted)
-    if samples.ndim != 4:
+def latents(name: str, value: Any, channels: int | None = None) -> Tensor:
+    """Latents [batch, channels, height, width]; None leaves the channels open."""
+    wanted = f"[batch, {'channels' if channels is None else channels}, height, width]"
+    samples = _tensor(name, value, wanted)
+    if samples.ndim != 4 or channels not in (None, samples.shape[1]):
         raise ValueError(f"{name} has the shape {_shape(samples)}; {wanted} is wanted, as VAE Encode makes it.")
     samples = _finite(name, _limited(name, samples, samples.shape[0], samples.shape[1:]))
     low, high = _bounds(samples)
@@ -55,6 +51,16 @@ def latent(name: str, value: Any) -> dict[str, Any]:
             f"{name} has numbers from {low:g} to {high:g}; -{LARGEST_LATENT} to {LARGEST_LATENT} is wanted, as VAE "
             "Encode makes them."
         )
+    return samples
+
+
+def latent(name: str, value: Any) -> dict[str, Any]:
+    """A LATENT: samples [batch, channels, height, width], and a mask [1 or batch, 1, height, width] in 0..1 if any."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is a {type(value).__name__}; a latent is wanted, as VAE Encode makes it.")
+    if "samples" not in value:
+        raise ValueError(f"{name} has no samples; a latent is wanted, as VAE Encode makes it.")
+    samples = latents(name, value["samples"])
     checked = {**value, "samples": samples}
     if value.get("noise_mask") is not None:
         checked["noise_mask"] = _mask(name, value["noise_mask"], len(samples))

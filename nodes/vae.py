@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
@@ -13,6 +12,7 @@ from ..deepgen_npu import autoencoder
 from ..deepgen_npu.memory import vae_activation_bytes
 from ..deepgen_npu.sizes import SizeRules
 from ..deepgen_npu.weights import BytesRead, load_part
+from .check_tensors import MAX_SIDE, image, latents
 from .memory import Stage, WholePatcher, check_cancel_in
 from .progress import reading_progress
 from .scale import enlarge, pixel_size, shrink
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
     from ..deepgen_npu.checkpoint import Checkpoint
-
-
-# The largest that ComfyUI's own nodes offer.
-LONGEST_SIDE = 16384
 
 
 class DeepGenVAE(Stage):
@@ -140,21 +136,20 @@ class ComfyVAE(comfy.sd.VAE):
         return super().encode_tiled(pixel_samples, *arguments, **options)
 
     def _check_latents(self, samples: Any) -> None:
-        channels = self.latent_channels
-        wanted = f"floats of the shape [batch, {channels}, height, width], as VAE Encode with this vae makes them,"
-        check_tensor("samples", samples, wanted, lambda shape: len(shape) == 4 and shape[1] == channels)
-        self._check_sides(*(side * self.upscale_ratio for side in samples.shape[-2:]))
+        height, width = latents("samples", samples, self.latent_channels).shape[-2:]
+        self._check_sides(height * self.upscale_ratio, width * self.upscale_ratio)
 
     def _check_pixels(self, pixels: Any) -> None:
-        wanted = "an IMAGE, floats of the shape [batch, height, width, 3 or 4],"
-        check_tensor("pixels", pixels, wanted, lambda shape: len(shape) == 4 and shape[3] >= 3)
-        self._check_sides(*pixels.shape[1:3])
+        height, width, channels = image("pixels", pixels).shape[1:]
+        if channels < 3:
+            raise ValueError(f"pixels has {channels} channel; 3 or 4 are wanted.")
+        self._check_sides(height, width)
 
     def _check_sides(self, height: int, width: int) -> None:
         smallest = self.downscale_ratio
-        if not (smallest <= height <= LONGEST_SIDE and smallest <= width <= LONGEST_SIDE):
+        if not (smallest <= height <= MAX_SIDE and smallest <= width <= MAX_SIDE):
             raise ValueError(
-                f"The picture is {width} x {height}; sides from {smallest} to {LONGEST_SIDE} pixels are wanted."
+                f"The picture is {width} x {height}; sides from {smallest} to {MAX_SIDE} pixels are wanted."
             )
 
     def _check_memory(self, nbytes: int, tiled: str) -> None:
@@ -168,14 +163,3 @@ class ComfyVAE(comfy.sd.VAE):
                 f"The picture needs about {nbytes / 2**30:.0f} GiB in one piece, and this computer has "
                 f"{total / 2**30:.0f}; use {tiled}, or a smaller one."
             )
-
-
-def check_tensor(name: str, value: Any, wanted: str, fits: Callable[[torch.Size], bool]) -> None:
-    """Refuse anything but finite floats in a shape that ``fits``."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}; {wanted} is wanted.")
-    if not value.is_floating_point() or not fits(value.shape) or not value.numel():
-        kind = str(value.dtype).removeprefix("torch.")
-        raise ValueError(f"{name} has the shape {list(value.shape)} ({kind}); {wanted} is wanted.")
-    if not value.isfinite().all():
-        raise ValueError(f"{name} has values that are NaN or infinite; finite ones are wanted.")
