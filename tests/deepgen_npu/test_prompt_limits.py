@@ -136,9 +136,10 @@ def test_texts_of_the_usual_length_need_no_tokenizer(pipe):
 
 
 def test_a_template_that_leaves_no_room_is_the_checkpoints_fault(pipe):
-    template = prompts.PromptTemplate("word " * MAX_TOKENS + "{input}", "{input}", *MARKERS)
+    # Each is three bytes, and so three tokens of the tiny vocabulary.
+    template = prompts.PromptTemplate("\u6c34" * 4000 + "{input}", "{input}", *MARKERS)
     with pytest.raises(
-        CheckpointError, match=r"prompt_template.json has 20,480 tokens alone; at most 4,096 are wanted"
+        CheckpointError, match=r"prompt_template.json has 12,000 tokens alone; at most 4,096 are wanted"
     ):
         check_prompts(template, lambda: pipe.tokenizer, "a cat", None, editing=False)
 
