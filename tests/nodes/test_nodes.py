@@ -282,8 +282,8 @@ class TestRefusals:
 
 
 class TestStart:
-    def test_the_pack_loads_quickly_and_without_the_heavy_libraries(self, comfy):
-        """Measured in ComfyUI's own interpreter: what the pack adds to torch and ComfyUI."""
+    def test_the_pack_loads_without_a_library_that_comfyui_has_not_loaded(self, comfy):
+        """In ComfyUI's own interpreter: what the pack adds to torch and ComfyUI. The time is for whoever reads it."""
         code = (
             "import asyncio, importlib.util, sys, time\n"
             "sys.path.insert(0, sys.argv[2])\n"
@@ -291,8 +291,7 @@ class TestStart:
             "pack = sys.argv.pop(1)\n"
             "import torch, folder_paths\n"
             "from comfy_api.latest import io\n"
-            "before = {'diffusers', 'accelerate', 'huggingface_hub'} & set(sys.modules)\n"
-            "transformers = 'transformers' in sys.modules\n"
+            "before = set(sys.modules)\n"
             "spec = importlib.util.spec_from_file_location('pack', pack + '/__init__.py', "
             "submodule_search_locations=[pack])\n"
             "start = time.perf_counter()\n"
@@ -303,8 +302,8 @@ class TestStart:
             "nodes = asyncio.run(extension.get_node_list())\n"
             "for node in nodes: node.GET_SCHEMA()\n"
             "print('seconds', time.perf_counter() - start)\n"
-            "print('heavy', sorted(({'diffusers', 'accelerate', 'huggingface_hub'} & set(sys.modules)) - before),"
-            " 'transformers' in sys.modules and not transformers)\n"
+            "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+            "print('new', sorted(new - set(sys.stdlib_module_names)))\n"
         )
         output = subprocess.run(
             [comfy.checkout.python, "-c", code, str(ROOT), str(comfy.checkout.path)],
@@ -314,9 +313,9 @@ class TestStart:
             check=False,
         )
         assert output.returncode == 0, output.stderr
-        lines = dict(line.split(" ", 1) for line in output.stdout.splitlines() if line[:5] in ("secon", "heavy"))
-        assert lines["heavy"] == "[] False"
-        assert float(lines["seconds"]) < 0.3
+        lines = dict(line.split(" ", 1) for line in output.stdout.splitlines() if line.startswith(("seconds", "new")))
+        print(f"ComfyUI {comfy.version}: the pack loads in {lines['seconds']} s")
+        assert lines["new"] == "['pack']"
 
     def test_a_stage_is_moved_whole_in_every_memory_mode(self, comfy):
         """Also with --novram, where ComfyUI would leave its layers on the CPU."""
