@@ -30,7 +30,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """
     # One at a time: a batch would need a gigabyte for each picture of 512 x 512.
     pixels = torch.cat([vae.decode(one).sample for one in latents.split(1)])
-    require_finite(pixels, "The VAE's output")
+    require_finite(pixels, "The VAE's output", {"vae": vae})
     return pixels
 
 

@@ -21,29 +21,48 @@ class FileError(ValueError):
     """A file that cannot be read, or holds something else than it should. The message names the file."""
 
 
+def open_regular(path: Path, buffering: int = -1) -> Any:
+    """A regular file, opened to read bytes. It never waits, also where a named pipe takes the file's place meanwhile.
+
+    Raises:
+        FileError: When it is no regular file.
+        OSError: When there is none, or it cannot be opened.
+    """
+    _require_regular(path, os.stat(path).st_mode)  # a device is not even opened
+    flags = ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC")  # where the system has them
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    try:
+        _require_regular(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb", buffering=buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """The content of a regular file; a named pipe or a device, which may never end, is not opened.
+    """The content of a regular file; a named pipe or a device, which may never end, is not read.
 
     Raises:
         FileNotFoundError: When there is nothing of that name.
         FileError: When it is no regular file, is larger than ``max_bytes``, or cannot be read.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise FileError(f"{path} is {kind_of(found.st_mode)}; a file is wanted.")
-        if found.st_size > max_bytes:
-            raise FileError(f"{path} has {found.st_size} bytes; at most {max_bytes} are wanted.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             # What has grown since is not read, either.
-            content = file.read(max_bytes + 1)
+            content = file.read(max_bytes + 1) if size <= max_bytes else b""
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if len(content) > max_bytes:
-        raise FileError(f"{path} has more than {max_bytes} bytes; at most so many are wanted.")
+    if max(size, len(content)) > max_bytes:
+        raise FileError(f"{path} has {max(size, len(content))} bytes; at most {max_bytes} are wanted.")
     return content
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise FileError(f"{path} is {kind_of(mode)}; a file is wanted.")
 
 
 def kind_of(mode: int) -> str:

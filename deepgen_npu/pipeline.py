@@ -345,7 +345,7 @@ class DeepGenPipeline(PipelineParts):
             text_tokens=conditioning.prompt_embeds.shape[1],
         )
         latents = with_room(self, work, run)
-        require_finite(latents, "The latents")
+        require_finite(latents, "The latents", self._models)
         return latents
 
     # Stage 3

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .arguments import DTYPES, shown
 from .checkpoint import PARTS, Checkpoint
-from .files import FileError, read_bytes, read_json
+from .files import FileError, open_regular, read_bytes, read_json
 from .image_files import as_json, made, open_image, reason_of, require_room, save_image
 from .runs import RunSettings
 
@@ -245,7 +245,7 @@ def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:
         for name, tensor in sorted(checkpoint.tensors[part].items()):
             add([part, name, tensor.dtype, list(tensor.shape)])
             if not drawn:
-                with tensor.file.open("rb") as file:
+                with open_regular(tensor.file) as file:
                     file.seek(tensor.offset)
                     digest.update(file.read(min(_SAMPLE_BYTES, tensor.nbytes)))
     return digest.hexdigest()

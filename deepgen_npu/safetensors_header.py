@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,8 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except files.FileError as error:
+        raise CheckpointError(str(error)) from None
     try:
         return _tensors(path, header, len(start) + len(header), size)
     except (ValueError, KeyError, TypeError) as error:
@@ -62,11 +63,8 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
 
 def _read(path: Path) -> tuple[int, bytes, bytes]:
     """The file's size, its first 8 bytes and the header."""
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path} is {files.kind_of(found.st_mode)}; a safetensors file is wanted.")
-    size = found.st_size
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if start == b"version ":
             raise CheckpointError(

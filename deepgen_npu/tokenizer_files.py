@@ -251,6 +251,17 @@ def _check_merges(file: Path, merges: list[tuple[str, str]], vocabulary: Mapping
                     f"{file}: the merge {shown(f'{left} {right}')} needs the token {shown(token)}, "
                     f"which is not in {home}. {how_to_download()}"
                 )
+    # Ranks are ids in this family: the first merge makes the first token after the 256 bytes, and so on. A list that
+    # was cut off or shuffled would divide every text in another way.
+    for number, (left, right) in enumerate(merges, start=256):
+        if vocabulary[left + right] != number:
+            wanted = f"{number}, the place of its merge {shown(f'{left} {right}')} in {file.name} after the 256 bytes,"
+            raise wrong(home, f"the id of {shown(left + right)}", vocabulary[left + right], wanted)
+    if len(vocabulary) != 256 + len(merges):
+        raise CheckpointError(
+            f"{file} has {len(merges)} merges; {len(vocabulary) - 256} are wanted, one for each token of {home} but "
+            f"the 256 bytes. {how_to_download()}"
+        )
 
 
 def _check_added(file: Path, added: list[AddedToken], vocabulary: Mapping[str, int], home: Path) -> None:

@@ -25,6 +25,7 @@ from .checkpoint_schema import CONFIG_FILES, settings
 from .checkpoint_structure import by_model_names
 from .connector import Connector
 from .devices import is_out_of_memory
+from .files import FileError, open_regular
 from .tokenizer_files import TokenizerFiles
 
 
@@ -155,8 +156,8 @@ def read_tensor(
 def _opened(stored: StoredTensor) -> Iterator[FileIO]:
     """The file of a tensor, at its first byte."""
     try:
-        file = stored.file.open("rb", buffering=0)
-    except OSError as error:
+        file = open_regular(stored.file, buffering=0)
+    except (OSError, FileError) as error:
         raise _gone(stored, error) from None
     with file:
         file.seek(stored.offset)
@@ -175,10 +176,10 @@ def _read_into(file: FileIO, target: Tensor, stored: StoredTensor) -> None:
         view = view[count:]
 
 
-def _gone(stored: StoredTensor, error: OSError) -> CheckpointError:
+def _gone(stored: StoredTensor, error: OSError | FileError) -> CheckpointError:
     return CheckpointError(
         f"{stored.file} was there when the checkpoint was opened, but cannot be read now "
-        f"({error.strerror or error}); was it moved or removed meanwhile?"
+        f"({getattr(error, 'strerror', None) or error}); was it moved, replaced or removed meanwhile?"
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from deepgen_npu.files import FileError, read_json, replacing
+from deepgen_npu.files import FileError, open_regular, read_json, replacing
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,24 @@ def test_a_link_in_the_way_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError), replacing(tmp_path / "a.png") as unfinished:
         unfinished.write_bytes(b"overwritten")
     assert (tmp_path / "elsewhere").read_bytes() == b"precious" and (tmp_path / ".known.png").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path, monkeypatch):
+    """Between the look at what it is and the opening."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"")
+    before = os.stat(tmp_path / "file")
+    monkeypatch.setattr("deepgen_npu.files.os.stat", lambda path: before)
+    errors = []
+
+    def read():
+        try:
+            open_regular(tmp_path / "pipe").close()
+        except FileError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert errors == [f"{tmp_path / 'pipe'} is a named pipe; a file is wanted."]

@@ -251,8 +251,15 @@ class TestRefusals:
     def test_the_advice_names_another_dtype(self):
         pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype="float16", device="cpu")
         pipe.set_progress_bar_config(disable=True)
-        pipe.transformer.proj_out.bias.fill_(float("inf"))
+        pipe.transformer.proj_out.weight.fill_(60000)  # the largest number is 65504
         with pytest.raises(FloatingPointError, match=r"Choose bfloat16 or float32 as dtype"):
+            run(pipe)
+
+    def test_weights_that_are_not_finite_are_named(self):
+        pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype="float32", device="cpu")
+        pipe.set_progress_bar_config(disable=True)
+        pipe.vae.decoder.conv_in.bias[2] = float("nan")
+        with pytest.raises(FloatingPointError, match=r"decoder.conv_in.bias of the vae is .* Download it again"):
             run(pipe)
 
 

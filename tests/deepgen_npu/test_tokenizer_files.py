@@ -148,3 +148,21 @@ def test_merges_are_pairs_of_tokens(tiny, line, words):
     (tiny / "tokenizer/merges.txt").write_text(f"#version: 0.2\n{line}\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"merges\.txt: {words}"):
         Checkpoint.open(tiny)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda lines: lines[: len(lines) // 2], r"merges\.txt has 383 merges; 767 are wanted"),
+        (lambda lines: [], r"merges\.txt has 0 merges; 767 are wanted"),
+        (lambda lines: lines[::-1], r"vocab\.json: the id of .* is 1022; 256, the place of its merge"),
+    ],
+    ids=["cut off", "none", "shuffled"],
+)
+def test_merges_are_those_of_the_vocabulary(damage, words, tmp_path):
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    path = folder / "tokenizer/merges.txt"
+    version, *lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([version, *damage(lines)]) + "\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=words):
+        Checkpoint.open(folder)

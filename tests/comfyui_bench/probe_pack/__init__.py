@@ -53,17 +53,18 @@ register_module_module_registration_hook(name_child)
 register_module_forward_pre_hook(look_on)
 
 
-open_path = Path.open
+fdopen = os.fdopen
 
 
-def open_unless_broken(path, mode="r", *arguments, **options):
+def fdopen_unless_broken(descriptor, *arguments, **options):
     """A disk that fails while weights are read: their headers, which are read with a buffer, still can be."""
-    if broken and broken in str(path) and options.get("buffering") == 0:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-    return open_path(path, mode, *arguments, **options)
+    path = os.readlink(f"/proc/self/fd/{descriptor}") if broken and options.get("buffering") == 0 else ""
+    if broken and broken in path:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    return fdopen(descriptor, *arguments, **options)
 
 
-Path.open = open_unless_broken
+os.fdopen = fdopen_unless_broken
 
 
 def resident_mb() -> float:
