@@ -29,8 +29,9 @@ def open_regular(path: Path, buffering: int = -1) -> Any:
         OSError: When there is none, or it cannot be opened.
     """
     _require_regular(path, os.stat(path).st_mode)  # a device is not even opened
-    flags = ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC")  # where the system has them
-    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    # Where the system has them; Python adds O_CLOEXEC.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         _require_regular(path, os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb", buffering=buffering)

@@ -168,7 +168,7 @@ class Client:
                     stream=True,
                     allow_redirects=False,
                     timeout=(CONNECT_SECONDS, SILENT_SECONDS),
-                    auth=lambda request: request,  # else requests puts what ~/.netrc has in the place of our header
+                    auth=lambda request: request,  # else requests puts a netrc file over our header
                 )
                 with contextlib.closing(answer):
                     self.watch.received(0)
