@@ -32,6 +32,7 @@ PACKAGES = (
     "safetensors",
     "huggingface_hub",
     "modelscope",
+    "requests",
     "numpy",
     "Pillow",
     "scikit-image",

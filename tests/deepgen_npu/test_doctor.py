@@ -80,7 +80,7 @@ def examined(**changes) -> Examination:
     """A healthy host with two cards, changed."""
     packages = dict.fromkeys(doctor.PACKAGES, "1.0")
     packages |= {"torch": "2.9.0+cpu", "torch_npu": "2.9.0.post2", "diffusers": "0.38.0", "transformers": "4.57.6"}
-    packages |= {"huggingface_hub": "0.36.0", **changes.pop("packages", {})}
+    packages |= {"huggingface_hub": "0.36.0", "requests": "2.32.5", **changes.pop("packages", {})}
     cards = [
         {"device": f"npu:{i}", "name": "Ascend910B3", "free": GIB, "total": 2 * GIB, "error": None} for i in (0, 1)
     ]

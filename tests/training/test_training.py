@@ -112,7 +112,7 @@ def test_a_run_resumes_where_it_was(work):
     # Nothing is left of the time, so nothing happens; with more of it the run goes on from its step.
     stage(work, "dit", "--minutes", "0.03", "--processes", "1", "--pictures", "6")
     assert torch.load(work / "dit-0.pt", weights_only=True)["step"] == first["step"]
-    stage(work, "dit", "--minutes", "0.06", "--processes", "1", "--pictures", "6")
+    stage(work, "dit", "--minutes", "0.2", "--processes", "1", "--pictures", "6")
     again = torch.load(work / "dit-0.pt", weights_only=True)
     assert again["step"] > first["step"] and again["seconds"] > first["seconds"]
     assert [entry["step"] for entry in log(work, "dit") if entry.get("task") == "edit"] == [
@@ -127,10 +127,11 @@ def test_the_other_stages_resume_too(work, name):
     if name == "decoder":
         stage(work, name, "--minutes", "0.02", "--pictures", "20")
     before = torch.load(work / f"{name}.pt", weights_only=True)
-    stage(work, name, "--minutes", "0.04", "--pictures", "20")
+    # Of one thread on a busy machine a step may take seconds.
+    stage(work, name, "--minutes", "0.12", "--pictures", "20")
     after = torch.load(work / f"{name}.pt", weights_only=True)
     assert after["step"] > before["step"] >= 1
-    assert after["seconds"] >= 0.04 * 60 > before["seconds"] - 5
+    assert after["seconds"] >= 0.12 * 60 > before["seconds"] - 5
 
 
 def test_a_state_can_go_back_to_the_one_before(tmp_path):
