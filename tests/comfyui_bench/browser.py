@@ -27,7 +27,11 @@ CHROMIUM_ARGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-READY = "() => window.app && window.app.graph && window.app.extensionManager"
+# Not as soon as there is a graph: at the end of its start the front end replaces that by a workflow of its own.
+READY = """() => {
+    const manager = window.app?.extensionManager;
+    return manager?.workflow?.activeWorkflow && !manager.spinner;
+}"""
 OPTIONAL_FILE = re.compile(r"/user\.css$|/userdata(/|$)")
 # Said at every start by the front ends since 1.49, whatever packs there are.
 OF_THE_FRONT_END = ("ComfyApp graph accessed before initialization",)

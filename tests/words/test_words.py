@@ -161,15 +161,10 @@ SEARCH_BOX = "input[id^=comfy-vue-node-search-box-input], input[role=combobox]"
 
 
 def open_help(browser) -> None:
-    """By the button over the selected node. Just after its start the front end misses a selection by a script."""
-    button = browser.locator("[data-testid=info-button]")
-    for _ in range(30):
-        browser.evaluate("() => { app.canvas.deselectAll(); app.canvas.selectItems(app.graph.nodes); }")
-        browser.wait_for_timeout(1000)
-        if button.count():
-            break
+    """By the button over the selected node."""
+    browser.evaluate("() => app.canvas.selectItems(app.graph.nodes)")
     # Not a click by position: the button may still be on its way there.
-    button.dispatch_event("click")
+    browser.locator("[data-testid=info-button]").dispatch_event("click")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
