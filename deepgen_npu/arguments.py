@@ -45,8 +45,9 @@ def negative_prompt(text: str | None) -> str:
     return text
 
 
-def whole(name: str, value: SupportsIndex, low: int, high: int | None, wanted: str) -> int:
+def whole(name: str, value: SupportsIndex, low: int, high: int | None, wanted: str = "") -> int:
     """An integer of any kind (also numpy's) from ``low`` to ``high``, as an int."""
+    wanted = wanted or f"a whole number from {low}" + ("" if high is None else f" to {high}")
     found = None
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
@@ -80,7 +81,7 @@ def shown(value: object) -> str:
 
 
 def positive(name: str, value: SupportsIndex, high: int | None = None) -> int:
-    return whole(name, value, 1, high, "a whole number from 1" + (f" to {high}" if high else ""))
+    return whole(name, value, 1, high)
 
 
 def seed(value: SupportsIndex) -> int:

@@ -59,7 +59,6 @@ def option_type(read: Callable[[str], object], check: Callable[[object], Value])
 
 def whole(name: str, low: int, high: int, wanted: str = "") -> Callable[[str], int]:
     """A whole number in decimal digits."""
-    wanted = wanted or f"a whole number from {low} to {high}"
     return option_type(_as_int, lambda value: checks.whole(name, value, low, high, wanted))  # pyright: ignore
 
 

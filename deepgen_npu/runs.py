@@ -57,7 +57,7 @@ class RunSettings:
             checks.seed(told["seed"]),
             steps,
             guidance,
-            checks.whole("references", told["references"], 0, checks.MAX_REFERENCES, "a whole number from 0 to 16"),
+            checks.whole("references", told["references"], 0, checks.MAX_REFERENCES),
         )
 
     def __str__(self) -> str:

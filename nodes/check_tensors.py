@@ -85,7 +85,7 @@ def conditioning(name: str, value: Any) -> list[Conditioning]:
 def _one_conditioning(name: str, one: Conditioning, first: Conditioning) -> Conditioning:
     """One of a list, each of which is for a picture of the same size."""
     for side in ("height", "width"):
-        whole(f"{name}: {side}", getattr(one, side), 1, MAX_SIDE, f"a whole number from 1 to {MAX_SIDE}")
+        whole(f"{name}: {side}", getattr(one, side), 1, MAX_SIDE)
     if (one.height, one.width) != (first.height, first.width):
         raise ValueError(
             f"{name} has pictures of {first.width} x {first.height} and of {one.width} x {one.height} pixels; one "
@@ -139,7 +139,7 @@ def _batch_index(name: str, value: Any, batch: int) -> list[int]:
     name = f"{name}: its batch_index"
     if not isinstance(value, (list, tuple)) or len(value) != batch:
         raise ValueError(f"{name} is {shown(value)}; a list with a number for each of {batch} latents is wanted.")
-    return [whole(name, one, 0, MAX_BATCH_INDEX, f"a whole number from 0 to {MAX_BATCH_INDEX}") for one in value]
+    return [whole(name, one, 0, MAX_BATCH_INDEX) for one in value]
 
 
 def _tensor(name: str, value: Any, wanted: str) -> Tensor:

@@ -79,9 +79,9 @@ class ComfyVAE(comfy.sd.VAE):
         # on the network are set here.
         super().__init__(sd={"pixel_space_vae": torch.ones(())}, dtype=dtype)
         config, sizes = checkpoint.configs["vae"], SizeRules.from_checkpoint(checkpoint)
-        scale = pixel_size(sizes)
-        factor = sizes.vae_factor * scale
         self.first_stage_model = DeepGenVAE(checkpoint, dtype)
+        scale = self.first_stage_model.enlargement
+        factor = sizes.vae_factor * scale
         # By the files' headers, so that room is made for the weights before they are read.
         self.size = checkpoint.elements("vae") * dtype.itemsize
         self.patcher = WholePatcher(
