@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,3 +140,44 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+class Rehearsed(Exception):
+    """Ends a writing that was only tried, so that nothing of it remains."""
+
+
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """A folder that is there while the block runs; of what was made for it, nothing empty remains."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for place in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def require_room(folder: Path, nbytes: int, option: str) -> None:
+    """Refuse a folder whose file system has not that many bytes free.
+
+    Raises:
+        FileError: Naming the folder and both numbers.
+    """
+    total, _, free = shutil.disk_usage(folder)
+    if total > 0 and free < nbytes:  # some file systems tell nothing
+        raise FileError(
+            f"{option} {folder} has {free / 2**20:.1f} MiB free; {nbytes / 2**20:.1f} MiB may be needed.".strip()
+        )
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """JSON that any encoding takes: what is no text, as in file names that are not UTF-8, is escaped."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of the system or an encoder says, without numbers and names that say nothing."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(words).split()).rstrip(".")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from .files import FileError, kind_of, read_bytes, replacing
+from .files import FileError, Rehearsed, as_json, kind_of, made, read_bytes, reason_of, replacing, require_room
 from .rgb import to_rgb
 
 
@@ -116,9 +114,9 @@ def rehearse(paths: Sequence[Path], height: int, width: int, parameters: Mapping
                 _try_name(path, option)
             # Formats limit the sides (WEBP: 16383), not the area.
             for size in ((width, 1), (1, height)):
-                with contextlib.suppress(_Rehearsed), replacing(path) as unfinished:
+                with contextlib.suppress(Rehearsed), replacing(path) as unfinished:
                     _write(Image.new("RGB", size), unfinished, parameters)
-                    raise _Rehearsed
+                    raise Rehearsed
     except FileError:
         raise
     except Exception as error:  # encoders raise anything
@@ -160,34 +158,6 @@ def save_somewhere(image: Image.Image, path: Path, parameters: Mapping[str, Any]
     raise FileError(f"{path} cannot be written ({reason}), nor can {tempfile.gettempdir()}: the picture is lost.")
 
 
-@contextlib.contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """A folder that is there while the block runs; of what was made for it, nothing empty remains."""
-    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for place in missing:  # the deepest first
-            with contextlib.suppress(OSError):
-                place.rmdir()
-
-
-def as_json(value: object, indent: int | None = None) -> str:
-    """JSON that any encoding takes: what is no text, as in file names that are not UTF-8, is escaped."""
-    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
-
-
-def reason_of(error: Exception) -> str:
-    """What an error of the system or an encoder says, without numbers and names that say nothing."""
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(words).split()).rstrip(".")
-
-
-class _Rehearsed(Exception):
-    """Ends `replacing` without replacing."""
-
-
 def _write(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
     options = {}
     kind = WRITTEN[path.suffix.lower()]
@@ -216,19 +186,6 @@ def _try_name(path: Path, option: str) -> None:
     if not mode & 0o222:
         raise FileError(f"{where} is there already and may not be written to.")
     os.close(os.open(path, os.O_WRONLY))
-
-
-def require_room(folder: Path, nbytes: int, option: str) -> None:
-    """Refuse a folder whose file system has not that many bytes free.
-
-    Raises:
-        FileError: Naming the folder and both numbers.
-    """
-    total, _, free = shutil.disk_usage(folder)
-    if total > 0 and free < nbytes:  # some file systems tell nothing
-        raise FileError(
-            f"{option} {folder} has {free / 2**20:.1f} MiB free; {nbytes / 2**20:.1f} MiB may be needed.".strip()
-        )
 
 
 def _known(formats: Any, to_write: bool = False) -> list[str]:

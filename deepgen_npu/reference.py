@@ -24,8 +24,18 @@ from torch import Tensor
 
 from .arguments import DTYPES, shown
 from .checkpoint import PARTS, Checkpoint
-from .files import FileError, open_regular, read_bytes, read_json
-from .image_files import as_json, made, open_image, reason_of, require_room, save_image
+from .files import (
+    FileError,
+    Rehearsed,
+    as_json,
+    made,
+    open_regular,
+    read_bytes,
+    read_json,
+    reason_of,
+    require_room,
+)
+from .image_files import open_image, save_image
 from .runs import RunSettings
 
 
@@ -182,7 +192,7 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
     """
     folder = Path(os.path.realpath(folder))
     try:
-        with contextlib.suppress(_Rehearsed), _new_folder(folder) as unfinished:
+        with contextlib.suppress(Rehearsed), _new_folder(folder) as unfinished:
             if settings is not None:
                 require_room(unfinished, 8 * settings.height * settings.width + (1 << 20), "--save")
             (unfinished / "reference.json").write_bytes(b"{}")
@@ -194,13 +204,9 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
             else:
                 folder.mkdir()
                 folder.rmdir()
-            raise _Rehearsed
+            raise Rehearsed
     except OSError as error:
         raise FileError(f"--save {folder} cannot be written: {reason_of(error)}.") from None
-
-
-class _Rehearsed(Exception):
-    """Ends `_new_folder` without the folder."""
 
 
 @contextlib.contextmanager

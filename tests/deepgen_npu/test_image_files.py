@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from deepgen_npu import image_files
+from deepgen_npu import files, image_files
 from deepgen_npu.files import FileError
 from deepgen_npu.image_files import MAX_PIXELS, open_image, output_paths, rehearse, save_image, save_somewhere
 
@@ -271,7 +271,7 @@ def test_sizes_that_a_format_has_not_are_found_before(tmp_path):
 
 
 def test_the_room_for_all_pictures_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files.shutil, "disk_usage", lambda path: (10**12, 10**12, 10 << 20))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: (10**12, 10**12, 10 << 20))
     one = 512 * 512 * 3 + 65536
     rehearse(output_paths(str(tmp_path / "a.png"), (10 << 20) // one), 512, 512, {})
     with pytest.raises(FileError, match=r"has 10\.0 MiB free; 10\.\d MiB may be needed"):
