@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+DATA = {
+    "model_index.json": b'{"_class_name": "X"}',
+    "vae/config.json": b'{"z_dim": 16}',
+    "tokenizer/merges.txt": b"a b\n",
+    WEIGHTS: random.Random(0).randbytes(60_000),
+}
+"""A small model, to be offered."""
+EACH_SOURCE = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,17 @@ import pytest
 
 from deepgen_npu.download import DATA_FILES, MODEL_ID, DownloadError, download, find_downloaded
 
-from .hub_server import COMMIT, Hub, serve
+from . import hub_server
+from .hub_server import COMMIT, EACH_SOURCE, WEIGHTS, Hub, serve
 
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 DATA = {
-    "model_index.json": b'{"_class_name": "X"}',
+    **hub_server.DATA,
     "README.md": b"# model\n",
     "LICENSE": b"terms\n",
     "chat_template.jinja": b"{{ messages }}",
     "tokenizer/vocab.json": b"{}",
-    "tokenizer/merges.txt": b"a b\n",
-    "vae/config.json": b'{"z_dim": 16}',
     WEIGHTS: random.Random(0).randbytes(300_000),
 }
 # huggingface_hub writes in pieces of 10 MiB, so a smaller file has no part to continue from.
@@ -122,9 +120,6 @@ def assert_complete(folder: str | Path) -> None:
 def assert_only_data_requested(hub: Hub) -> None:
     assert set(hub.asked_for("GET")) == set(DATA)
     assert set(hub.asked_for()) == set(DATA)
-
-
-EACH_SOURCE = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 
 
 @EACH_SOURCE

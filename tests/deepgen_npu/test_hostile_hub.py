@@ -5,14 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +21,7 @@ from deepgen_npu.checkpoint import resolve_model
 from deepgen_npu.download import MODEL_ID, DownloadError, download
 from deepgen_npu.hub_files import is_data_file
 
-from .hub_server import Hub, serve
-
-
-ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-DATA = {
-    "model_index.json": b'{"_class_name": "X"}',
-    "vae/config.json": b'{"z_dim": 16}',
-    "tokenizer/merges.txt": b"a b\n",
-    WEIGHTS: random.Random(0).randbytes(60_000),
-}
-EACH_SOURCE = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that this process asks; caches are in tmp_path/box."""
-    from huggingface_hub import constants
-
-    with serve(MODEL_ID, dict(DATA)) as server:
-        for name in list(os.environ):
-            if name.startswith(("HF_", "TRANSFORMERS_", "MODELSCOPE_")) or "proxy" in name.lower():
-                monkeypatch.delenv(name)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "box" / "hf"))
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
-        monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret of ModelScope")
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "box" / "ms"))
-        monkeypatch.setenv("HF_TOKEN", "secret of the hub")
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        monkeypatch.setattr(transfer, "ATTEMPTS", 2)
-        yield server
+from .hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub, serve
 
 
 def reset(hub: Hub) -> None:
@@ -464,87 +428,3 @@ def test_a_token_is_never_shown(source: str, hub: Hub, tmp_path: Path, monkeypat
     with pytest.raises(DownloadError, match="characters that no token has") as caught:
         download(source, tmp_path / "model")
     assert "hf_secret" not in str(caught.value)
-
-
-# ---- signals
-
-
-@pytest.fixture
-def command(hub: Hub, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts `python -m deepgen_npu download`."""
-    started = []
-
-    def start(source: str) -> subprocess.Popen[str]:
-        env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-        env |= {"HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)}
-        call = [sys.executable, "-m", "deepgen_npu", "download", "--source", source, "--to", "model"]
-        # Where the tests run in the background, Ctrl-C is ignored, and would be by the child.
-        child = subprocess.Popen(
-            call,
-            env=env,
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        started.append(child)
-        return child
-
-    yield start
-    for child in started:
-        child.kill()
-        child.wait()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-@EACH_SOURCE
-@pytest.mark.parametrize("phase", ["the listing", "the first byte", "a file"])
-def test_ctrl_c(source: str, phase: str, hub: Hub, command: Callable[..., Any], tmp_path: Path) -> None:
-    what = "info" if phase == "the listing" else WEIGHTS
-    hub.drip[what] = 40_000 if phase == "a file" else -1
-    child = command(source)
-    wait_for(lambda: any((request.file or "info") == what for request in hub.log))
-    if phase != "the listing":
-        wait_for(lambda: all((tmp_path / "model" / name).exists() for name in DATA if name != WEIGHTS))
-    time.sleep(0.3)
-    begin = time.monotonic()
-    child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=30)
-    # It takes about half a second; the server would go on for hours.
-    assert time.monotonic() - begin < 10
-    assert child.returncode == 130, told
-    last = told.strip().splitlines()[-1]
-    assert "The same command goes on from there." in last
-    assert "Traceback" not in told
-    if phase == "the listing":
-        assert "before any file was asked for" in last
-        return
-    assert "3 of 4 files are complete in" in last
-    assert "model_index.json, tokenizer/merges.txt, vae/config.json" in last
-    assert not (tmp_path / "model" / WEIGHTS).exists()
-
-    hub.drip.clear()
-    hub.log.clear()
-    assert download(source, tmp_path / "model") == tmp_path / "model"
-    assert (tmp_path / "model" / WEIGHTS).read_bytes() == DATA[WEIGHTS]
-    assert hub.asked_for() == [WEIGHTS]
-    assert hub.log[-1].range == ("bytes=32768-" if phase == "a file" else None)
-
-
-def test_termination_leaves_nothing_half_written(hub: Hub, command: Callable[..., Any], tmp_path: Path) -> None:
-    hub.drip[WEIGHTS] = 40_000
-    child = command("huggingface")
-    wait_for(lambda: bool(list(tmp_path.rglob("*.incomplete"))) and bool(list(tmp_path.rglob("merges.txt"))))
-    child.terminate()
-    child.communicate(timeout=30)
-    assert child.returncode == 143
-    assert not (tmp_path / "model" / WEIGHTS).exists()
-    hub.drip.clear()
-    download(to=tmp_path / "model")
-    assert (tmp_path / "model" / WEIGHTS).read_bytes() == DATA[WEIGHTS]

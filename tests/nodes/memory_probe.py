@@ -3,7 +3,7 @@
 The GPU is a pretence: layers only note where they are sent; the rest is ComfyUI's own code. Prints one JSON line.
 """
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comfyui_bench.launch import finder
+from load_pack import load_pack
 
 
 pack, checkout = sys.argv[1:]
@@ -28,11 +29,7 @@ import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
 
 
-spec = importlib.util.spec_from_file_location("pack", f"{pack}/__init__.py", submodule_search_locations=[pack])
-assert spec is not None and spec.loader is not None
-module = importlib.util.module_from_spec(spec)
-sys.modules["pack"] = module
-spec.loader.exec_module(module)
+load_pack(pack)
 memory = importlib.import_module("pack.nodes.memory")
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")

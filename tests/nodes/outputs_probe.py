@@ -3,7 +3,7 @@
 Arguments: the pack, ComfyUI's checkout, a checkpoint to break, one to run. Prints one JSON line.
 """
 
-import importlib.util
+import importlib
 import json
 import shutil
 import sys
@@ -14,6 +14,7 @@ pack, checkout, doomed, good = sys.argv[1:]
 sys.argv[1:] = ["--cpu"]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comfyui_bench.launch import finder  # noqa: E402
+from load_pack import load_pack  # noqa: E402
 
 
 sys.meta_path.insert(0, finder)
@@ -29,11 +30,7 @@ import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 
 
-spec = importlib.util.spec_from_file_location("pack", f"{pack}/__init__.py", submodule_search_locations=[pack])
-assert spec is not None and spec.loader is not None
-module = importlib.util.module_from_spec(spec)
-sys.modules["pack"] = module
-spec.loader.exec_module(module)
+load_pack(pack)
 handles = importlib.import_module("pack.nodes.handle")
 weights = importlib.import_module("pack.deepgen_npu.weights")
 
