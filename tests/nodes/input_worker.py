@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -20,24 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from load_module import load_module, load_pack
+
 
 BENCH = Path(__file__).parents[1] / "comfyui_bench"
 answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)  # what others print is no answer
 
 
-def load(name: str, path: Path, *folders: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=list(folders) or None)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 pack, models = sys.argv[1:]
 sys.argv[1:] = ["--cpu", "--disable-api-nodes"]
 sys.path[0] = os.environ["COMFYUI_PATH"]
-sys.meta_path.insert(0, load("bench_launch", BENCH / "launch.py").finder)
+sys.meta_path.insert(0, load_module("bench_launch", BENCH / "launch.py").finder)
 
 import comfy.options  # noqa: E402
 
@@ -49,9 +42,9 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
 
-values = load("bench_values", BENCH / "probe_pack" / "values.py")
+values = load_module("bench_values", BENCH / "probe_pack" / "values.py")
 folder_paths.models_dir = models
-extension = asyncio.run(load("pack", Path(pack) / "__init__.py", pack).comfy_entrypoint())
+extension = asyncio.run(load_pack(pack).comfy_entrypoint())
 nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
 handle_module = importlib.import_module("pack.nodes.handle")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comfyui_bench.launch import finder
-from load_pack import load_pack
+from load_module import load_pack
 
 
 pack, checkout = sys.argv[1:]

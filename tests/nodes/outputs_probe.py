@@ -14,7 +14,7 @@ pack, checkout, doomed, good = sys.argv[1:]
 sys.argv[1:] = ["--cpu"]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comfyui_bench.launch import finder  # noqa: E402
-from load_pack import load_pack  # noqa: E402
+from load_module import load_pack  # noqa: E402
 
 
 sys.meta_path.insert(0, finder)
