@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, CheckpointError
-    from .denoising import Conditioning
+    from .checkpoint.folder import Checkpoint
+    from .conditioning import Conditioning
+    from .errors import CheckpointError
     from .pipeline import DeepGenPipeline, DeepGenPipelineOutput
 
 __version__ = "0.1.0"
@@ -25,9 +26,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "Checkpoint": "checkpoint",
-    "CheckpointError": "checkpoint",
-    "Conditioning": "denoising",
+    "Checkpoint": "checkpoint.folder",
+    "CheckpointError": "errors",
+    "Conditioning": "conditioning",
     "DeepGenPipeline": "pipeline",
     "DeepGenPipelineOutput": "pipeline",
 }

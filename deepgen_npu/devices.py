@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import npu
-from .npu import DeviceError
+from .errors import DeviceError
 
 
 DTYPES = {

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .devices import on_device
 from .graphs import Step, capture
+from .model.transformer import PreparedTransformer
 from .placement import device_of
-from .transformer import PreparedTransformer
 
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
-    from .denoising import Conditioning
+    from .conditioning import Conditioning
 
 
 class _Branch:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
-from .transformer import MODULATION_BYTES
+from .errors import DeepGenError
+from .model.transformer import MODULATION_BYTES
 
 
 if TYPE_CHECKING:
-    from .parts import PipelineParts
+    from .components import PipelineParts
 
 Result = TypeVar("Result")
 
@@ -33,7 +34,7 @@ TENSORS_OF_VAE = 17
 PIXEL_BYTES_OF_VLM = 64
 
 
-class OutOfDeviceMemory(torch.OutOfMemoryError):
+class OutOfDeviceMemory(DeepGenError, torch.OutOfMemoryError):
     """There is not enough device memory even when all else is freed; the message tells what would fit."""
 
 

@@ -9,14 +9,11 @@ import os
 import torch
 
 from . import npu_setup
+from .errors import DeviceError
 from .npu_setup import Trouble
 
 
 logger = logging.getLogger(__name__)
-
-
-class DeviceError(RuntimeError):
-    """A device was asked for that this machine does not have; the message says why and what to do."""
 
 
 @functools.cache

@@ -17,16 +17,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import arguments, autoencoder
+from . import checks
 from . import images as pictures
-from .denoising import Conditioning, Start, denoise, repeat_rows, require_finite
+from .components import PipelineParts
+from .conditioning import Conditioning, Start, repeat_rows
+from .denoising import denoise
 from .devices import random_noise
+from .encoding_cache import Reference
 from .memory import Work, with_room
-from .parts import PipelineParts
+from .model import autoencoder
+from .model.numerics import require_finite
+from .model.vision_language import stacked_hidden_states
+from .model.vision_tower import encode_references
 from .prompts import check_prompts, tokenize
-from .reuse import Reference
-from .vision_language import stacked_hidden_states
-from .vision_tower import encode_references
 
 
 Embeds = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -92,11 +95,11 @@ class DeepGenPipeline(PipelineParts):
             TypeError, ValueError: For arguments that cannot work, before anything slow.
             FloatingPointError: When the latents are not finite.
         """
-        arguments.output_type(output_type)
-        num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
+        checks.output_type(output_type)
+        num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
         references = pictures.as_list(image)
         prompts, _ = self._check_prompts(prompt, negative_prompt, bool(references))
-        batch = len(prompts) * arguments.images("num_images_per_prompt", num_images_per_prompt)
+        batch = len(prompts) * checks.images("num_images_per_prompt", num_images_per_prompt)
         height, width = self.sizes.check(height, width, editing=bool(references))
         if latents is None:
             latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
@@ -146,7 +149,7 @@ class DeepGenPipeline(PipelineParts):
         """
         prompts, negative = self._check_prompts(prompt, negative_prompt, any(images))
         height, width = self.sizes.check(height, width, editing=any(images))
-        copies = arguments.images("num_images_per_prompt", num_images_per_prompt)
+        copies = checks.images("num_images_per_prompt", num_images_per_prompt)
         groups = [[Reference.of(pictures.to_pixels(image, height, width)) for image in group] for group in images]
         embeds = self._embed(prompts, negative, groups)
         latents = {}
@@ -180,7 +183,7 @@ class DeepGenPipeline(PipelineParts):
         """
         images = pictures.as_list(image)
         prompts, negative = self._check_prompts(prompt, negative_prompt, bool(images))
-        copies = arguments.images("num_images_per_prompt", num_images_per_prompt)
+        copies = checks.images("num_images_per_prompt", num_images_per_prompt)
         if images:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
         group = [Reference.of(pictures.to_pixels(image, height, width)) for image in images]
@@ -287,9 +290,9 @@ class DeepGenPipeline(PipelineParts):
         if seed is not None:
             if generator is not None:
                 raise ValueError("Both seed and generator were given; one of them is wanted.")
-            generator = torch.Generator("cpu").manual_seed(arguments.seed(seed))
+            generator = torch.Generator("cpu").manual_seed(checks.seed(seed))
         shape = self._latent_shape(batch_size, height, width)
-        return random_noise(shape, arguments.generator(generator), self.transformer.dtype)
+        return random_noise(shape, checks.generator(generator), self.transformer.dtype)
 
     @torch.no_grad()
     def denoise(
@@ -310,7 +313,7 @@ class DeepGenPipeline(PipelineParts):
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
         """
-        num_inference_steps, guidance_scale = arguments.steps(num_inference_steps, guidance_scale)
+        num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
         batch = len(conditioning.prompt_embeds)
         self._check_latents(latents, batch, conditioning.height, conditioning.width)
         noise = latents
@@ -318,7 +321,7 @@ class DeepGenPipeline(PipelineParts):
         def on_step(step: int, timestep: Tensor, latents: Tensor, x0: Tensor) -> Tensor:
             assert callback_on_step_end is not None
             replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
-            return arguments.replaced_latents(replaced, latents)
+            return checks.replaced_latents(replaced, latents)
 
         def run(device: torch.device) -> Tensor:
             with self.progress_bar(total=num_inference_steps) as progress_bar:

@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from . import arguments
-from .arguments import shown
-from .checkpoint_files import CheckpointError
+from . import checks
+from .checks import shown
+from .errors import CheckpointError
 
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-    from .checkpoint import Checkpoint
 
 
 MAX_TOKENS = 4096
@@ -140,29 +138,15 @@ def check_prompts(
         ValueError: For a text that is not Unicode, that has a placeholder of pictures, or of too many tokens.
         CheckpointError: When the template alone has too many.
     """
-    prompts, negative = arguments.prompts(prompt), arguments.negative_prompt(negative_prompt)
+    prompts, negative = checks.prompts(prompt), checks.negative_prompt(negative_prompt)
     count = len(prompts)
-    if count > arguments.MAX_IMAGES:
-        raise ValueError(f"prompt is a list of {count:,} texts; at most {arguments.MAX_IMAGES:,} are wanted.")
+    if count > checks.MAX_IMAGES:
+        raise ValueError(f"prompt is a list of {count:,} texts; at most {checks.MAX_IMAGES:,} are wanted.")
     names = ["prompt" if count == 1 else f"prompt {number} of {count}" for number in range(1, count + 1)]
     for name, text in [*zip(names, prompts, strict=True), ("negative_prompt", negative)]:
         _check_text(name, text, template)
         _check_length(name, text, template, tokenizer, editing)
     return prompts, negative
-
-
-def check_prompts_for(
-    checkpoint: Checkpoint, prompt: str | Sequence[str], negative_prompt: str | None, editing: bool
-) -> None:
-    """`check_prompts` for a folder whose weights were not read yet."""
-
-    def tokenizer() -> PreTrainedTokenizerBase:
-        from .weights import load_tokenizer  # which imports torch
-
-        return load_tokenizer(checkpoint)
-
-    template = PromptTemplate.from_config(checkpoint.prompt_template)
-    check_prompts(template, tokenizer, prompt, negative_prompt, editing)
 
 
 def _check_text(name: str, text: str, template: PromptTemplate) -> None:

@@ -5,25 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from . import arguments
-from .checkpoint_files import CheckpointError, wrong
-
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+from . import checks
+from .errors import CheckpointError
+from .model.architecture import VISION_SCALE
 
 
 # DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3).
 TRAINED_SIDE = 512
-# The key of ``model_index.json`` in which another checkpoint tells its own; the published one has none.
-TRAINED_SIDE_KEY = "_deepgen_trained_side"
-
-# The vision tower sees pictures at 28/32 of their size, so that one of its 28-pixel merge cells covers exactly
-# 32 pixels, that is one 2x2 group of DiT patches (original: interpolate with scale_factor 28/32).
-VISION_SCALE = 28 / 32
 
 
 def nearest_sides(side: int, multiple: int, largest: int) -> str:
@@ -82,25 +73,6 @@ class SizeRules:
             trained_side=min(trained_side, longest),
         )
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> SizeRules:
-        """The rules of a checked folder.
-
-        Raises:
-            CheckpointError: Also when the folder tells a trained side that is no number of pixels, or one that the
-                position grid does not cover.
-        """
-        configs = checkpoint.configs
-        rules = cls.from_configs(configs["transformer"], configs["vae"], checkpoint.vision_config)
-        if TRAINED_SIDE_KEY not in checkpoint.index:
-            return rules
-        side = checkpoint.index[TRAINED_SIDE_KEY]
-        low, high = rules.generation_multiple, rules.longest_side
-        if type(side) is not int or not low <= side <= high:
-            wanted = f"a whole number of pixels from {low} to {high}"
-            raise wrong(checkpoint.folder / "model_index.json", TRAINED_SIDE_KEY, side, wanted)
-        return replace(rules, trained_side=side)
-
     def multiple(self, editing: bool) -> int:
         return self.editing_multiple if editing else self.generation_multiple
 
@@ -117,7 +89,7 @@ class SizeRules:
         largest = self.longest_side // multiple * multiple
         task = "editing" if editing else "generation"
         sides = {
-            name: arguments.whole(name, side, -sys.maxsize, None, "a whole number of pixels")
+            name: checks.whole(name, side, -sys.maxsize, None, "a whole number of pixels")
             for name, side in (("height", height), ("width", width))
         }
         for name, side in sides.items():

@@ -14,8 +14,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..deepgen_npu import arguments
-from ..deepgen_npu.arguments import shown
+from ..deepgen_npu import checks
+from ..deepgen_npu.checks import shown
 from ..deepgen_npu.sizes import nearest_sides
 from .check_tensors import conditioning, image, latent
 
@@ -89,7 +89,7 @@ def _any_number(declared: io.Input, value: Any, wanted: str = "a whole number") 
     if isinstance(value, Real) and not isinstance(value, Integral):
         with contextlib.suppress(OverflowError):  # a fraction beyond every float
             found = int(float(value)) if float(value).is_integer() else value
-    return arguments.whole(declared.id, found, -sys.maxsize, None, wanted)
+    return checks.whole(declared.id, found, -sys.maxsize, None, wanted)
 
 
 def _whole(declared: io.Input, value: Any) -> int:
@@ -103,7 +103,7 @@ def _whole(declared: io.Input, value: Any) -> int:
 
 
 def _number(declared: io.Input, value: Any) -> float:
-    return arguments.number(declared.id, value, declared.min, declared.max)
+    return checks.number(declared.id, value, declared.min, declared.max)
 
 
 def _text(declared: io.Input, value: Any) -> str:

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..deepgen_npu.arguments import MAX_IMAGES, MAX_REFERENCES, shown, whole
+from ..deepgen_npu.checks import MAX_IMAGES, MAX_REFERENCES, shown, whole
 
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..deepgen_npu.denoising import Conditioning
+    from ..deepgen_npu.conditioning import Conditioning
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pixels along a side; more than any picture has, far less than what only pretends to be one (a view of one number).
@@ -71,7 +71,7 @@ def latent(name: str, value: Any) -> dict[str, Any]:
 
 def conditioning(name: str, value: Any) -> list[Conditioning]:
     """The list that DeepGen Encode Prompt makes, one for each picture of its batch."""
-    from ..deepgen_npu.denoising import Conditioning
+    from ..deepgen_npu.conditioning import Conditioning
 
     source = "connect the output of DeepGen Encode Prompt."
     if not isinstance(value, list) or not all(isinstance(one, Conditioning) for one in value):

@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 import comfy.model_management as mm
 import torch
 
-from ..deepgen_npu.checkpoint import PARTS, Checkpoint
+from ..deepgen_npu.checkpoint.folder import PARTS, Checkpoint
+from ..deepgen_npu.checkpoint.weights import load_tokenizer
 from ..deepgen_npu.devices import resolve_dtype
 from ..deepgen_npu.pipeline import DeepGenPipeline
 from ..deepgen_npu.prompts import PromptTemplate, check_prompts
 from ..deepgen_npu.sizes import SizeRules
-from ..deepgen_npu.weights import load_tokenizer
 from .memory import ComfyPlacement, WholePatcher
 from .models import state_of
 from .previews import latent_format
@@ -91,7 +91,7 @@ class DeepGenHandle:
 
 class _Weights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
-        self.sizes = SizeRules.from_checkpoint(checkpoint)
+        self.sizes = checkpoint.sizes
         self.prompt_template = PromptTemplate.from_config(checkpoint.prompt_template)
         # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
         dtypes = [] if dtype == torch.float32 else [torch.bfloat16]

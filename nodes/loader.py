@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..deepgen_npu.arguments import DTYPES
+from ..deepgen_npu.checks import DTYPES
 from .check import DeepGenNode
 from .compat import search_aliases
 from .inputs import CATEGORY, Pipeline

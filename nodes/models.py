@@ -9,9 +9,10 @@ from pathlib import Path
 
 import folder_paths
 
-from ..deepgen_npu.arguments import shown
-from ..deepgen_npu.checkpoint import is_model_folder, model_folders, modelscope_spelling
-from ..deepgen_npu.download import MODEL_ID
+from ..deepgen_npu.checkpoint.folder import is_model_folder, model_folders, modelscope_spelling
+from ..deepgen_npu.checks import shown
+from ..deepgen_npu.hub.download import MODEL_ID
+from ..deepgen_npu.locations import DEMO_FOLDER
 
 
 FOLDER = "deepgen"
@@ -23,7 +24,6 @@ DEMO = "coloured shapes (demo, not DeepGen 1.0)"
 """The name of the small model that comes with the pack."""
 EITHER = "DeepGen 1.0 if downloaded, else the demo"
 """What a workflow has that is to run on every machine."""
-_DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo_checkpoint"
 
 
 def register_model_folder() -> None:
@@ -57,9 +57,9 @@ def find_model(name: object) -> Path:
     if isinstance(name, str) and name in folders:
         return folders[name]
     if name == EITHER:
-        return _published(folders) or _DEMO_FOLDER
+        return _published(folders) or DEMO_FOLDER
     if name == DEMO:
-        return _DEMO_FOLDER
+        return DEMO_FOLDER
     roots = folder_paths.get_folder_paths(FOLDER)
     if name == PUBLISHED:
         if folder := _published(folders):
@@ -79,7 +79,7 @@ def find_model(name: object) -> Path:
 
 def all_folders() -> list[Path]:
     """The folder of every model."""
-    return [*_folders().values(), _DEMO_FOLDER]
+    return [*_folders().values(), DEMO_FOLDER]
 
 
 def state_of(*folders: Path) -> str:

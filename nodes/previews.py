@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import comfy.latent_formats
 
-from ..deepgen_npu.checkpoint import latent_rgb_factors
+from ..deepgen_npu.checkpoint.folder import latent_rgb_factors
 
 
 if TYPE_CHECKING:
-    from ..deepgen_npu.checkpoint import Checkpoint
+    from ..deepgen_npu.checkpoint.folder import Checkpoint
 
 
 def latent_format(checkpoint: Checkpoint) -> comfy.latent_formats.LatentFormat:

@@ -13,9 +13,9 @@ from .memory import ComfyPlacement
 
 
 if TYPE_CHECKING:
-    from ..deepgen_npu.checkpoint import Checkpoint
+    from ..deepgen_npu.checkpoint.folder import Checkpoint
+    from ..deepgen_npu.checkpoint.weights import BytesRead
     from ..deepgen_npu.pipeline import DeepGenPipeline, StepCallback
-    from ..deepgen_npu.weights import BytesRead
 
 
 _ON_CPU = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)

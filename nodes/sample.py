@@ -12,7 +12,7 @@ from .compat import search_aliases
 
 
 if TYPE_CHECKING:
-    from ..deepgen_npu.denoising import Conditioning
+    from ..deepgen_npu.conditioning import Conditioning
     from .handle import DeepGenHandle
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..deepgen_npu import autoencoder
-from ..deepgen_npu.arguments import MAX_IMAGES
-from ..deepgen_npu.denoising import Conditioning, Start
+from ..deepgen_npu.checks import MAX_IMAGES
+from ..deepgen_npu.conditioning import Conditioning, Start
 from ..deepgen_npu.images import from_pixels
+from ..deepgen_npu.model import autoencoder
 from .handle import DeepGenHandle
 from .images import to_image
 from .progress import step_callback

@@ -8,10 +8,9 @@ import comfy.model_management as mm
 import comfy.sd
 import torch
 
-from ..deepgen_npu import autoencoder
+from ..deepgen_npu.checkpoint.weights import BytesRead, load_part
 from ..deepgen_npu.memory import vae_activation_bytes
-from ..deepgen_npu.sizes import SizeRules
-from ..deepgen_npu.weights import BytesRead, load_part
+from ..deepgen_npu.model import autoencoder
 from .check_tensors import MAX_SIDE, image, latents
 from .memory import Stage, WholePatcher, check_cancel_in
 from .progress import reading_progress
@@ -21,7 +20,7 @@ from .scale import enlarge, pixel_size, shrink
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from ..deepgen_npu.checkpoint import Checkpoint
+    from ..deepgen_npu.checkpoint.folder import Checkpoint
 
 
 class DeepGenVAE(Stage):
@@ -33,7 +32,7 @@ class DeepGenVAE(Stage):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__()
         self.vae: AutoencoderKL | None = None
-        self.enlargement = pixel_size(SizeRules.from_checkpoint(checkpoint))
+        self.enlargement = pixel_size(checkpoint.sizes)
         self._checkpoint = checkpoint
         self._dtype = dtype
 
@@ -78,7 +77,7 @@ class ComfyVAE(comfy.sd.VAE):
         # is like ours. Its smallest case gives the attributes that the methods of this version use; those that depend
         # on the network are set here.
         super().__init__(sd={"pixel_space_vae": torch.ones(())}, dtype=dtype)
-        config, sizes = checkpoint.configs["vae"], SizeRules.from_checkpoint(checkpoint)
+        config, sizes = checkpoint.configs["vae"], checkpoint.sizes
         self.first_stage_model = DeepGenVAE(checkpoint, dtype)
         scale = self.first_stage_model.enlargement
         factor = sizes.vae_factor * scale

@@ -2,7 +2,7 @@
 
     python scripts/bench_load.py [--folder FOLDER] [--dtypes bfloat16 float32] [--repeats 3]
 
-Weights are random (`deepgen_npu.random_checkpoint`, size ``benchmark``, 2 GiB in bfloat16), written once to
+Weights are random (`deepgen_npu.tools.random_checkpoint`, size ``benchmark``, 2 GiB in bfloat16), written once to
 ``--folder`` or to a temporary folder. Every measurement runs in a process of its own, with the files in the
 page cache. Prints a Markdown table; the exit status is 1 when `DeepGenPipeline.from_pretrained` needs more
 than `LIMIT` times the weights in the target dtype. Linux only: it reads ``/proc/self``.
@@ -89,8 +89,10 @@ def _report(folder: Path, options: argparse.Namespace) -> int:
 def _checkpoint(folder: Path, size: str) -> Path:
     """The checkpoint in ``folder`` if it is a random one of that size, or else a new one."""
     sys.path.insert(0, str(ROOT))
-    from deepgen_npu.checkpoint import Checkpoint, CheckpointError
-    from deepgen_npu.random_checkpoint import is_random_checkpoint, weight_files, write
+    from deepgen_npu.checkpoint.folder import Checkpoint
+    from deepgen_npu.errors import CheckpointError
+    from deepgen_npu.tools.layout import weight_files
+    from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 
     if is_random_checkpoint(folder):
         wanted: dict[str, Any] = {}
@@ -158,7 +160,7 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from deepgen_npu.checkpoint import Checkpoint
+    from deepgen_npu.checkpoint.folder import Checkpoint
 
     dtype = getattr(torch, dtype_name)
     checkpoint = Checkpoint.open(folder)
@@ -208,7 +210,7 @@ def _libraries() -> Loader:
     import torch
     from safetensors.torch import load_file
 
-    from deepgen_npu.connector import Connector
+    from deepgen_npu.model.connector import Connector
 
     SD3Transformer2DModel, AutoencoderKL, Qwen2_5_VL, Tokenizer = _import_models()
 

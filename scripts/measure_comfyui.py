@@ -27,7 +27,7 @@ from comfyui_bench.server import ComfyServer, ServerOptions  # noqa: E402
 from graphs import Graph, edit, load_image, loader, save  # noqa: E402
 from larger import LARGER, NAME  # noqa: E402
 
-from deepgen_npu.random_checkpoint import write  # noqa: E402
+from deepgen_npu.tools.random_checkpoint import write  # noqa: E402
 
 
 DEMO = "coloured shapes (demo, not DeepGen 1.0)"

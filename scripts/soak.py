@@ -32,7 +32,7 @@ from comfyui_bench.server import ComfyServer, ServerError, ServerOptions  # noqa
 from graphs import edit, generation, load_image, loader, modular, sampling, save  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from deepgen_npu.random_checkpoint import write  # noqa: E402
+from deepgen_npu.tools.random_checkpoint import write  # noqa: E402
 
 
 BOUND_MB = 8.0

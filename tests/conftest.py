@@ -26,7 +26,7 @@ from golden import TINY
 from property_settings import drawn as drawn_cases
 
 from deepgen_npu import DeepGenPipeline
-from deepgen_npu.random_checkpoint import write as write_random_checkpoint
+from deepgen_npu.tools.random_checkpoint import write as write_random_checkpoint
 
 
 _golden_rows: list[tuple[str, str, float]] = []

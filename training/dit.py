@@ -18,7 +18,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deepgen_npu.transformer import predict_velocity
+from deepgen_npu.model.transformer import predict_velocity
 
 from . import latents
 from .evaluate import quick

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deepgen_npu import DeepGenPipeline
+from deepgen_npu.model.vision_language import stacked_hidden_states
+from deepgen_npu.model.vision_tower import encode_references
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT, tokenize
-from deepgen_npu.vision_language import stacked_hidden_states
-from deepgen_npu.vision_tower import encode_references
 
 from .edits import Edit
 from .scenes import Scene, pixels

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deepgen_npu import DeepGenPipeline
-from deepgen_npu.denoising import Conditioning
+from deepgen_npu.conditioning import Conditioning
 
 from . import cases
 from .cases import Case

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepgen_npu import DeepGenPipeline
+from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY, RANDOM_WEIGHTS_KEY, TRAINED_SIDE_KEY
+from deepgen_npu.checkpoint.tokenizer_files import byte_symbols
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
-from deepgen_npu.random_checkpoint import MARKER, WeightFile, legacy_vlm_name, weight_files, write
-from deepgen_npu.random_sizes import PROMPT_TEMPLATE, Size, Vocabulary, byte_symbols, make_size
-from deepgen_npu.sizes import TRAINED_SIDE_KEY
+from deepgen_npu.tools.layout import WeightFile, legacy_vlm_name, weight_files
+from deepgen_npu.tools.model_sizes import PROMPT_TEMPLATE, Size, Vocabulary, make_size
+from deepgen_npu.tools.random_checkpoint import write
 
-from .preview_colours import KEY as RGB_FACTORS_KEY
 from .preview_colours import fit as fit_preview_colours
 from .scenes import SIDE
 from .wording import STOPS, all_words, capitalised_words
@@ -169,9 +170,9 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
     """Copy a trained folder to where the pack has it, and say in it what it is."""
     source, target = Path(source), Path(target)
     index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
-    index.pop(MARKER, None)
+    index.pop(RANDOM_WEIGHTS_KEY, None)
     index[TRAINED_SIDE_KEY] = SIDE
-    index[RGB_FACTORS_KEY] = fit_preview_colours(load(source))
+    index[LATENT_RGB_FACTORS_KEY] = fit_preview_colours(load(source))
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(source, target)

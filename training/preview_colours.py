@@ -15,8 +15,6 @@ from .encode import picture_tensor
 from .scenes import BOTH_RINGS, random_scene
 
 
-KEY = "_deepgen_latent_rgb_factors"
-"""Of ``model_index.json``, where the nodes read it (nodes/previews.py)."""
 SCENES = 500
 DIGITS = 4
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepgen_npu.download import MODEL_ID
+from deepgen_npu.hub.download import MODEL_ID
 
 from .hub_server import DATA, Hub, serve
 
@@ -18,7 +18,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub that this process asks; caches are in tmp_path/box."""
     from huggingface_hub import constants
 
-    from deepgen_npu import transfer
+    from deepgen_npu.hub import transfer
 
     with serve(MODEL_ID, dict(DATA)) as server:
         for name in list(os.environ):

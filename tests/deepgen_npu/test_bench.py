@@ -13,11 +13,12 @@ import pytest
 import torch
 from golden import TINY
 
-from deepgen_npu import DeepGenPipeline, bench, cli, doctor, random_checkpoint, tool_models
-from deepgen_npu.bench import Measurement, Part, Times
-from deepgen_npu.checkpoint import PARTS, Checkpoint
-from deepgen_npu.random_model import RandomModel
-from deepgen_npu.runs import STAGES, RunSettings, reference_pictures
+from deepgen_npu import DeepGenPipeline, cli, locations
+from deepgen_npu.checkpoint.folder import PARTS, Checkpoint
+from deepgen_npu.tools import bench, doctor, random_checkpoint, specs
+from deepgen_npu.tools.bench import Measurement, Part, Times
+from deepgen_npu.tools.random_model import RandomModel
+from deepgen_npu.tools.runs import STAGES, RunSettings, reference_pictures
 
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +150,7 @@ def test_peaks_are_the_largest_of_each_stage(monkeypatch, pipe):
 def test_memory_of_the_parts(pipe):
     """Weights as the files have them, in float32, and the VLM's rotary frequencies, which are in no file."""
     checkpoint = Checkpoint.open(TINY)
-    sizes = bench.sizes_of_parts(pipe)
+    sizes = pipe.memory()
     for part in ("connector", "transformer", "vae"):
         assert sizes[part] == Part("cpu", 4 * checkpoint.elements(part))
     rotary = {id(buffer): buffer.nbytes for buffer in pipe.vlm.buffers()}
@@ -245,12 +246,12 @@ def test_in_a_process_of_its_own_the_result_is_alone_on_stdout():
 
 
 def torch_auto() -> str:
-    return tool_models.dtype_name(tool_models.resolve_dtype("auto", CPU))
+    return specs.dtype_name(specs.resolve_dtype("auto", CPU))
 
 
 def test_variables_that_matter_are_told(monkeypatch):
     monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
-    assert "TASK_QUEUE_ENABLE=2" in tool_models.head(Device="x").splitlines()[-1]
+    assert "TASK_QUEUE_ENABLE=2" in specs.head(Device="x").splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_mistakes_are_one_line(capsys, arguments, words):
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_drawn(monkeypatch, capsys):
-    monkeypatch.setattr(tool_models, "free_memory", lambda device: (2**30, 2**33))
+    monkeypatch.setattr(specs, "free_memory", lambda device: (2**30, 2**33))
     monkeypatch.setattr(RandomModel, "load", None)  # 25 GiB are never allocated, whatever goes wrong here
     assert cli.main(["bench", *SMALL, "--random-weights", "--dtype", "float32"]) == 2
     error = capsys.readouterr().err
@@ -285,7 +286,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_drawn(monkeypatch, 
 
 
 def test_without_a_model_the_demo_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_downloaded", lambda: None)
+    monkeypatch.setattr(locations, "find_downloaded", lambda: None)
     assert cli.main(["bench", *SMALL]) == 2
     assert "demo_checkpoint" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from golden import TINY
 from safetensors.torch import load_file, save_file
 
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
-from deepgen_npu.weights import load_part, load_tokenizer, read_tensor
+from deepgen_npu.checkpoint.weights import load_part, load_tokenizer, read_tensor
 
 
 def edit_json(path, **changes):
@@ -89,7 +89,7 @@ def test_the_check_needs_neither_torch_nor_weights(tiny):
     (tiny / "vae" / "config.json").unlink()
     script = (
         "import sys\n"
-        "from deepgen_npu.checkpoint import Checkpoint, CheckpointError\n"
+        "from deepgen_npu import Checkpoint, CheckpointError\n"
         "try:\n    Checkpoint.open(sys.argv[1])\n"
         "except CheckpointError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])\n"
@@ -205,7 +205,9 @@ def test_a_foreign_tokenizer_is_noticed(tiny):
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
 def test_tensors_are_read_as_safetensors_reads_them(dtype, monkeypatch):
-    monkeypatch.setattr("deepgen_npu.weights._CHUNK_BYTES", 1000)  # so that reading in pieces is what is tested
+    monkeypatch.setattr(
+        "deepgen_npu.checkpoint.weights._CHUNK_BYTES", 1000
+    )  # so that reading in pieces is what is tested
     for part in ("connector", "vae"):
         stored = Checkpoint.open(TINY).tensors[part]
         expected = load_file(next(iter(stored.values())).file)

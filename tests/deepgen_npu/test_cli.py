@@ -15,8 +15,10 @@ from golden import TINY
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from deepgen_npu import cli
+from deepgen_npu import cli, locations
+from deepgen_npu.cli import checkpoint, image
 from deepgen_npu.image_files import open_image, save_image
+from deepgen_npu.sizes import SizeRules
 
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +37,7 @@ def inference(*arguments, cwd=None):
 
 def test_defaults_are_those_of_the_report(monkeypatch):
     seen = {}
-    monkeypatch.setattr(cli, "_make_picture", lambda arguments: seen.update(vars(arguments)))
+    monkeypatch.setattr(image, "_run", lambda arguments: seen.update(vars(arguments)))
     assert cli.inference([]) == 0
     wanted = {
         "output_image": "output_deepgen.png",
@@ -72,7 +74,7 @@ def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
         raise Stopped
 
     seen = []
-    monkeypatch.setattr(cli.SizeRules, "check", stop)
+    monkeypatch.setattr(SizeRules, "check", stop)
     enlarge_grid(tiny, 64)
     index = tiny / "model_index.json"
     for told, arguments in (
@@ -257,7 +259,7 @@ def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
         def fail(arguments, error=error):
             raise error
 
-        monkeypatch.setattr(cli, "_check", fail)
+        monkeypatch.setattr(checkpoint, "_check", fail)
         assert cli.main(["check", "x"]) == 2
         assert capsys.readouterr().err == f"error: {words}\n"
 
@@ -286,14 +288,13 @@ def test_check(tiny, capsys):
 
 
 def test_without_a_model_it_says_how_to_get_one(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_downloaded", lambda: None)
+    monkeypatch.setattr(locations, "find_downloaded", lambda: None)
     assert cli.inference(["--device", "cpu"]) == 2
     assert "python -m deepgen_npu download" in capsys.readouterr().err
 
 
 def test_the_pack_in_a_comfyui_downloads_to_its_models(tmp_path, monkeypatch):
-    assert cli._comfyui_target() is None
-    pack = tmp_path / "ComfyUI" / "custom_nodes" / "deepgen" / "deepgen_npu"
+    assert locations.comfyui_target() is None
     (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
-    monkeypatch.setattr(cli, "__file__", str(pack / "cli.py"))
-    assert cli._comfyui_target() == tmp_path / "ComfyUI" / "models" / "deepgen" / "DeepGen-1.0-diffusers"
+    monkeypatch.setattr(locations, "PACK", tmp_path / "ComfyUI" / "custom_nodes" / "deepgen")
+    assert locations.comfyui_target() == tmp_path / "ComfyUI" / "models" / "deepgen" / "DeepGen-1.0-diffusers"

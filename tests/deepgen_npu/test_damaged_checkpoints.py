@@ -21,9 +21,8 @@ from property_settings import cases, drawn
 from safetensors import SafetensorError, safe_open
 
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
-from deepgen_npu.checkpoint import read_safetensors_header
-from deepgen_npu.sizes import SizeRules
-from deepgen_npu.tokenizer_files import TokenizerFiles
+from deepgen_npu.checkpoint.safetensors_header import read_safetensors_header
+from deepgen_npu.checkpoint.tokenizer_files import TokenizerFiles
 
 
 DEMO = TINY.parents[3] / "demo_checkpoint"
@@ -62,7 +61,7 @@ def says(folder: Path) -> tuple[object, ...]:
     checkpoint, tokenizer = Checkpoint.open(folder), TokenizerFiles.read(folder)
     return (
         checkpoint.configs,
-        SizeRules.from_checkpoint(checkpoint),
+        checkpoint.sizes,
         (tokenizer.vocabulary, tokenizer.merges, tokenizer.added, tokenizer.names),
         checkpoint.prompt_template,
     )

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from deepgen_npu import DeepGenPipeline
-from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.cli import main
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.cli.entry import main
 from deepgen_npu.images import to_pixels
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
-from deepgen_npu.random_checkpoint import is_random_checkpoint, write
+from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 from training.judge import Seen, look
 from training.scenes import Scene, Thing, render
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from golden import TINY
 
-from deepgen_npu import cli, doctor, npu_setup
-from deepgen_npu.doctor import Examination, as_json, as_text, examine, findings
+from deepgen_npu import cli, npu_setup
+from deepgen_npu.tools import doctor
+from deepgen_npu.tools.doctor import Examination, as_json, as_text, examine, findings
 
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +144,7 @@ def test_unknown_devices_are_a_usage_error(name, capsys):
 
 
 def test_torch_is_not_imported():
-    code = "import sys; from deepgen_npu.doctor import examine; examine(); print('torch' in sys.modules)"
+    code = "import sys; from deepgen_npu.tools.doctor import examine; examine(); print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert told == "False\n"
 

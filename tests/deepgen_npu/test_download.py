@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from deepgen_npu.download import DATA_FILES, MODEL_ID, DownloadError, download, find_downloaded
+from deepgen_npu.errors import DownloadError
+from deepgen_npu.hub.download import DATA_FILES, MODEL_ID, download, find_downloaded
 
 from . import hub_server
 from .hub_server import COMMIT, EACH_SOURCE, WEIGHTS, Hub, serve
@@ -57,7 +58,7 @@ socket.socket.connect = guard(
 )
 """
 CALL = """
-from deepgen_npu.download import DownloadError, download, find_downloaded
+from deepgen_npu.hub.download import DownloadError, download, find_downloaded
 try:
     path = {call}
     answer = {{"path": None if path is None else str(path)}}
@@ -245,7 +246,7 @@ def test_only_missing_bytes_need_space(source: str, to: str, hub: Hub, run: Run,
 
 def test_disk_full_while_writing(run: Run, tmp_path: Path) -> None:
     broken = """
-import errno, io, deepgen_npu.transfer as transfer
+import errno, io, deepgen_npu.hub.transfer as transfer
 class Full(io.FileIO):
     def write(self, data):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -398,7 +399,7 @@ def test_patterns_are_safe_for_both_hubs() -> None:
 def test_import_is_cheap() -> None:
     """The module brings in no hub library and no framework."""
     code = (
-        "import sys, deepgen_npu.download\n"
+        "import sys, deepgen_npu.hub.download\n"
         "names = 'huggingface_hub modelscope torch diffusers transformers requests httpx tqdm'\n"
         "print([name for name in names.split() if name in sys.modules])\n"
     )

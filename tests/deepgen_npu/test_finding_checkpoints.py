@@ -8,8 +8,8 @@ import pytest
 from golden import TINY
 
 from deepgen_npu import CheckpointError
-from deepgen_npu.checkpoint import find_model_folder, resolve_model
-from deepgen_npu.download import DownloadError
+from deepgen_npu.checkpoint.folder import find_model_folder, resolve_model
+from deepgen_npu.errors import DownloadError
 
 
 @pytest.mark.parametrize("path", ["..", "~nobody-of-this-name/x", "a" * 5000, "\0", "."])
@@ -49,10 +49,10 @@ def test_an_id_in_no_cache_is_downloaded(tmp_path, monkeypatch):
     half.mkdir()
     (half / "model_index.json").write_text("{}", encoding="utf-8")
     for found in (None, half):  # an interrupted download goes on
-        monkeypatch.setattr("deepgen_npu.checkpoint.find_downloaded", lambda model_id, found=found: found)
+        monkeypatch.setattr("deepgen_npu.checkpoint.folder.find_downloaded", lambda model_id, found=found: found)
         asked = []
         monkeypatch.setattr(
-            "deepgen_npu.checkpoint.download", lambda model_id, asked=asked: asked.append(model_id) or TINY
+            "deepgen_npu.checkpoint.folder.download", lambda model_id, asked=asked: asked.append(model_id) or TINY
         )
         assert resolve_model("somebody/tiny-1.0") == TINY and asked == ["somebody/tiny-1.0"]
 
@@ -68,5 +68,5 @@ def test_an_id_in_a_cache_needs_no_network(tmp_path, monkeypatch):
     folder = tmp_path / "models" / "somebody" / "tiny-1___0"
     shutil.copytree(TINY, folder)
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
-    monkeypatch.setattr("deepgen_npu.checkpoint.download", lambda **_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr("deepgen_npu.checkpoint.folder.download", lambda **_: pytest.fail("it was downloaded"))
     assert resolve_model("somebody/tiny-1.0") == folder

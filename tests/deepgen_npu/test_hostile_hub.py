@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property_settings import cases, drawn
 
-from deepgen_npu import transfer
-from deepgen_npu.checkpoint import resolve_model
-from deepgen_npu.download import MODEL_ID, DownloadError, download
-from deepgen_npu.hub_files import is_data_file
+from deepgen_npu.checkpoint.folder import resolve_model
+from deepgen_npu.errors import DownloadError
+from deepgen_npu.hub import transfer
+from deepgen_npu.hub.download import MODEL_ID, download
+from deepgen_npu.hub.files import is_data_file
 
 from .hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub, serve
 

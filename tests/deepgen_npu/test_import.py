@@ -21,7 +21,13 @@ def run(code: str) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["deepgen_npu", "deepgen_npu.cli", "deepgen_npu.checkpoint", "deepgen_npu.download", "deepgen_npu.image_files"],
+    [
+        "deepgen_npu",
+        "deepgen_npu.cli",
+        "deepgen_npu.checkpoint",
+        "deepgen_npu.hub.download",
+        "deepgen_npu.image_files",
+    ],
 )
 def test_light_modules_import_nothing_heavy(module):
     heavy = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "numpy")

@@ -18,11 +18,15 @@ from PIL import Image
 from property_settings import cases, drawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepgen_npu import cli, devices, memory, ops, prompts, weights
-from deepgen_npu.checkpoint import Checkpoint, CheckpointError
+from deepgen_npu import cli, devices, memory, prompts
+from deepgen_npu.checkpoint import weights
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.checkpoint.prompt_check import check_prompts_for
+from deepgen_npu.errors import CheckpointError
 from deepgen_npu.memory import OutOfDeviceMemory
-from deepgen_npu.prompts import MAX_TOKENS, check_prompts, check_prompts_for, tokenize
-from deepgen_npu.vision_language import attention_mask, stacked_hidden_states
+from deepgen_npu.model import ops
+from deepgen_npu.model.vision_language import attention_mask, stacked_hidden_states
+from deepgen_npu.prompts import MAX_TOKENS, check_prompts, tokenize
 
 
 ROOT = Path(__file__).parents[2]

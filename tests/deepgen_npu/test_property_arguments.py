@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from property_settings import cases, drawn
 
-from deepgen_npu import cli, tool_models
+from deepgen_npu import cli
+from deepgen_npu.cli import image
+from deepgen_npu.tools import specs
 
 
 class Accepted(BaseException):
@@ -63,9 +65,9 @@ def nothing_is_loaded(monkeypatch):
     def accepted(*arguments, **options):
         raise Accepted
 
-    monkeypatch.setattr(cli, "_load", accepted)
-    monkeypatch.setattr(tool_models.Model, "load", accepted)
-    monkeypatch.setattr(tool_models.Model, "fingerprint", accepted)
+    monkeypatch.setattr(image, "_load", accepted)
+    monkeypatch.setattr(specs.Model, "load", accepted)
+    monkeypatch.setattr(specs.Model, "fingerprint", accepted)
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from PIL import Image
 from property_settings import cases, drawn
 from safetensors.torch import save_file
 
-from deepgen_npu import cli, tool_models
-from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.reference import Reference, fingerprint
-from deepgen_npu.runs import RunSettings
+from deepgen_npu import cli
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.tools import specs
+from deepgen_npu.tools.baseline import Reference, fingerprint
+from deepgen_npu.tools.runs import RunSettings
 
 
 class Accepted(BaseException):
@@ -43,7 +44,7 @@ def compare(tmp_path, whole, monkeypatch, capsys):
     def accepted(*arguments):
         raise Accepted
 
-    monkeypatch.setattr(tool_models.Model, "load", accepted)
+    monkeypatch.setattr(specs.Model, "load", accepted)
 
     def compare(change) -> str | None:
         folder = tmp_path / "reference"

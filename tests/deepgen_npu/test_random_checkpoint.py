@@ -16,8 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deepgen_npu import CheckpointError, DeepGenPipeline, random_checkpoint, random_values
-from deepgen_npu.random_checkpoint import MARKER, SIZES, is_random_checkpoint, weight_files, write
+from deepgen_npu import CheckpointError, DeepGenPipeline
+from deepgen_npu.checkpoint.index_keys import RANDOM_WEIGHTS_KEY
+from deepgen_npu.tools import random_checkpoint, random_values
+from deepgen_npu.tools.layout import weight_files
+from deepgen_npu.tools.model_sizes import SIZES
+from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference" / "tiny"
@@ -129,7 +133,7 @@ def test_files_without_library_versions_say_what_the_reference_says(tiny: Path, 
 
 def test_the_checkpoint_says_that_it_is_random(tiny: Path) -> None:
     index = json.loads((tiny / "model_index.json").read_text("utf-8"))
-    assert index.pop(MARKER) is True
+    assert index.pop(RANDOM_WEIGHTS_KEY) is True
     assert index == json.loads((REFERENCE / "model_index.json").read_text("utf-8"))
     readme = (tiny / "README.md").read_text("utf-8")
     assert readme.count("\n") == 1 and readme.startswith("Random weights")
@@ -326,9 +330,9 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
         {"notes.txt": "mine"},
         {"vae/config.json": "{}"},
         {"model_index.json": '{"_class_name": "X"}', "vae/config.json": "{}"},
-        {"model_index.json": f'{{"{MARKER}": false}}'},
+        {"model_index.json": f'{{"{RANDOM_WEIGHTS_KEY}": false}}'},
         {"model_index.json": "not json"},
-        {"model_index.json": f'{{"{MARKER}": true}}', "lora.safetensors": "mine"},
+        {"model_index.json": f'{{"{RANDOM_WEIGHTS_KEY}": true}}', "lora.safetensors": "mine"},
     ],
 )
 def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path, content: dict[str, str]) -> None:

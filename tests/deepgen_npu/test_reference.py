@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tables import rows
 
-from deepgen_npu import cli, runs
-from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.reference import Reference, fingerprint, rehearse
-from deepgen_npu.runs import RunSettings
+from deepgen_npu import cli
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.tools import runs
+from deepgen_npu.tools.baseline import Reference, fingerprint, rehearse
+from deepgen_npu.tools.runs import RunSettings
 
 
 PLACE = ["--model_path", str(TINY), "--device", "cpu", "--dtype", "float32"]
@@ -158,7 +159,7 @@ def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
 def test_a_reference_that_cannot_be_written_is_elsewhere(tmp_path, monkeypatch, capsys):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr("deepgen_npu.reference.tempfile.gettempdir", lambda: str(temporary))
+    monkeypatch.setattr("deepgen_npu.tools.baseline.tempfile.gettempdir", lambda: str(temporary))
     true_save = Reference.save
 
     def save(self, folder):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from golden import load_case
 
-from deepgen_npu.denoising import Start
-from deepgen_npu.reuse import EncodingCache, digest
+from deepgen_npu.conditioning import Start
+from deepgen_npu.encoding_cache import EncodingCache, digest
 
 
 class TestCache:

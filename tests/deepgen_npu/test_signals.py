@@ -14,9 +14,10 @@ import pytest
 from golden import TINY
 from PIL import Image
 
-from deepgen_npu import DeepGenPipeline, cli, image_files, reference, runs
+from deepgen_npu import DeepGenPipeline, cli, image_files
+from deepgen_npu.cli.signals import stoppable
 from deepgen_npu.image_files import open_image
-from deepgen_npu.signals import stoppable
+from deepgen_npu.tools import baseline, runs
 
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ def test_while_pictures_are_saved_each_is_whole_or_as_it_was(folder, monkeypatch
 
 
 def test_a_reference_is_not_left_half_written(folder, monkeypatch, capsys):
-    for module, name in ((runs, "run"), (reference, "save_image"), (reference, "require_room")):
+    for module, name in ((runs, "run"), (baseline, "save_image"), (baseline, "require_room")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, after(getattr(module, name), signal.SIGTERM))
             assert cli.main(["verify", *RUN, "--save", "new/reference"]) == 143, name
@@ -124,7 +125,7 @@ def test_in_a_process_of_its_own(folder):
 def test_a_second_one_ends_at_once():
     code = """
 import signal, time
-from deepgen_npu.signals import stoppable
+from deepgen_npu.cli.signals import stoppable
 with stoppable():
     try:
         print("begun", flush=True)

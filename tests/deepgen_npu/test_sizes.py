@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepgen_npu.checkpoint import CheckpointError
+from deepgen_npu.errors import CheckpointError
 from deepgen_npu.sizes import SizeRules
 
 

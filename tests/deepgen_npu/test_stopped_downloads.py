@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deepgen_npu.download import download
+from deepgen_npu.hub.download import download
 
 from .hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from deepgen_npu import Checkpoint, CheckpointError
-from deepgen_npu.checkpoint import PARTS
-from deepgen_npu.checkpoint_schema import CONFIG_FILES, settings
-from deepgen_npu.checkpoint_structure import by_model_names, check_structure
-from deepgen_npu.random_model import RandomModel
-from deepgen_npu.random_sizes import SIZES
-from deepgen_npu.tensor_shapes import SHAPES
-from deepgen_npu.weights import empty_model
+from deepgen_npu.checkpoint.folder import PARTS
+from deepgen_npu.checkpoint.schema import CONFIG_FILES, settings
+from deepgen_npu.checkpoint.structure import by_model_names, check_structure
+from deepgen_npu.checkpoint.tensor_shapes import SHAPES
+from deepgen_npu.checkpoint.weights import empty_model
+from deepgen_npu.tools.model_sizes import SIZES
+from deepgen_npu.tools.random_model import RandomModel
 
 
 DEMO = Path(__file__).parents[2] / "demo_checkpoint"

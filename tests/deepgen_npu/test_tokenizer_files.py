@@ -14,8 +14,8 @@ from property_settings import cases, drawn
 from transformers import Qwen2TokenizerFast
 
 from deepgen_npu import Checkpoint, CheckpointError
-from deepgen_npu.tokenizer_files import TokenizerFiles
-from deepgen_npu.weights import load_tokenizer
+from deepgen_npu.checkpoint.tokenizer_files import TokenizerFiles
+from deepgen_npu.checkpoint.weights import load_tokenizer
 
 
 DEMO = TINY.parents[3] / "demo_checkpoint"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deepgen_npu.transformer import predict_velocity
+from deepgen_npu.model.transformer import predict_velocity
 
 
 def inputs(pipe, batch=2, height=8, width=6):

@@ -15,8 +15,9 @@ from golden import TINY
 from PIL import Image
 from tables import rows
 
-from deepgen_npu import DeepGenPipeline, cli, runs, verify
-from deepgen_npu.verify import Difference, compare_latents, compare_pictures
+from deepgen_npu import DeepGenPipeline, cli
+from deepgen_npu.tools import compare, runs
+from deepgen_npu.tools.compare import Difference, compare_latents, compare_pictures
 
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ def test_latents_by_hand():
 
 
 def test_the_table():
-    table = verify.as_markdown(
+    table = compare.as_markdown(
         {
             "a": Difference(0, 0, 0, True, math.inf, 1.0),
             "b": Difference(0.25, 3, 0.0625, False, 54.1514, 0.98765432),
@@ -157,7 +158,7 @@ def test_nothing_is_within_a_limit_that_is_no_number(two_files, capsys):
 
 def test_a_measure_that_is_no_number_is_within_no_limit(two_files, capsys, monkeypatch):
     unknown = Difference(math.nan, math.nan, math.nan, False, math.nan, math.nan)
-    monkeypatch.setattr(verify, "compare_pictures", lambda first, second: unknown)
+    monkeypatch.setattr(compare, "compare_pictures", lambda first, second: unknown)
     for limit in (["--max_difference", "255"], ["--min_psnr", "0"]):
         assert cli.main(["verify", "--pictures", *two_files, *limit]) == 1
         assert "Failed: " in capsys.readouterr().out

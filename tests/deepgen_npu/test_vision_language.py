@@ -7,13 +7,9 @@ import inspect
 import pytest
 import torch
 
-from deepgen_npu.checkpoint import stacked_states
+from deepgen_npu.model.architecture import stacked_states
+from deepgen_npu.model.vision_language import attention_mask, rope_positions, stacked_hidden_states
 from deepgen_npu.prompts import tokenize
-from deepgen_npu.vision_language import (
-    attention_mask,
-    rope_positions,
-    stacked_hidden_states,
-)
 
 
 def test_stacked_states_of_the_published_depth():

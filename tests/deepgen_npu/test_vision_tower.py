@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
-from deepgen_npu.vision_tower import IMAGE_MEAN, IMAGE_STD, encode_references, to_patches
+from deepgen_npu.model.vision_tower import IMAGE_MEAN, IMAGE_STD, encode_references, to_patches
 
 
 def test_patches_are_those_of_the_image_processor():

@@ -8,12 +8,12 @@ import os
 import pytest
 import torch
 
-from deepgen_npu.bench import as_markdown, measure
-from deepgen_npu.checkpoint import PARTS
+from deepgen_npu.checkpoint.folder import PARTS
 from deepgen_npu.devices import empty_cache, free_memory, memory_allocated
 from deepgen_npu.memory import Work, activation_bytes
-from deepgen_npu.random_model import RandomModel
-from deepgen_npu.runs import RunSettings
+from deepgen_npu.tools.bench import as_markdown, measure
+from deepgen_npu.tools.random_model import RandomModel
+from deepgen_npu.tools.runs import RunSettings
 
 
 SIZE = os.environ.get("DEEPGEN_HARDWARE_SIZE", "published")

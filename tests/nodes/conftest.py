@@ -12,7 +12,7 @@ from comfyui_bench.probe import PACKS, Probe
 from comfyui_bench.server import ComfyServer, ServerOptions
 from larger import LARGER, NAME
 
-from deepgen_npu.random_checkpoint import write
+from deepgen_npu.tools.random_checkpoint import write
 from scripts.soak import prepare as lay_out_small_models
 
 

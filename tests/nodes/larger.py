@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepgen_npu.random_sizes import SIZES, make_size
+from deepgen_npu.tools.model_sizes import SIZES, make_size
 
 
 TINY_CONFIGS = SIZES["tiny"].configs

@@ -32,7 +32,7 @@ import torch  # noqa: E402
 
 load_pack(pack)
 handles = importlib.import_module("pack.nodes.handle")
-weights = importlib.import_module("pack.deepgen_npu.weights")
+weights = importlib.import_module("pack.deepgen_npu.checkpoint.weights")
 
 reads: list[str] = []
 read_tensor = weights.read_tensor

@@ -19,7 +19,7 @@ from comfyui_bench.server import ComfyServer, ServerOptions
 from golden import TINY
 from graphs import Graph, core, decoding, generation, load_image, loader, save
 
-from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.checkpoint.folder import Checkpoint
 
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"

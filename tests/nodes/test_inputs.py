@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property_settings import cases, drawn
 
-from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.checkpoint.folder import Checkpoint
 
 
 ROOT = Path(__file__).parents[2]

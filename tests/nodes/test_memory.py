@@ -14,8 +14,8 @@ from comfyui_bench.server import ComfyServer, ServerOptions
 from graphs import Graph, chain, generation, loader, save
 from larger import LARGER, NAME
 
-from deepgen_npu.checkpoint import Checkpoint
-from deepgen_npu.random_checkpoint import weight_files
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.tools.layout import weight_files
 from scripts.soak import prepare, slope, soak
 
 

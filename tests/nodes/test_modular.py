@@ -10,7 +10,7 @@ from golden import TINY
 from graphs import array, core, decoding, edit, encoding, generation, load_image, loader, modular, sampling, save
 from PIL import Image
 
-from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.checkpoint.folder import Checkpoint
 
 
 DEMO = "coloured shapes (demo, not DeepGen 1.0)"

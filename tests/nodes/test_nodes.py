@@ -12,7 +12,7 @@ from golden import TINY
 from graphs import array, chain, edit, generation, golden_run, load_image, loader, save
 from PIL import Image
 
-from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.checkpoint.folder import Checkpoint
 
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from comfyui_bench.fixtures import CHECKOUTS
 from comfyui_bench.server import REPO_ROOT
 from golden import TINY
 
-from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.checkpoint.folder import Checkpoint
 
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])

@@ -12,9 +12,10 @@ import pytest
 from graphs import generation, loader, save
 from PIL import Image
 
+from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY
+
 
 DEMO_FOLDER = Path(__file__).parents[2] / "demo_checkpoint"
-KEY = "_deepgen_latent_rgb_factors"
 PROMPT = "a red circle on the left on a white background"
 
 
@@ -36,9 +37,9 @@ def change_factors(folder: Path, factors: object) -> None:
     path = folder / "model_index.json"
     index = json.loads(path.read_text(encoding="utf-8"))
     if factors is None:
-        del index[KEY]
+        del index[LATENT_RGB_FACTORS_KEY]
     else:
-        index[KEY] = factors
+        index[LATENT_RGB_FACTORS_KEY] = factors
     path.write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -87,6 +88,6 @@ def test_factors_that_cannot_be_right_are_named(comfy_client, copied_demo, facto
     change_factors(copied_demo, factors)
     result = draw(comfy_client)
     assert "CheckpointError" in result.error_text and "changed-demo" in result.error_text
-    assert f"model_index.json: {KEY} is" in result.error_text
+    assert f"model_index.json: {LATENT_RGB_FACTORS_KEY} is" in result.error_text
     assert "17 lists of 3 numbers" in result.error_text
     assert "DeepGenLoader" in result.error_text, "before weights are read"

@@ -9,7 +9,7 @@ from ascend.simulated import state
 from golden import TINY
 from PIL import Image
 
-from deepgen_npu.cli import main
+from deepgen_npu.cli.entry import main
 
 
 @pytest.fixture

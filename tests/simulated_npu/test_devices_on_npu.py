@@ -9,7 +9,8 @@ import torch
 from ascend.simulated import state
 from golden import load_case
 
-from deepgen_npu.devices import DeviceError, device_name, free_memory, resolve_device, resolve_dtype
+from deepgen_npu.devices import device_name, free_memory, resolve_device, resolve_dtype
+from deepgen_npu.errors import DeviceError
 
 
 def test_names_of_cards():

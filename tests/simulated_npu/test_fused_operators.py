@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ascend.simulated import state
 from golden import denoised, load_case
 
-from deepgen_npu import ops
+from deepgen_npu.model import ops
 
 
 NPU = torch.device("npu:0")

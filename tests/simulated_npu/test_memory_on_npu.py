@@ -10,7 +10,7 @@ import torch
 from ascend.simulated import state
 from golden import differences, load_case
 
-from deepgen_npu.checkpoint import PARTS
+from deepgen_npu.checkpoint.folder import PARTS
 from deepgen_npu.memory import OutOfDeviceMemory, Work, activation_bytes
 
 
@@ -36,10 +36,10 @@ def peak_while(run) -> int:
 
 
 def test_offload_peaks_at_the_largest_part_and_its_activations(load, counts_table, monkeypatch):
-    pipe = load("cpu")
-    expected = draw(pipe)
-    pipe.enable_model_cpu_offload("npu:0")
+    expected = draw(load("npu:0"))
     gc.collect()
+    pipe = load("cpu")
+    pipe.enable_model_cpu_offload("npu:0")
     before = state.memory[0].now
     monkeypatch.setattr("deepgen_npu.memory.MODULATION_BYTES", 0)
     activations = max(activation_bytes(pipe, Work(part, 64, 64, rows=2, text_tokens=64)) for part in PARTS)

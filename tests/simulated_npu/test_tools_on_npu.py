@@ -9,9 +9,8 @@ from ascend import simulated
 from golden import TINY
 
 from deepgen_npu import cli
-from deepgen_npu.bench import sizes_of_parts
-from deepgen_npu.checkpoint import PARTS, Checkpoint
-from deepgen_npu.random_model import RandomModel
+from deepgen_npu.checkpoint.folder import PARTS, Checkpoint
+from deepgen_npu.tools.random_model import RandomModel
 
 
 SMALL = ["--height", "64", "--width", "64", "--num_inference_steps", "2", "--dtype", "float32"]
@@ -37,7 +36,7 @@ def test_random_weights_go_straight_to_the_card():
     torch.npu.reset_peak_memory_stats(card)
     simulated.reset()
     pipe = model.load(torch.float32, dict.fromkeys(PARTS, card))
-    weights = sum(part.nbytes for part in sizes_of_parts(pipe).values())
+    weights = sum(part.nbytes for part in pipe.memory().values())
     rotary = weights - model.nbytes(torch.float32)  # computed, and in no file
     assert 0 < rotary < 1000
     assert simulated.state.counts.host_to_device[1] == model.checkpoint.nbytes() + rotary

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepgen_npu.checkpoint import Checkpoint
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY
 from training import latents, preview_colours
 from training.encode import embed, picture_tensor, texts_of_edits
 from training.model import load, publish
@@ -58,7 +59,7 @@ def test_a_published_folder_has_the_published_layout(work, tmp_path):
 def test_the_colours_of_previews_are_those_of_the_vae(work, tmp_path):
     """Also with a VAE that has learnt little: on scenes that were not fitted, nearer than the mean colour is."""
     folder = publish(work / "checkpoint", tmp_path / "published")
-    *factors, bias = torch.tensor(Checkpoint.open(folder).index[preview_colours.KEY])
+    *factors, bias = torch.tensor(Checkpoint.open(folder).index[LATENT_RGB_FACTORS_KEY])
     encoded, colours = preview_colours.latents_and_colours(load(folder), seed=1, count=50)
     shown = encoded @ torch.stack(factors) + bias
     assert (shown - colours).square().mean() < 0.5 * (colours - colours.mean(0)).square().mean()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deepgen_npu import devices
-from deepgen_npu.devices import DeviceError, resolve_device, resolve_dtype
+from deepgen_npu.devices import resolve_device, resolve_dtype
+from deepgen_npu.errors import DeviceError
 
 
 CARD = torch.device("npu", 0)

@@ -11,7 +11,7 @@ from ascend import host_npu
 from golden import CASES, TINY, denoised, differences, load_case
 
 from deepgen_npu import DeepGenPipeline
-from deepgen_npu.checkpoint import stacked_states
+from deepgen_npu.model.architecture import stacked_states
 
 
 TOLERANCE = 1e-4  # of tests/deepgen_npu/test_golden.py, as are those of lower precision below

@@ -86,7 +86,7 @@ def test_devices_where_torch_loads_without_torch_npu(python):
 @pytest.mark.parametrize("card", [False, True])
 def test_doctor_where_cann_is_there_and_no_card_answers(tmp_path, card):
     """The package is fine; what is wrong depends on whether the machine has a card."""
-    from deepgen_npu import doctor
+    from deepgen_npu.tools import doctor
 
     if card:
         (tmp_path / "dev").mkdir()

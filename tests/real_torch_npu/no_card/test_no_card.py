@@ -8,7 +8,8 @@ import pytest
 import torch
 from golden import CASES, differences
 
-from deepgen_npu.devices import DeviceError, resolve_device
+from deepgen_npu.devices import resolve_device
+from deepgen_npu.errors import DeviceError
 
 
 TOLERANCE = 1e-4  # of tests/deepgen_npu/test_golden.py

@@ -1,0 +1,1 @@
+"""The published folder: what it has to hold, and its weights."""

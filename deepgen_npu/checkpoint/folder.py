@@ -1,0 +1,344 @@
+"""The published folder: find it, read its configs, and check that it is whole.
+
+Everything here reads JSON and safetensors headers only, so a damaged folder is reported within
+milliseconds and before torch, diffusers or transformers are imported. Nothing in the folder is ever
+executed: its ``deepgen_pipeline.py`` and ``model_index.json`` class names are ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..checks import shown
+from ..errors import CheckpointError, DownloadError
+from ..hub.download import download, find_downloaded
+from ..model.architecture import stacked_states
+from ..prompts import PromptTemplate
+from ..sizes import SizeRules
+from .files import how_to_download, missing, printable, read_json, wrong
+from .index_keys import LATENT_RGB_FACTORS_KEY, TRAINED_SIDE_KEY
+from .safetensors_header import StoredTensor, read_safetensors_header
+from .schema import CONFIG_FILES, check_shifting, is_table, settings
+from .structure import by_model_names, check_structure
+from .tokenizer_files import TokenizerFiles
+
+
+__all__ = [
+    "PARTS",
+    "Checkpoint",
+    "CheckpointError",
+    "StoredTensor",
+    "find_model_folder",
+    "how_to_download",
+    "read_safetensors_header",
+    "resolve_model",
+]
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("vlm", "connector", "transformer", "vae")
+
+# File names as save_pretrained writes them: transformers for the VLM, diffusers for the DiT and the VAE,
+# plain safetensors for the connector.
+_WEIGHTS = {
+    "vlm": "model.safetensors",
+    "connector": "model.safetensors",
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint folder in the layout of ``deepgenteam/DeepGen-1.0-diffusers``.
+
+    Attributes:
+        folder: The folder that holds ``model_index.json``.
+        configs: What the models are built from, for each of ``vlm``, ``connector``, ``transformer``, ``vae`` and
+            ``scheduler``: the known keys of the config files, all of them, checked.
+        tensors: For each part in `PARTS`, the stored tensors by name.
+        prompt_template: The content of ``prompt_template.json``.
+        index: The content of ``model_index.json``.
+        stored_configs: The content of the config files, as it is.
+    """
+
+    folder: Path
+    configs: Mapping[str, dict[str, Any]]
+    tensors: Mapping[str, Mapping[str, StoredTensor]] = field(repr=False)
+    prompt_template: Mapping[str, Any] = field(repr=False)
+    index: Mapping[str, Any] = field(repr=False)
+    stored_configs: Mapping[str, dict[str, Any]] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Checkpoint:
+        """Read and check a folder.
+
+        Raises:
+            CheckpointError: Naming the missing or damaged file, or the two numbers that disagree.
+        """
+        folder = find_model_folder(folder)
+        stored = {part: read_json(folder, name) for part, name in CONFIG_FILES.items()}
+        template = read_json(folder, "prompt_template.json")
+        index = read_json(folder, "model_index.json")
+        tokenizer = TokenizerFiles.read(folder)
+        tensors = {part: _part_tensors(folder, part) for part in PARTS}
+        configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
+        for part in PARTS:
+            by_name = by_model_names(part, folder / part, tensors[part])
+            check_structure(part, folder / part, folder / CONFIG_FILES[part], configs[part], by_name)
+        checkpoint = cls(folder, configs, tensors, template, index, stored)
+        _check_bridges(checkpoint)
+        _check_language(checkpoint, tokenizer)
+        _ = checkpoint.sizes
+        latent_rgb_factors(checkpoint)
+        return checkpoint
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        return self.configs["vlm"]["text_config"]
+
+    @property
+    def vision_config(self) -> dict[str, Any]:
+        return self.configs["vlm"]["vision_config"]
+
+    @property
+    def sizes(self) -> SizeRules:
+        """Which image sizes the folder allows.
+
+        Raises:
+            CheckpointError: When the folder has a trained side that is no number of pixels, or one that the position
+                grid does not cover.
+        """
+        rules = SizeRules.from_configs(self.configs["transformer"], self.configs["vae"], self.vision_config)
+        if TRAINED_SIDE_KEY not in self.index:
+            return rules
+        side = self.index[TRAINED_SIDE_KEY]
+        low, high = rules.generation_multiple, rules.longest_side
+        if type(side) is not int or not low <= side <= high:
+            wanted = f"a whole number of pixels from {low} to {high}"
+            raise wrong(self.folder / "model_index.json", TRAINED_SIDE_KEY, side, wanted)
+        return replace(rules, trained_side=side)
+
+    def elements(self, part: str) -> int:
+        """Number of stored elements of a part; times the bytes of a dtype, its size in memory."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors[part].values())
+
+    def nbytes(self, *parts: str) -> int:
+        """Bytes of the weights in the files, of the named parts or of all."""
+        return sum(tensor.nbytes for part in parts or PARTS for tensor in self.tensors[part].values())
+
+
+def is_model_folder(path: Path) -> bool:
+    # Not pathlib's, which lets some of the system's errors through.
+    return os.path.isfile(path / "model_index.json")
+
+
+def model_folders(root: Path, depth: int = 3) -> Iterator[Path]:
+    """Checkpoint folders in ``root``, at most ``depth`` levels down, in name order.
+
+    Hidden folders are passed over; links are followed, since models are often kept on another disk.
+    """
+    try:
+        children = sorted(child for child in root.iterdir() if not child.name.startswith("."))
+    except OSError:
+        return
+    for child in children:
+        if not os.path.isdir(child):
+            continue
+        if is_model_folder(child):
+            yield child
+        elif depth > 1:
+            yield from model_folders(child, depth - 1)
+
+
+def modelscope_spelling(name: str) -> str:
+    """ModelScope's spelling of a folder name: ``DeepGen-1.0-diffusers`` is ``DeepGen-1___0-diffusers``."""
+    return name.replace(".", "___")
+
+
+def find_model_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder with ``model_index.json`` that ``path`` means.
+
+    ``path`` may be that folder, the same folder in ModelScope's spelling, or a folder that holds exactly
+    one checkpoint, as a ModelScope cache does (``<cache>/deepgenteam/DeepGen-1___0-diffusers``).
+
+    Raises:
+        CheckpointError: When there is none, or more than one.
+    """
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # a home of nobody
+        raise CheckpointError(f"There is no folder {path}: {error}") from None
+    for candidate in (path, path.parent / modelscope_spelling(path.name)):
+        if is_model_folder(candidate):
+            return candidate
+    if not os.path.exists(path):
+        raise CheckpointError(f"There is no folder {path}. {how_to_download()}")
+    if not os.path.isdir(path):
+        raise CheckpointError(f"{path} is a file; a checkpoint is a folder with model_index.json.")
+    found = list(model_folders(path))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(folder.relative_to(path)) for folder in found)
+        raise CheckpointError(f"{path} holds several checkpoints ({names}): name one of them.")
+    raise CheckpointError(f"model_index.json is missing in {path}. {how_to_download()}")
+
+
+def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """A local checkpoint folder for a path or a Hugging Face id (``owner/name``).
+
+    An id is looked up in the Hugging Face and ModelScope caches first and downloaded when it is whole in
+    neither; an interrupted download goes on. Only data files are downloaded.
+
+    Raises:
+        CheckpointError: When a path holds no checkpoint.
+        deepgen_npu.hub.download.DownloadError: When an id cannot be downloaded.
+    """
+    text = os.fspath(name_or_path)
+    if os.path.exists(os.path.expanduser(text)) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text):
+        return find_model_folder(text)
+    found = find_downloaded(text)
+    if found is not None:
+        try:
+            return Checkpoint.open(found).folder
+        except CheckpointError as error:
+            logger.info("%s is to be completed: %s", found, error)
+    try:
+        return find_model_folder(download(model_id=text))
+    except DownloadError as error:
+        raise DownloadError(f"There is no folder {text} here. Taken as the id of a model: {error}") from error
+
+
+def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
+    """The tensors of a part from its shards' headers, compared with the index where there is one."""
+    name = _WEIGHTS[part]
+    index_name = f"{part}/{name}.index.json"
+    if not os.path.lexists(folder / index_name):
+        if not os.path.lexists(folder / part / name):
+            wanted = f"{part}/{name}"
+            if part == "vlm":
+                wanted += f" (or {index_name} with its shards)"
+            raise missing(folder, wanted)
+        return _header(folder, f"{part}/{name}")
+
+    index = folder / index_name
+    weight_map = read_json(folder, index_name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise wrong(index, "weight_map", weight_map, "an object with a file for each tensor")
+    for tensor, home in weight_map.items():
+        if not isinstance(home, str) or Path(home).name != home or not home.endswith(".safetensors"):
+            raise wrong(
+                index, f"weight_map[{shown(tensor)}]", home, "the name of a .safetensors file beside the index"
+            )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        stored = _header(folder, f"{part}/{shard}", f", named by {index_name},")
+        for tensor, home in weight_map.items():
+            if home == shard and tensor not in stored:
+                raise CheckpointError(
+                    f"The tensor {printable(tensor)}, which {index_name} places in {part}/{shard}, "
+                    f"is not in that file in {folder}. {how_to_download()}"
+                )
+        for tensor in stored:
+            if tensor in tensors:
+                raise CheckpointError(
+                    f"The tensor {printable(tensor)} is in {tensors[tensor].file} and in {folder / part / shard}; "
+                    f"once is wanted. {how_to_download()}"
+                )
+        tensors.update(stored)
+    return tensors
+
+
+def _header(folder: Path, name: str, named_by: str = "") -> dict[str, StoredTensor]:
+    try:
+        return read_safetensors_header(folder / name)
+    except FileNotFoundError:
+        raise missing(folder, f"{name}{named_by}") from None
+
+
+def _check_bridges(checkpoint: Checkpoint) -> None:
+    """The dimensions at which one part hands over to the next must agree."""
+    connector, transformer = checkpoint.configs["connector"], checkpoint.configs["transformer"]
+    text, vision = checkpoint.text_config, checkpoint.vision_config
+    hidden, layers, width = text["hidden_size"], text["num_hidden_layers"], connector["connector"]["hidden_size"]
+    count = len(stacked_states(layers))
+    of_vlm = ("hidden_size of vlm/config.json", hidden)
+    of_connector = ("connector.hidden_size of connector/config.json", width)
+    pairs = [
+        ("connector", "llm_hidden_size", *of_vlm),
+        (
+            "connector",
+            "projector_1_in",
+            f"{count} hidden states x {hidden} of the vlm's {layers} layers",
+            count * hidden,
+        ),
+        ("connector", "projector_1_out", *of_connector),
+        ("connector", "projector_2_in", *of_connector),
+        ("connector", "projector_3_in", *of_connector),
+        (
+            "transformer",
+            "pooled_projection_dim",
+            "projector_2_out of connector/config.json",
+            connector["projector_2_out"],
+        ),
+        (
+            "transformer",
+            "joint_attention_dim",
+            "projector_3_out of connector/config.json",
+            connector["projector_3_out"],
+        ),
+        ("vae", "latent_channels", "in_channels of transformer/config.json", transformer["in_channels"]),
+    ]
+    values = [(f"{key} of {part}/config.json", checkpoint.configs[part][key], *right) for part, key, *right in pairs]
+    values.append(("vision_config.out_hidden_size of vlm/config.json", vision["out_hidden_size"], *of_vlm))
+    for left, left_value, right, right_value in values:
+        if left_value != right_value:
+            raise CheckpointError(
+                f"The parts of {checkpoint.folder} do not fit together: {left} is {left_value}, "
+                f"but {right} is {right_value}. The folder mixes different models. {how_to_download()}"
+            )
+    tokens = transformer["pos_embed_max_size"] ** 2
+    check_shifting(checkpoint.folder / CONFIG_FILES["scheduler"], checkpoint.configs["scheduler"], tokens)
+
+
+def _check_language(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> None:
+    """Tokenizer, prompt template and VLM must speak of the same tokens."""
+    folder, vlm = checkpoint.folder, checkpoint.configs["vlm"]
+    tokenizer.check_ids(checkpoint.text_config["vocab_size"])
+    template = PromptTemplate.from_config(checkpoint.prompt_template)
+    for key, text, name in (
+        ("image_token_id", template.image_token, "IMG_CONTEXT_TOKEN"),
+        ("vision_start_token_id", template.image_start, "IMG_START_TOKEN"),
+        ("vision_end_token_id", template.image_end, "IMG_END_TOKEN"),
+    ):
+        number = tokenizer.special_ids.get(text)
+        if number is None:
+            wanted = f"a special token of {tokenizer.added_file}"
+            raise wrong(folder / "prompt_template.json", name, text, wanted)
+        if vlm[key] is not None and vlm[key] != number:
+            raise CheckpointError(
+                f"{text} ({name} of prompt_template.json) is token {number} of {tokenizer.added_file}, but {key} of "
+                f"{folder / CONFIG_FILES['vlm']} is {vlm[key]}. {how_to_download()}"
+            )
+
+
+def latent_rgb_factors(checkpoint: Checkpoint) -> list[list[float]] | None:
+    """The colours of the latents, if the checkpoint tells its own.
+
+    Raises:
+        CheckpointError: When it tells something else than colours.
+    """
+    factors = checkpoint.index.get(LATENT_RGB_FACTORS_KEY)
+    rows = checkpoint.configs["vae"]["latent_channels"] + 1
+    if factors is not None and not is_table(factors, rows, 3):
+        wanted = f"a list of {rows} lists of 3 numbers: one for each latent channel, and one to add"
+        raise wrong(checkpoint.folder / "model_index.json", LATENT_RGB_FACTORS_KEY, factors, wanted)
+    return factors

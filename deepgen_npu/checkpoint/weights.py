@@ -1,0 +1,246 @@
+"""From a checked folder to models, one part at a time and without a second copy of the weights.
+
+Each model is built from its config with parameters that occupy no memory. Its tensors are then read from
+the file straight into their final storage, in pieces of `_CHUNK_BYTES` where dtype or device change on the
+way. safetensors' own loader maps the file, and mapped pages count as resident until the file is closed, so
+converting 10 GB that way peaks at 15.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Identity, Module
+
+from ..devices import is_out_of_memory
+from ..errors import CheckpointError
+from ..files import FileError, open_regular
+from ..model.connector import Connector
+from .folder import Checkpoint
+from .safetensors_header import StoredTensor
+from .schema import CONFIG_FILES, settings
+from .structure import by_model_names
+from .tokenizer_files import TokenizerFiles
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK_BYTES = 32 * 1024 * 1024
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+BytesRead = Callable[[int], object]
+
+
+# ComfyUI calls this in inference mode and later moves the model outside of it, which tensors made there refuse.
+@torch.inference_mode(False)
+def load_part(
+    checkpoint: Checkpoint,
+    part: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    on_bytes_read: BytesRead | None = None,
+) -> Module:
+    """Load ``vlm``, ``connector``, ``transformer`` or ``vae``, ready for inference.
+
+    Args:
+        dtype: Of the weights. Rotary frequencies of the VLM are computed, not stored, and stay float32.
+        device: Where the weights are read to; nothing of their size is kept on the host on the way.
+        on_bytes_read: Called with the number of bytes of each piece that was read.
+
+    Raises:
+        CheckpointError: When names or shapes of tensors do not match the config.
+    """
+    stored = by_model_names(part, checkpoint.folder / part, checkpoint.tensors[part])
+    with _named(checkpoint, part):
+        model = empty_model(part, checkpoint.configs[part])
+        model.requires_grad_(False)
+    # One buffer for all: the allocator would leave a hole between two weights for each one freed.
+    buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
+    state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
+    with _named(checkpoint, part):
+        model.load_state_dict(state, assign=True)
+    # Rotary frequencies, which no file holds, were computed on the CPU.
+    model.to(device)
+    return model.eval()
+
+
+@contextmanager
+def _named(checkpoint: Checkpoint, part: str) -> Iterator[None]:
+    """Whatever a library makes of a part that passed all checks becomes an error that names the part.
+
+    Memory that ran out is no fault of the checkpoint. What ends a run from outside never comes from in here.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (CheckpointError, MemoryError)) or is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".strip()[:500]
+        raise CheckpointError(
+            f"{checkpoint.folder / CONFIG_FILES.get(part, part)}: the {part} cannot be made of it ({reason})."
+        ) from error
+
+
+def copy_to(model: Module, device: torch.device) -> Any:
+    """A DiT or VAE once more, on another device; nothing of its size is kept elsewhere on the way."""
+    config = dict(model.config)
+    with torch.device("meta"):
+        copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
+    copy.requires_grad_(False)
+    copy.load_state_dict({name: tensor.to(device) for name, tensor in model.state_dict().items()}, assign=True)
+    return copy.to(device).eval()
+
+
+def load_scheduler(checkpoint: Checkpoint):
+    """The ``FlowMatchEulerDiscreteScheduler`` with the folder's settings."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    with _named(checkpoint, "scheduler"):
+        return FlowMatchEulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The Qwen2 tokenizer of the folder, in its fast form. Only its own files are read and no remote code runs."""
+    files = TokenizerFiles.read(checkpoint.folder)
+    files.check_ids(checkpoint.text_config["vocab_size"])
+    with _named(checkpoint, "tokenizer"):
+        return files.build()
+
+
+def read_tensor(
+    stored: StoredTensor,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    on_bytes_read: BytesRead | None = None,
+    buffer: Tensor | None = None,
+) -> Tensor:
+    """Read one tensor into memory of its own.
+
+    Args:
+        dtype: None keeps the stored one.
+        buffer: Bytes to read into where dtype or device change on the way; None makes one.
+    """
+    source = _DTYPES[stored.dtype]
+    target = torch.empty(stored.shape, dtype=dtype or source, device=device)
+    flat = target.view(-1)
+    if target.dtype == source and target.device.type == "cpu":
+        landing, step = None, max(1, _CHUNK_BYTES // source.itemsize)
+    else:
+        landing = (torch.empty(_CHUNK_BYTES, dtype=torch.uint8) if buffer is None else buffer).view(source)
+        step = landing.numel()
+    with _opened(stored) as file:
+        for start in range(0, target.numel(), step):
+            piece = flat[start : start + step]
+            read = piece if landing is None else landing[: piece.numel()]
+            _read_into(file, read, stored)
+            if landing is not None:
+                piece.copy_(read)
+            if on_bytes_read is not None:
+                on_bytes_read(read.numel() * source.itemsize)
+    return target
+
+
+@contextmanager
+def _opened(stored: StoredTensor) -> Iterator[FileIO]:
+    """The file of a tensor, at its first byte."""
+    try:
+        file = open_regular(stored.file, buffering=0)
+    except (OSError, FileError) as error:
+        raise _gone(stored, error) from None
+    with file:
+        file.seek(stored.offset)
+        yield file
+
+
+def _read_into(file: FileIO, target: Tensor, stored: StoredTensor) -> None:
+    view = memoryview(target.view(torch.uint8).numpy())
+    while len(view):
+        try:
+            count = file.readinto(view)
+        except OSError as error:
+            raise _gone(stored, error) from None
+        if not count:
+            raise CheckpointError(f"{stored.file} ended while it was read; was it changed meanwhile?")
+        view = view[count:]
+
+
+def _gone(stored: StoredTensor, error: OSError | FileError) -> CheckpointError:
+    return CheckpointError(
+        f"{stored.file} was there when the checkpoint was opened, but cannot be read now "
+        f"({getattr(error, 'strerror', None) or error}); was it moved, replaced or removed meanwhile?"
+    )
+
+
+def empty_model(part: str, config: Mapping[str, Any]) -> Any:
+    """The model of a part as its config describes it, with parameters that occupy no memory (meta device).
+
+    The VLM comes without its ``lm_head``: the published folder leaves it out, since it is the embedding once more,
+    and image generation never uses it. Its rotary frequencies are real.
+    """
+    config = settings(part, Path(CONFIG_FILES[part]), config)
+    if part == "connector":
+        with torch.device("meta"):
+            return Connector(config)
+    if part == "vlm":
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        # The device of a with statement belongs to this thread; accelerate's init_empty_weights would put the
+        # modules of every other thread on the meta device as well.
+        with _quiet_transformers():
+            # transformers writes into its config, and wants no None.
+            given = {key: value for key, value in copy.deepcopy(config).items() if value is not None}
+            with torch.device("meta"):
+                model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(given))
+            model.lm_head = Identity()
+            _make_rotary_buffers(model)
+        return model
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    model_class = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}[part]
+    with torch.device("meta"):
+        return model_class.from_config(config)
+
+
+def _make_rotary_buffers(vlm: Any) -> None:
+    """Compute the rotary frequencies, which no file holds, of a VLM that was built on the meta device."""
+    text, vision = vlm.config.get_text_config(), vlm.config.vision_config
+    for module in vlm.modules():
+        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            continue
+        kind = type(module)
+        config = vision if "Vision" in kind.__name__ else text
+        # transformers 4.5x makes the vision tower's from the half of a head's width.
+        by_config = next(iter(inspect.signature(kind).parameters)) == "config"
+        made = kind(config) if by_config else kind(vision.hidden_size // vision.num_heads // 2)
+        for name, value in vars(made).items():
+            if isinstance(value, Tensor):
+                setattr(module, name, value)
+        for name, buffer in made.named_buffers():
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers 5 remarks on the spelling of rope settings in configs that 4.5x wrote; both mean the same."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,56 @@
+"""The commands ``check`` and ``download``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import PARTS, Checkpoint, resolve_model
+from ..errors import CheckpointError
+from ..formatting import amount
+from ..hub.download import MODEL_ID, SOURCES
+from ..locations import comfyui_target
+from . import options
+
+
+def add_commands(commands: Any) -> None:
+    """Register the commands with those of `entry`."""
+    check = commands.add_parser("check", help="check that a model folder is whole")
+    check.add_argument(
+        "model_path", type=options.path("model_path"), help="the folder, or a Hugging Face id that was downloaded"
+    )
+    check.set_defaults(run=_check)
+
+    download = commands.add_parser("download", help="download DeepGen 1.0 (14 GB), or complete a download")
+    download.add_argument("--source", choices=SOURCES, default="huggingface")
+    download.add_argument(
+        "--to",
+        metavar="DIR",
+        type=options.path("--to"),
+        help="folder that receives the files; by default models/deepgen of the ComfyUI this pack is installed in, "
+        "or else the hub's own cache",
+    )
+    download.set_defaults(run=_download)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    checkpoint = Checkpoint.open(resolve_model(arguments.model_path))
+    print(f"{checkpoint.folder} is whole.")
+    for part in PARTS:
+        print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {amount(checkpoint.nbytes(part))}")
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from ..hub.download import DownloadStopped, download
+
+    target = Path(arguments.to).expanduser() if arguments.to else comfyui_target()
+    print(f"Downloading {MODEL_ID} from {arguments.source} to {target or 'its cache'} ...")
+    folder = download(arguments.source, target)
+    try:
+        checkpoint = Checkpoint.open(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"The download ended, but: {error}") from None
+    except KeyboardInterrupt:
+        raise DownloadStopped(f"Stopped; all files are in {folder}, but were not checked as a model.") from None
+    print(f"Complete: {checkpoint.folder}")

@@ -1,0 +1,71 @@
+"""From a command line to an exit status: which commands there are, and what becomes of an error."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+
+from .. import npu_setup
+from ..errors import DeepGenError
+from . import checkpoint, image, options, signals, tools
+from .options import Parser, complain
+
+
+def inference(argv: Sequence[str] | None = None) -> int:
+    """The command of ``inference.py``: generates, or edits where there is an ``--input_image``."""
+    parser = Parser(prog="inference.py", description="Generate a picture with DeepGen 1.0, or edit one.")
+    image.add_arguments(parser, editing=None)
+    return _run(parser, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of ``python -m deepgen_npu``."""
+    parser = Parser(prog="python -m deepgen_npu", description="DeepGen 1.0 on Ascend NPU, CUDA and CPU.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    generate = commands.add_parser("generate", help="generate a picture from a prompt")
+    image.add_arguments(generate, editing=False)
+    edit = commands.add_parser("edit", help="edit a picture as a prompt says")
+    image.add_arguments(edit, editing=True)
+    checkpoint.add_commands(commands)
+    tools.add_commands(commands)
+    return _run(parser, argv)
+
+
+_TOLD = (
+    *(ValueError, TypeError, RuntimeError, ArithmeticError, OSError, MemoryError, ImportError),
+    options.OptionError,
+)
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    # Progress bars go to stderr: keep the lines in their order also where both go to a file.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        arguments = parser.parse_args(argv)
+        with signals.stoppable():
+            # Commands whose result may be bad news return a status.
+            return arguments.run(arguments) or 0
+    except _TOLD as error:
+        # What the user can mend reads as one line; anything else keeps its traceback.
+        explained = npu_setup.explain_import(error)
+        internal = isinstance(error, (RuntimeError, ImportError)) and not isinstance(error, DeepGenError)
+        if explained is None and internal:
+            raise
+        complain(explained or _in_words(error))
+        return 2
+    except KeyboardInterrupt as stopped:
+        # A download tells what is there.
+        print(str(stopped) or "Stopped; nothing was written.", file=sys.stderr)
+        return signals.exit_status(stopped)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{', '.join(names) or 'a file or stream'}: {error.strerror}."
+    if isinstance(error, MemoryError):
+        return f"The memory of this machine does not suffice{f' ({error})' if str(error) else ''}."
+    return str(error) or type(error).__name__

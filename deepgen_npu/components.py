@@ -1,0 +1,247 @@
+"""The parts of a pipeline: loading them and moving them. What is done with them is in `pipeline`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from .checkpoint.folder import PARTS, Checkpoint, resolve_model
+from .checkpoint.weights import BytesRead, copy_to, load_part, load_scheduler, load_tokenizer
+from .devices import resolve_device, resolve_dtype
+from .encoding_cache import EncodingCache
+from .errors import CheckpointError
+from .placement import ModelOffload, Placement, StayInPlace, device_of
+from .prompts import PromptTemplate
+from .sizes import SizeRules
+
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+    from typing_extensions import Self
+
+    from .model.connector import Connector
+
+
+def device_map(device: torch.device, text_encoder_device: str | torch.device | None = None) -> dict[str, torch.device]:
+    """The device of each part: VLM and connector may have one of their own."""
+    text = device if text_encoder_device is None else resolve_device(text_encoder_device)
+    return {part: text if part in ("vlm", "connector") else device for part in PARTS}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part of the model lies between runs, and how large it is there."""
+
+    device: str
+    nbytes: int
+
+
+class PipelineParts:
+    """VLM, tokenizer, connector, DiT, VAE and scheduler of one checkpoint, and where they run."""
+
+    def __init__(
+        self,
+        vlm: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector,
+        transformer: SD3Transformer2DModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        prompt_template: PromptTemplate,
+        placement: Placement | None = None,
+        sizes: SizeRules | None = None,
+    ):
+        self.vlm = vlm
+        self.tokenizer = tokenizer
+        self.connector = connector
+        self.transformer = transformer
+        self.vae = vae
+        self.scheduler = scheduler
+        self.prompt_template = prompt_template
+        self.placement = placement or StayInPlace(self._models)
+        self.sizes = sizes or SizeRules.from_configs(
+            transformer.config, vae.config, vlm.config.vision_config.to_dict()
+        )
+        self.vae_scale_factor = self.sizes.vae_factor
+        self.capture_graph = False
+        """Capture each run's denoising step in a graph of the device (NPU, CUDA) and replay it: the same pictures."""
+        self.encodings = EncodingCache()
+        """What was encoded: give it some ``max_bytes``, and the same prompts and pictures are not encoded again."""
+        self._further_transformers: list[SD3Transformer2DModel] = []
+        self._progress_bar_config: dict[str, Any] = {}
+        image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
+        if image_token != vlm.config.image_token_id:
+            raise CheckpointError(
+                f"{prompt_template.image_token} of prompt_template.json is token {image_token} of the tokenizer, "
+                f"but image_token_id of vlm/config.json is {vlm.config.image_token_id}."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        torch_dtype: torch.dtype | str | None = "auto",
+        device: str | torch.device | None = None,
+        text_encoder_device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        on_bytes_read: BytesRead | None = None,
+    ) -> Self:
+        """Load the published folder part by part. No code of the folder is executed.
+
+        Args:
+            pretrained_model_name_or_path: A local folder, or a Hugging Face id: then the local caches of
+                Hugging Face and ModelScope are searched before anything is downloaded.
+            torch_dtype: ``torch.float32``, ``torch.bfloat16``, ``torch.float16``, their names, or ``auto``:
+                bfloat16 on NPU, CUDA and CPUs that compute in it, float32 on other CPUs.
+            device: Where the weights are read to. None reads them to the CPU; ``auto`` for the dtype then
+                means that of the device that ``auto`` finds, since that is where they will go.
+            text_encoder_device: Another device for VLM and connector, for instance a second card.
+            attn_implementation: The VLM's attention in transformers: ``sdpa`` (its own choice, with None), ``eager``
+                or a flash attention.
+            on_bytes_read: Called with the size of each piece read, for a progress bar.
+
+        Raises:
+            CheckpointError: When something is missing or does not fit, before any weights are read.
+        """
+        checkpoint = Checkpoint.open(resolve_model(pretrained_model_name_or_path))
+        where = resolve_device(device or "cpu")
+        # Only "auto" needs to know where an unplaced pipeline will go: looking sets devices up.
+        undecided = device is None and torch_dtype in (None, "auto")
+        pipe = cls.from_checkpoint(
+            checkpoint,
+            resolve_dtype(torch_dtype, resolve_device("auto") if undecided else where),
+            devices=device_map(where, text_encoder_device),
+            on_bytes_read=on_bytes_read,
+        )
+        if attn_implementation is not None:
+            pipe.vlm.set_attn_implementation(attn_implementation)
+        return pipe
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        devices: Mapping[str, torch.device],
+        vae: AutoencoderKL | None = None,
+        on_bytes_read: BytesRead | None = None,
+    ) -> Self:
+        """Load a checked folder, each part to a device of its own.
+
+        Args:
+            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
+            vae: The VAE, if it is loaded already; it may have a dtype of its own.
+        """
+        template = PromptTemplate.from_config(checkpoint.prompt_template)
+        sizes = checkpoint.sizes
+        tokenizer = load_tokenizer(checkpoint)
+        parts: dict[str, Any] = {} if vae is None else {"vae": vae}
+        for part in PARTS:
+            if part not in parts:
+                parts[part] = load_part(checkpoint, part, dtype, devices[part], on_bytes_read)
+        return cls(
+            tokenizer=tokenizer,
+            scheduler=load_scheduler(checkpoint),
+            prompt_template=template,
+            sizes=sizes,
+            **parts,
+        )
+
+    @property
+    def _models(self) -> dict[str, Any]:
+        return {
+            "vlm": self.vlm,
+            "connector": self.connector,
+            "transformer": self.transformer,
+            "vae": self.vae,
+        }
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All parts by name, as the constructor takes them."""
+        return {
+            **self._models,
+            "tokenizer": self.tokenizer,
+            "scheduler": self.scheduler,
+            "prompt_template": self.prompt_template,
+        }
+
+    def memory(self) -> dict[str, Part]:
+        """Bytes of each part's parameters and buffers: the DiT's position table is a buffer of hundreds of MiB."""
+        sizes = {}
+        for name, module in self._models.items():
+            tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+            sizes[name] = Part(str(device_of(module)), sum(tensor.nbytes for tensor in tensors.values()))
+        return sizes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    def to(self, device: str | torch.device, text_encoder_device: str | torch.device | None = None) -> Self:
+        """Move every part to ``npu``, ``npu:1``, ``cuda``, ``cpu`` or ``auto``. Ends model offload and CFG parallel.
+
+        The dtype is chosen in `from_pretrained`: casting later would also cast the VLM's rotary frequencies,
+        which the model was published with in float32.
+
+        Args:
+            text_encoder_device: Another device for VLM and connector, for instance a second card.
+        """
+        devices = device_map(resolve_device(device), text_encoder_device)
+        self._further_transformers = []
+        for part, model in self._models.items():
+            model.to(devices[part])
+        self.placement = StayInPlace(self._models)
+        return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
+        """Keep the parts on the CPU and bring each to ``device`` for its stage only.
+
+        The peak on the device is then that of the largest part (the VLM, 7 GiB in bfloat16) plus activations.
+        """
+        target = resolve_device(device)
+        self._further_transformers = []
+        self.placement = ModelOffload(self._models, target)
+        self.placement.release()
+
+    def enable_cfg_parallel(self, device: str | torch.device) -> None:
+        """Evaluate the two branches of classifier-free guidance on two devices at once.
+
+        The positive branch stays where the DiT is; the negative one gets the DiT's weights once more, on ``device``.
+        Without `capture_graph` the host, which launches both, may be what both wait for. `to` ends it.
+
+        Raises:
+            ValueError: When the DiT is on that device, or waits on the CPU for its turn.
+        """
+        target, here = resolve_device(device), device_of(self.transformer)
+        if isinstance(self.placement, ModelOffload):
+            raise ValueError(
+                "CFG parallel needs the DiT to stay on its device; call to() first, to end model offload."
+            )
+        if target == here:
+            raise ValueError(f"CFG parallel wants a second device for the negative branch; the DiT is on {here}, too.")
+        self._further_transformers = [copy_to(self.transformer, target)]
+
+    def enable_vae_tiling(self) -> None:
+        """Decode and encode in overlapping tiles where a picture is larger than the VAE's training size (1024 pixels).
+
+        Needs less memory at large sizes. It is an approximation: normalisation and attention see a tile instead of
+        the picture. With the demo's VAE and its tiles of 64 pixels, pixels differ by 10.6 of 255 levels on average.
+        """
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
+
+    def progress_bar(self, total: int) -> tqdm:
+        return tqdm(total=total, **self._progress_bar_config)
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Arguments for tqdm, for instance ``disable=True``."""
+        self._progress_bar_config = config

@@ -1,0 +1,40 @@
+"""Where this pack and its models lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checkpoint.files import how_to_download
+from .errors import UsageError
+from .hub.download import MODEL_ID, find_downloaded
+
+
+PACK = Path(__file__).absolute().parents[1]
+"""The folder of the node pack. Never resolved: a pack that is linked into custom_nodes belongs to the ComfyUI there.
+Where the library alone was installed, it is a folder of packages, and the files below are not there."""
+DEMO_FOLDER = PACK / "demo_checkpoint"
+"""The small model that comes with the pack."""
+REQUIREMENTS = PACK / "requirements.txt"
+
+
+def downloaded_model() -> Path:
+    """The folder of DeepGen 1.0, which may be incomplete.
+
+    Raises:
+        UsageError: When it is nowhere; the message says how to download it.
+    """
+    folder = comfyui_target()
+    if folder is None or not folder.is_dir():
+        folder = find_downloaded()
+    if folder is None:
+        hint = f" To try the small demo model: --model_path {DEMO_FOLDER}" if DEMO_FOLDER.is_dir() else ""
+        raise UsageError(f"No --model_path was given and {MODEL_ID} is not downloaded. {how_to_download()}{hint}")
+    return folder
+
+
+def comfyui_target() -> Path | None:
+    """The folder of DeepGen 1.0 in the ComfyUI in whose custom_nodes this pack lies, or None."""
+    comfyui = PACK.parents[1]
+    if PACK.parent.name == "custom_nodes" and (comfyui / "models").is_dir():
+        return comfyui / "models" / "deepgen" / MODEL_ID.split("/")[1]
+    return None

@@ -1,0 +1,181 @@
+"""The VLM (Qwen2.5-VL) as DeepGen uses it: one pass over prompt and meta queries, no text generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .architecture import stacked_states
+
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+
+def rope_positions(input_ids: Tensor, valid: Tensor, image_token_id: int, cells: Sequence[tuple[int, int]]) -> Tensor:
+    """Positions of the multimodal rotary embedding.
+
+    Text counts up on all three axes from the first token that is no padding. In an image block that begins
+    at s, time stays at s while row and column run from s; the next token is one after the largest.
+
+    Args:
+        input_ids: [b, S], queries included, on the CPU.
+        valid: [b, S] boolean, False at padding, on the CPU.
+        cells: (rows, columns) in merge cells of each image block, the same for every row of the batch.
+
+    Returns:
+        [3, b, S] int64: time, row, column. Padding has 1, whose value does not matter.
+    """
+    batch, length = input_ids.shape
+    positions = torch.ones(3, batch, length, dtype=torch.long)
+    for row in range(batch):
+        first = int(valid[row].long().argmax())
+        ids = input_ids[row].tolist()
+        position, index, image = 0, first, 0
+        while index < length:
+            if ids[index] != image_token_id:
+                positions[:, row, index] = position
+                index, position = index + 1, position + 1
+                continue
+            rows, columns = cells[image]
+            end = index + rows * columns
+            positions[0, row, index:end] = position
+            positions[1, row, index:end] = position + torch.arange(rows).repeat_interleave(columns)
+            positions[2, row, index:end] = position + torch.arange(columns).repeat(rows)
+            index, position, image = end, position + max(rows, columns), image + 1
+    return positions
+
+
+def attention_mask(valid: Tensor, implementation: str, dtype: torch.dtype) -> Tensor | None:
+    """The causal mask with padding, in the form that an attention implementation of transformers takes.
+
+    A padded row attends to itself, so that no row is fully masked: what back ends make of such rows differs
+    (zero, a mean over everything, NaN). `stacked_hidden_states` sets the result of those rows to zero.
+
+    Args:
+        valid: [b, S] boolean.
+        implementation: ``sdpa`` (boolean [b, 1, S, S], True = attend), ``eager`` (the same, additive) or a
+            flash attention (the [b, S] mask itself).
+
+    Returns:
+        The mask; on the way there is no second tensor of [S, S], but for ``eager`` the boolean one.
+    """
+    if "flash" in implementation:
+        return valid.long()
+    index = torch.arange(valid.shape[1], device=valid.device)
+    # The last row that attends to a column: every later one, or of padding its own.
+    last = index + valid * len(index)
+    allowed = (index[:, None] <= last[:, None, None, :]).tril_()
+    if implementation == "eager":
+        additive = torch.zeros(allowed.shape, dtype=dtype, device=valid.device)
+        return additive.masked_fill_(allowed.logical_not_(), torch.finfo(dtype).min)
+    return allowed
+
+
+def stacked_hidden_states(
+    vlm: Qwen2_5_VLForConditionalGeneration,
+    input_ids: Tensor,
+    valid: Tensor,
+    meta_queries: Tensor,
+    image_features: Tensor | None = None,
+    cells: Sequence[tuple[int, int]] = (),
+) -> Tensor:
+    """Run the decoder over prompt and meta queries and stack the hidden states that the connector takes.
+
+    Layers above the deepest of these states, and the final norm, never run. Padded rows behave as in the
+    original: their attention output is zero, whatever the attention implementation makes of them, and the
+    connector later sees them.
+
+    Args:
+        input_ids: [b, L], left-padded, on the CPU.
+        valid: [b, L] boolean, False at padding, on the CPU.
+        meta_queries: [queries, hidden].
+        image_features: [b or 1, tokens of all references, hidden]: what replaces the placeholders; one for every
+            row, or each row's own.
+        cells: (rows, columns) of each reference in merge cells.
+
+    Returns:
+        [b, L + queries, states x hidden].
+    """
+    decoder = vlm.model.language_model
+    embed = decoder.embed_tokens
+    device, dtype = embed.weight.device, embed.weight.dtype
+    image_token_id = vlm.config.image_token_id
+    batch, queries = input_ids.shape[0], len(meta_queries)
+
+    # Query slots carry id 0 and count as text.
+    all_ids = F.pad(input_ids, (0, queries), value=0)
+    all_valid = F.pad(valid, (0, queries), value=True)
+    positions = rope_positions(all_ids, all_valid, image_token_id, cells).to(device)
+
+    hidden_states = embed(input_ids.to(device))
+    if image_features is not None:
+        slots = (input_ids == image_token_id).nonzero(as_tuple=True)
+        features = image_features.to(dtype).expand(batch, -1, -1).flatten(0, 1)
+        hidden_states = hidden_states.index_put(tuple(slot.to(device) for slot in slots), features)
+    hidden_states = torch.cat([hidden_states, meta_queries.to(dtype).expand(batch, -1, -1)], dim=1)
+
+    all_valid = all_valid.to(device)
+    padding = ~all_valid[:, :, None]
+    mask = attention_mask(all_valid, decoder.config._attn_implementation, dtype)
+    position_embeddings = decoder.rotary_emb(hidden_states, positions)
+    run_layer = _stock_layer
+    if decoder.config._attn_implementation == "sdpa":
+        run_layer = _plain_layer
+        assert mask is not None
+        mask = ops.attention_mask(mask)
+        position_embeddings = _join_axes(position_embeddings, decoder.config)
+    wanted = stacked_states(len(decoder.layers))
+    states = {}
+    for index, layer in enumerate(decoder.layers[: wanted[0]]):
+        hidden_states = run_layer(layer, hidden_states, mask, position_embeddings, padding)
+        if index + 1 in wanted:
+            states[index + 1] = hidden_states
+    return torch.cat([states[index] for index in wanted], dim=-1)
+
+
+def _stock_layer(layer: Any, hidden_states: Tensor, mask: Any, rotary: Any, padding: Tensor) -> Tensor:
+    """A decoder layer with the attention implementation of transformers that was chosen."""
+    attention = layer.self_attn(
+        hidden_states=layer.input_layernorm(hidden_states), attention_mask=mask, position_embeddings=rotary
+    )[0]
+    # o_proj has no bias, so zero after it is zero before it.
+    hidden_states = hidden_states + attention.masked_fill(padding, 0)
+    return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+
+
+def _plain_layer(
+    layer: Any, hidden_states: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], padding: Tensor
+) -> Tensor:
+    """The same with PyTorch's attention and the operators that Ascend fuses."""
+    attention = layer.self_attn
+    normalised = ops.norm(layer.input_layernorm, hidden_states)
+    q, k, v = (
+        project(normalised).unflatten(-1, (-1, attention.head_dim))
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = ops.rotary(q, *rotary), ops.rotary(k, *rotary)
+    attended = attention.o_proj(ops.attention(q, k, v, mask).flatten(2))
+    hidden_states = hidden_states + attended.masked_fill(padding, 0)
+    return hidden_states + ops.gated_mlp(layer.mlp, ops.norm(layer.post_attention_layernorm, hidden_states))
+
+
+def _join_axes(rotary: tuple[Tensor, Tensor], config: Any) -> tuple[Tensor, Tensor]:
+    """Cosine and sine as [b, S, 1, head_dim], each channel from its axis: time, row or column.
+
+    transformers 5 has joined them already ([b, S, head_dim]); 4.x leaves that to each layer ([3, b, S, head_dim]).
+    """
+
+    def join(table: Tensor) -> Tensor:
+        if table.ndim == 3:
+            return table.unsqueeze(2)
+        sections = config.rope_scaling["mrope_section"] * 2
+        pieces = table.split(sections, dim=-1)
+        return torch.cat([piece[index % 3] for index, piece in enumerate(pieces)], dim=-1).unsqueeze(2)
+
+    return join(rotary[0]), join(rotary[1])

@@ -1,0 +1,1 @@
+"""What is not needed to draw an image: diagnosis, measurements, random models."""

@@ -1,0 +1,329 @@
+"""``python -m deepgen_npu doctor``: what this machine has, what is wrong with it, and how to mend that.
+
+torch is never imported in this process: where torch_npu is installed and CANN is not sourced, importing torch fails
+already. A child process tries it, and its error is one of the findings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, npu_setup
+from ..locations import REQUIREMENTS
+from ..npu_setup import Trouble, package_version
+
+
+PACKAGES = (
+    "torch",
+    "torch_npu",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "einops",
+    "safetensors",
+    "huggingface_hub",
+    "modelscope",
+    "requests",
+    "numpy",
+    "Pillow",
+    "scikit-image",
+)
+"""Whose versions are told: those of the report's table, and what else decides about results."""
+
+OLDEST_PYTHON = (3, 10)
+
+PROBE_SECONDS = 180
+# Cards that are busy or broken tell no memory; the others are still told.
+# `python -c` looks for modules in the current folder first, whosever it is.
+_PROBE = """
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import json
+import torch
+kinds = ["cuda"]
+try:
+    import torch_npu
+    kinds.insert(0, "npu")
+except ModuleNotFoundError as error:
+    if error.name != "torch_npu":
+        raise
+found = []
+for kind in kinds:
+    backend = getattr(torch, kind)
+    for index in range(backend.device_count() if backend.is_available() else 0):
+        card = {"device": f"{kind}:{index}", "name": None, "free": None, "total": None, "error": None}
+        try:
+            card["name"] = backend.get_device_name(index)
+            card["free"], card["total"] = backend.mem_get_info(index)
+        except Exception as error:
+            card["error"] = str(error).strip().split("\\n")[0]
+        found.append(card)
+print("\\n" + json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to say.
+
+    Attributes:
+        level: ``problem`` (it will not work) or ``advice`` (it works better otherwise).
+        what: What was found.
+        mend: The command that mends it; where there is none, what to do.
+    """
+
+    level: str
+    what: str
+    mend: str
+
+
+@dataclass
+class Examination:
+    """Everything that was found, ready for JSON.
+
+    Attributes:
+        cards: Device files of NPUs.
+        devices: What torch found: ``device``, ``name``, ``free`` and ``total`` bytes, ``error``.
+        torch_error: Why torch does not load; None when it does.
+        wanted: The device that was asked for.
+    """
+
+    deepgen: str
+    python: str
+    system: str
+    processor: str
+    packages: dict[str, str | None]
+    cann: str | None
+    driver: str | None
+    cards: list[str]
+    environment: dict[str, str | None]
+    wanted: str | None = None
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    torch_error: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        return not any(finding.level == "problem" for finding in self.findings)
+
+    def finds(self, kind: str) -> bool:
+        """Whether torch found a device of a kind, ``npu`` or ``cuda``, or that very one, ``npu:1``."""
+        return any(kind in (found["device"], found["device"].partition(":")[0]) for found in self.devices)
+
+
+def examine(
+    wanted: str | None = None, environment: Mapping[str, str] | None = None, root: Path = Path("/")
+) -> Examination:
+    """Look at this machine.
+
+    Args:
+        wanted: A device that has to be there: ``npu``, ``npu:1``, ``cuda``, ``cuda:1`` or ``cpu``. With None no
+            device is missed, unless there is a card that is not found.
+        environment: Instead of the process's own.
+        root: Instead of the root of the file system.
+
+    Raises:
+        ValueError: For a device of another name.
+    """
+    if wanted is not None and not re.fullmatch(r"(npu|cuda)(:\d+)?|cpu", wanted):
+        raise ValueError(f"device is {wanted!r}; wanted npu, npu:N, cuda, cuda:N or cpu.")
+    environment = os.environ if environment is None else environment
+    found = Examination(
+        deepgen=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=processor(root),
+        packages={name: package_version(name) for name in PACKAGES},
+        cann=npu_setup.cann_version(environment, root),
+        driver=npu_setup.driver_version(root),
+        cards=npu_setup.cards(root),
+        environment={name: environment.get(name) for name in npu_setup.VARIABLES},
+        wanted=wanted,
+    )
+    if found.packages["torch"] is not None:
+        found.devices, found.torch_error = probe(environment)
+    found.findings = list(findings(found, environment, root))
+    return found
+
+
+def processor(root: Path = Path("/")) -> str:
+    """The processor's name, which Python itself does not know on Linux."""
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return f"{name[1].strip() if name else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions(environment: Mapping[str, str] | None = None, root: Path = Path("/")) -> dict[str, str]:
+    """What is installed of all that decides about results and times, for the head of a table."""
+    environment = os.environ if environment is None else environment
+    named = {"deepgen_npu": __version__, "Python": platform.python_version()}
+    named |= {name: package_version(name) or "" for name in PACKAGES}
+    named |= {"CANN": npu_setup.cann_version(environment, root) or ""}
+    named |= {"Ascend driver": npu_setup.driver_version(root) or ""}
+    return {name: number for name, number in named.items() if number}
+
+
+def set_variables(names: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Those of the named environment variables that are set."""
+    environment = os.environ if environment is None else environment
+    return {name: environment[name] for name in names if name in environment}
+
+
+def probe(environment: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
+    """The devices that torch finds in a process of its own, and its error if it does not load."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=dict(environment),
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [], f"torch did not answer within {PROBE_SECONDS} s"
+    if child.returncode != 0:
+        return [], _errors(child.stderr) or f"the process ended with status {child.returncode}"
+    return json.loads(child.stdout.strip().splitlines()[-1]), None
+
+
+def _errors(traceback: str) -> str:
+    """The lines of a traceback that say what happened: "ImportError: ...", causes first."""
+    lines = traceback.strip().splitlines()
+    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return "\n".join(said or lines[-1:])
+
+
+# What is wrong
+
+
+def findings(found: Examination, environment: Mapping[str, str], root: Path = Path("/")) -> Iterator[Finding]:
+    """What is wrong, the most important first."""
+    troubles = [*_of_packages(found), *_of_torch(found, environment, root)]
+    troubles += [*_of_devices(found, environment)]
+    yield from (Finding("problem", *trouble) for trouble in troubles)
+    if found.packages["torch_npu"] is None:
+        return
+    if not troubles and not found.finds("npu"):
+        yield Finding("advice", *npu_setup.no_card(environment, found.cards, found.driver))
+    yield from (Finding("advice", *trouble) for trouble in npu_setup.advice(environment))
+
+
+def _of_packages(found: Examination) -> Iterator[Trouble]:
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        yield Trouble(f"Python is {found.python}; {oldest} or later is wanted", f"install Python {oldest} or later")
+    if found.packages["torch"] is None:
+        yield Trouble("torch is not installed in this Python", "pip install torch  # in the build for this machine")
+    for name, oldest in requirements().items():
+        installed = found.packages.get(name) or package_version(name)
+        if installed is None:
+            yield Trouble(f"{name} is not installed in this Python", f'pip install "{name}>={oldest}"')
+        elif (npu_setup.release(installed) or ()) < (npu_setup.release(oldest) or ()):
+            yield Trouble(f"{name} is {installed}; {oldest} or later is wanted", f'pip install "{name}>={oldest}"')
+
+
+def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
+    """The oldest version of each package in ``requirements.txt``; nothing where the file is not beside the library."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    return dict(re.findall(r"^([\w-]+)>=([\w.]+)", text, re.MULTILINE))
+
+
+def _of_torch(found: Examination, environment: Mapping[str, str], root: Path) -> Iterator[Trouble]:
+    torch, torch_npu = found.packages["torch"], found.packages["torch_npu"]
+    if torch is None:
+        return
+    if torch_npu is None:
+        if found.cards or (found.wanted or "").startswith("npu"):
+            has = f", but {', '.join(found.cards)} is there" if found.cards else ""
+            yield Trouble(f"{npu_setup.NOT_INSTALLED}{has}", npu_setup.install_command(torch))
+        if found.torch_error is not None:
+            last = found.torch_error.splitlines()[-1]
+            yield Trouble(f"torch does not load ({last})", "install torch anew, in the build for this machine")
+    elif found.torch_error is not None:
+        yield npu_setup.why_not_loaded(found.torch_error, environment, root, torch, torch_npu)
+    elif trouble := npu_setup.mismatch(torch, torch_npu) or npu_setup.conflict(environment, torch_npu):
+        yield trouble
+
+
+def _of_devices(found: Examination, environment: Mapping[str, str]) -> Iterator[Trouble]:
+    if found.packages["torch"] is None or found.torch_error is not None:
+        return  # told already
+    for device in found.devices:
+        if device["error"]:
+            kind = device["device"].partition(":")[0]
+            yield Trouble(f"{device['device']} does not answer: {device['error']}", _LISTS_CARDS[kind])
+    kind = (found.wanted or "cpu").partition(":")[0]
+    there = ", ".join(device["device"] for device in found.devices)
+    if (kind == "npu" or found.cards) and not found.finds("npu"):
+        if found.packages["torch_npu"] is not None:  # else told already
+            yield npu_setup.no_card(environment, found.cards, found.driver)
+    elif kind == "cuda" and not found.finds("cuda"):
+        yield Trouble(f"{found.wanted} was asked for; torch finds no CUDA device", _LISTS_CARDS[kind])
+    elif kind != "cpu" and not found.finds(found.wanted or ""):
+        yield Trouble(f"{found.wanted} was asked for; torch finds {there}", "choose one of these")
+
+
+_LISTS_CARDS = {
+    "npu": "npu-smi info  # does it list the card as OK?",
+    "cuda": "nvidia-smi  # does it list the card, and is this the CUDA build of torch?",
+}
+
+
+# Forms
+
+
+def as_text(found: Examination) -> str:
+    """For reading, and for pasting into an issue."""
+    lines = [f"deepgen_npu {found.deepgen}, Python {found.python} on {found.system}", "", "Versions"]
+    lines += _table([(name, installed or "-") for name, installed in found.packages.items()])
+    lines += _table([("CANN", found.cann or "-"), ("Ascend driver", found.driver or "-")])
+    lines += ["", "Devices"]
+    lines += _table([(device["device"], _memory(device)) for device in found.devices])
+    if found.cards:
+        lines += _table([("card files", ", ".join(found.cards))])
+    lines += _table([("cpu", found.processor)])
+    lines += ["", "Environment"]
+    lines += _table([(name, value if value is not None else "-") for name, value in found.environment.items()])
+    lines += [""]
+    for finding in found.findings:
+        lines += [f"{finding.level.upper()}: {finding.what}", f"    {finding.mend}"]
+    count = sum(finding.level == "problem" for finding in found.findings)
+    lines += [f"{count} problem(s) found." if count else "No problem was found."]
+    return "\n".join(lines)
+
+
+def as_json(found: Examination) -> str:
+    return json.dumps({**asdict(found), "healthy": found.healthy}, indent=2)
+
+
+def _memory(device: Mapping[str, Any]) -> str:
+    if device["free"] is None:
+        return f"{device['name'] or 'unknown'}, memory unknown"
+    return f"{device['name']}, {_gib(device['free'])} of {_gib(device['total'])} GiB free"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:{max(width, 22)}}  {value}" for name, value in rows]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f}"

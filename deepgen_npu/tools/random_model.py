@@ -1,0 +1,129 @@
+"""A model with random weights that were never in a file: for measurements where the 14 GB are not downloaded.
+
+It is the model that `random_checkpoint.write` writes, value by value, drawn straight to its device.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..checkpoint.folder import PARTS, Checkpoint
+from ..checkpoint.safetensors_header import StoredTensor
+from ..checkpoint.schema import CONFIG_FILES, settings
+from ..checkpoint.structure import vlm_name
+from ..checkpoint.weights import BytesRead, empty_model, load_scheduler, load_tokenizer
+from ..pipeline import DeepGenPipeline
+from ..prompts import PromptTemplate
+from .layout import WeightFile, text_files, weight_files
+from .model_sizes import find_size
+from .random_values import random_values
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """Random weights of one size, drawn when they are loaded.
+
+    Attributes:
+        size: A key of `random_sizes.SIZES`.
+        checkpoint: As if the folder had been written. Its tensors have names, dtypes and shapes, but their files do
+            not exist; the folder, which holds the small files, lasts as long as this object.
+        seed: Of the weights.
+    """
+
+    size: str
+    checkpoint: Checkpoint
+    seed: int
+    _files: list[WeightFile]
+    _folder: tempfile.TemporaryDirectory[str]
+
+    @classmethod
+    def of_size(cls, size: str, seed: int = 0) -> RandomModel:
+        """Describe the model; nothing of its size is allocated.
+
+        Raises:
+            ValueError: For an unknown size.
+        """
+        chosen = find_size(size)
+        files = weight_files(chosen)
+        texts = text_files(chosen, files, size, seed)
+        temporary = tempfile.TemporaryDirectory(prefix="deepgen-random-")
+        folder = Path(temporary.name)
+        for name, text in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        tensors: dict[str, dict[str, StoredTensor]] = {part: {} for part in PARTS}
+        for file in files:
+            for name, shape in file.shapes.items():
+                nbytes = torch.Size(shape).numel() * file.torch_dtype.itemsize
+                tensors[file.part][name] = StoredTensor(folder / file.name, file.dtype, shape, 0, nbytes)
+        # As JSON has them, which knows no tuples.
+        stored = {part: json.loads(json.dumps(config)) for part, config in chosen.configs.items()}
+        configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
+        index = json.loads(texts["model_index.json"])
+        checkpoint = Checkpoint(folder, configs, tensors, chosen.prompt_template, index, stored)
+        return cls(size, checkpoint, seed, files, temporary)
+
+    def nbytes(self, dtype: torch.dtype, *parts: str) -> int:
+        """Bytes of the weights in memory, of the named parts or of all."""
+        return sum(self.checkpoint.elements(part) for part in parts or PARTS) * dtype.itemsize
+
+    def load(
+        self, dtype: torch.dtype, devices: Mapping[str, torch.device], on_bytes_read: BytesRead | None = None
+    ) -> DeepGenPipeline:
+        """Draw the weights.
+
+        Args:
+            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
+            on_bytes_read: Called with the bytes in memory of each piece that was drawn.
+        """
+        # One generator for all, as when they are written. It draws on the CPU, so that all devices get the same.
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        parts: dict[str, Any] = {
+            part: self._load_part(part, dtype, devices[part], generator, on_bytes_read) for part in PARTS
+        }
+        return DeepGenPipeline(
+            tokenizer=load_tokenizer(self.checkpoint),
+            scheduler=load_scheduler(self.checkpoint),
+            prompt_template=PromptTemplate.from_config(self.checkpoint.prompt_template),
+            sizes=self.checkpoint.sizes,
+            **parts,
+        )
+
+    @torch.inference_mode(False)
+    def _load_part(
+        self,
+        part: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+        on_bytes_read: BytesRead | None,
+    ) -> Module:
+        state: dict[str, Tensor] = {}
+        for file in self._files:
+            if file.part != part:
+                continue
+            for name, shape in file.shapes.items():
+                target = torch.empty(shape, dtype=dtype, device=device)
+                flat, start = target.view(-1), 0
+                for piece in random_values(name, shape, self.checkpoint.configs["transformer"], generator):
+                    end = start + piece.numel()
+                    # Rounded as the file would round it.
+                    flat[start:end].copy_(piece.view(-1).to(file.torch_dtype))
+                    start = end
+                    if on_bytes_read is not None:
+                        on_bytes_read(piece.numel() * dtype.itemsize)
+                state[vlm_name(name) if part == "vlm" else name] = target
+        model = empty_model(part, self.checkpoint.configs[part])
+        model.requires_grad_(False)
+        model.load_state_dict(state, assign=True)
+        # Rotary frequencies, which no file holds, were computed on the CPU.
+        return model.to(device).eval()
