@@ -16,21 +16,21 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-# What a part took is noted, and shown by `python scripts/timed.py`.
-TIMED = $(PYTHON) scripts/timed.py $@
+# What a part took is noted, and shown by `python -m dev.timed`.
+TIMED = $(PYTHON) -m dev.timed $@
 
-IN_COMFYUI := tests/nodes tests/workflows tests/words tests/outside
+IN_COMFYUI := tests/nodes tests/workflows tests/words tests/published
 
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
 ON_ONE_PAIR := bench cli devices doctor files image_files images import library_pairs npu_setup property_arguments \
-	property_pictures property_references publishing reference signals sizes verify
+	property_pictures property_references publishing baseline signals sizes verify
 
 .PHONY: demo demo-checkpoint test lint test-comfyui test-library test-ascend-pair test-torch-npu outside-checks \
 	environments comfyui-environments benchmark clean
 
 demo: .venv/runtime-installed
-	.venv/bin/python scripts/demo.py
+	.venv/bin/python -m dev.demo
 
 # The longest first, for `make -j2`.
 test: test-comfyui test-library test-ascend-pair lint
@@ -50,58 +50,58 @@ test-library: .venv/tests-installed
 
 # The library pair of the Ascend stack.
 test-ascend-pair: .venv-ascend/tests-installed
-	$(TIMED) .venv-ascend/bin/python -m pytest tests/deepgen_npu \
-		$(ON_ONE_PAIR:%=--ignore=tests/deepgen_npu/test_%.py)
+	$(TIMED) .venv-ascend/bin/python -m pytest tests/deepgen_npu tests/npu/test_simulated.py \
+		$(ON_ONE_PAIR:%=--ignore-glob='*/test_%.py')
 
 # No card, and one whose memory is host memory: each in a process of its own.
 test-torch-npu: .venv-torch-npu/tests-installed
-	$(TIMED) .venv-torch-npu/bin/python tests/real_torch_npu/run.py
+	$(TIMED) .venv-torch-npu/bin/python -m dev.npu_simulator.run_tests
 
 outside-checks: .venv-checks/installed comfyui-environments
-	$(TIMED) .venv-checks/bin/python scripts/outside_checks.py
+	$(TIMED) .venv-checks/bin/python -m dev.checks.third_party
 
 environments: .venv-ascend/tests-installed .venv-torch-npu/tests-installed .venv-checks/installed comfyui-environments
 
 comfyui-environments: .venv/tests-installed
-	$(TIMED) .venv/bin/python scripts/make_comfyui_environments.py
+	$(TIMED) .venv/bin/python -m dev.comfyui_environments
 
 # Each stage goes on where an earlier run was stopped; where it was done it only writes its result again.
 demo-checkpoint: .venv/tests-installed
 	for stage in create vae text latents dit decoder evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
 
 benchmark: .venv/tests-installed
-	.venv/bin/python scripts/bench_load.py
+	.venv/bin/python -m dev.bench_load
 
-.venv/runtime-installed: requirements.txt constraints.txt
+.venv/runtime-installed: requirements.txt dev/requirements/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c constraints.txt torch numpy Pillow tqdm -r requirements.txt
+	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c dev/requirements/constraints.txt torch numpy Pillow tqdm -r requirements.txt
 	touch $@
 
-.venv/tests-installed: .venv/runtime-installed requirements-dev.txt
-	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c constraints.txt -r requirements-dev.txt
+.venv/tests-installed: .venv/runtime-installed dev/requirements/dev.txt
+	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c dev/requirements/constraints.txt -r dev/requirements/dev.txt
 	touch $@
 
 # These have most of their packages from .venv, compiled already; of the others Python compiles what is imported.
-.venv-ascend/tests-installed: requirements.txt requirements-dev.txt constraints-ascend.txt | .venv/tests-installed
+.venv-ascend/tests-installed: requirements.txt dev/requirements/dev.txt dev/requirements/constraints-ascend.txt | .venv/tests-installed
 	$(PYTHON) -m venv .venv-ascend
-	$(TIMED) .venv/bin/python scripts/link_packages.py .venv-ascend constraints-ascend.txt requirements-dev.txt
-	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) --no-compile -c constraints-ascend.txt -r requirements-dev.txt
+	$(TIMED) .venv/bin/python -m dev.link_packages .venv-ascend dev/requirements/constraints-ascend.txt dev/requirements/dev.txt
+	$(TIMED) .venv-ascend/bin/python $(PIP_INSTALL) --no-compile -c dev/requirements/constraints-ascend.txt -r dev/requirements/dev.txt
 	touch $@
 
-# torch_npu is the release that belongs to the torch of constraints-ascend.txt, whose build stays as it is (--no-deps).
-.venv-torch-npu/tests-installed: requirements.txt requirements-torch-npu-test.txt constraints-ascend.txt \
+# torch_npu is the release that belongs to the torch of dev/requirements/constraints-ascend.txt, whose build stays as it is (--no-deps).
+.venv-torch-npu/tests-installed: requirements.txt dev/requirements/torch-npu-test.txt dev/requirements/constraints-ascend.txt \
 		| .venv/tests-installed
 	$(PYTHON) -m venv .venv-torch-npu
-	$(TIMED) .venv/bin/python scripts/link_packages.py .venv-torch-npu constraints-ascend.txt \
-		requirements-torch-npu-test.txt
-	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile -c constraints-ascend.txt \
-		-r requirements-torch-npu-test.txt
+	$(TIMED) .venv/bin/python -m dev.link_packages .venv-torch-npu dev/requirements/constraints-ascend.txt \
+		dev/requirements/torch-npu-test.txt
+	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile -c dev/requirements/constraints-ascend.txt \
+		-r dev/requirements/torch-npu-test.txt
 	$(TIMED) .venv-torch-npu/bin/python $(PIP_INSTALL) --no-compile --no-deps torch_npu==2.13.0
 	touch $@
 
-.venv-checks/installed: requirements-checks.txt
+.venv-checks/installed: dev/requirements/checks.txt
 	$(PYTHON) -m venv .venv-checks
-	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) --no-compile -r requirements-checks.txt
+	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) --no-compile -r dev/requirements/checks.txt
 	touch $@
 
 clean:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 # Most tensors of [tokens, width] that are alive at once in a layer, the four times wide inside of the feed-forward
-# counted as four; and tensors of [pixels, narrowest width] in the VAE. Upper bounds: tests/simulated_npu measures
+# counted as four; and tensors of [pixels, narrowest width] in the VAE. Upper bounds: tests/npu/simulated measures
 # the peaks.
 TENSORS_OF_DIT = 20
 TENSORS_OF_VLM = 20

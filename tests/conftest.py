@@ -13,20 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from ascend.report import sections as simulated_sections
-from comfyui_bench.fixtures import (  # noqa: F401
-    comfy,
-    comfy_browser,
-    comfy_client,
-    comfy_page,
-    report_missing_comfyui,
-)
-from comfyui_bench.server import ServerOptions
+from comfyui_fixtures import comfy, comfy_browser, comfy_client, comfy_page, report_missing_comfyui  # noqa: F401
 from golden import TINY
 from property_settings import drawn as drawn_cases
 
 from deepgen_npu import DeepGenPipeline
 from deepgen_npu.tools.random_checkpoint import write as write_random_checkpoint
+from dev.comfyui.server import ServerOptions
+from dev.npu_simulator.report import sections as simulated_sections
 
 
 _golden_rows: list[tuple[str, str, float]] = []

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import DATA, Hub, serve
 
 from deepgen_npu.hub.download import MODEL_ID
-
-from .hub_server import DATA, Hub, serve
 
 
 @pytest.fixture

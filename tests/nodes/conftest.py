@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfyui_bench.client import Client
-from comfyui_bench.fixtures import CHECKOUTS, unavailable
-from comfyui_bench.probe import PACKS, Probe
-from comfyui_bench.server import ComfyServer, ServerOptions
-from larger import LARGER, NAME
+from comfyui_fixtures import CHECKOUTS, unavailable
 
 from deepgen_npu.tools.random_checkpoint import write
-from scripts.soak import prepare as lay_out_small_models
+from dev.comfyui.client import Client
+from dev.comfyui.larger import LARGER, NAME
+from dev.comfyui.probe import PACKS, Probe
+from dev.comfyui.server import ComfyServer, ServerOptions
+from dev.soak import prepare as lay_out_small_models
 
 
 @pytest.fixture(scope="session", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from load_module import load_module, load_pack
+from load_module import finder, load_module, load_pack
 
 
-BENCH = Path(__file__).parents[1] / "comfyui_bench"
+PROBE_PACK = Path(__file__).parents[2] / "dev" / "comfyui" / "probe_pack"
 answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)  # what others print is no answer
 
@@ -30,7 +30,7 @@ os.dup2(2, 1)  # what others print is no answer
 pack, models = sys.argv[1:]
 sys.argv[1:] = ["--cpu", "--disable-api-nodes"]
 sys.path[0] = os.environ["COMFYUI_PATH"]
-sys.meta_path.insert(0, load_module("bench_launch", BENCH / "launch.py").finder)
+sys.meta_path.insert(0, finder())
 
 import comfy.options  # noqa: E402
 
@@ -42,7 +42,7 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
 
-values = load_module("bench_values", BENCH / "probe_pack" / "values.py")
+values = load_module("probe_values", PROBE_PACK / "values.py")
 folder_paths.models_dir = models
 extension = asyncio.run(load_pack(pack).comfy_entrypoint())
 nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}

@@ -17,6 +17,11 @@ def load_module(name: str, path: Path, *folders: str) -> Any:
     return module
 
 
+def finder() -> Any:
+    """What lets ComfyUI's own imports of torchvision and torchaudio pass where these do not load."""
+    return load_module("launch", Path(__file__).parents[2] / "dev" / "comfyui" / "launch.py").finder
+
+
 def load_pack(folder: str) -> Any:
     """The pack as ComfyUI imports it, under the name ``pack``."""
     return load_module("pack", Path(folder) / "__init__.py", folder)

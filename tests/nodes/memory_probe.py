@@ -6,19 +6,15 @@ The GPU is a pretence: layers only note where they are sent; the rest is ComfyUI
 import importlib
 import json
 import sys
-from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from comfyui_bench.launch import finder
-from load_module import load_pack
+from load_module import finder, load_pack
 
 
 pack, checkout = sys.argv[1:]
 sys.argv[1:] = []
 # In the place of the tests' folder, whose modules must not stand before ComfyUI's.
 sys.path[0] = checkout
-sys.meta_path.insert(0, finder)
+sys.meta_path.insert(0, finder())
 
 import comfy.cli_args  # noqa: E402
 

@@ -9,15 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from load_module import finder, load_pack
+
 
 pack, checkout, doomed, good = sys.argv[1:]
 sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from comfyui_bench.launch import finder  # noqa: E402
-from load_module import load_pack  # noqa: E402
-
-
-sys.meta_path.insert(0, finder)
+sys.meta_path.insert(0, finder())
 sys.path[0] = checkout
 
 import comfy.options  # noqa: E402

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from comfyui_bench.client import Client
-from comfyui_bench.probe import VAE_DECODER, VISION_LAYER, VLM_LAYER, Probe
-from graphs import Graph, edit, generation, load_image, loader, save
+
+from dev.comfyui.client import Client
+from dev.comfyui.graphs import Graph, edit, generation, load_image, loader, save
+from dev.comfyui.probe import VAE_DECODER, VISION_LAYER, VLM_LAYER, Probe
 
 
 LAYERS = 35

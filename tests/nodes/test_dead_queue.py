@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfyui_bench.client import Client
-from comfyui_bench.fixtures import CHECKOUTS
-from comfyui_bench.probe import PACKS, Probe
-from comfyui_bench.result import RunResult
-from comfyui_bench.server import ComfyServer, ServerOptions
+from comfyui_fixtures import CHECKOUTS
 from golden import TINY
-from graphs import Graph, core, decoding, generation, load_image, loader, save
 
 from deepgen_npu.checkpoint.folder import Checkpoint
+from dev.comfyui.client import Client
+from dev.comfyui.graphs import Graph, core, decoding, generation, load_image, loader, save
+from dev.comfyui.probe import PACKS, Probe
+from dev.comfyui.result import RunResult
+from dev.comfyui.server import ComfyServer, ServerOptions
 
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_bench.fixtures import CHECKOUTS, unavailable
+from comfyui_fixtures import CHECKOUTS, unavailable
 from drawn_inputs import Description, latent, plain, right_value, tensor, wrong_value
 from golden import TINY
 from hypothesis import given

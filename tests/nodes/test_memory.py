@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from comfyui_bench.client import Client
-from comfyui_bench.fixtures import CHECKOUTS
-from comfyui_bench.probe import PACKS, device_bytes, wait_until
-from comfyui_bench.result import RunResult
-from comfyui_bench.server import ComfyServer, ServerOptions
-from graphs import Graph, chain, generation, loader, save
-from larger import LARGER, NAME
+from comfyui_fixtures import CHECKOUTS
 
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.tools.layout import weight_files
-from scripts.soak import prepare, slope, soak
+from dev.comfyui.client import Client
+from dev.comfyui.graphs import Graph, chain, generation, loader, save
+from dev.comfyui.larger import LARGER, NAME
+from dev.comfyui.probe import PACKS, device_bytes, wait_until
+from dev.comfyui.result import RunResult
+from dev.comfyui.server import ComfyServer, ServerOptions
+from dev.soak import prepare, slope, soak
 
 
 ELEMENTS = sum(file.elements for file in weight_files(LARGER))

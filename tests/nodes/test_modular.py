@@ -7,10 +7,22 @@ import re
 import numpy as np
 import pytest
 from golden import TINY
-from graphs import array, core, decoding, edit, encoding, generation, load_image, loader, modular, sampling, save
 from PIL import Image
 
 from deepgen_npu.checkpoint.folder import Checkpoint
+from dev.comfyui.graphs import (
+    array,
+    core,
+    decoding,
+    edit,
+    encoding,
+    generation,
+    load_image,
+    loader,
+    modular,
+    sampling,
+    save,
+)
 
 
 DEMO = "coloured shapes (demo, not DeepGen 1.0)"

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import TINY
-from graphs import array, chain, edit, generation, golden_run, load_image, loader, save
+from golden_graphs import golden_run
 from PIL import Image
 
 from deepgen_npu.checkpoint.folder import Checkpoint
+from dev.comfyui.graphs import array, chain, edit, generation, load_image, loader, save
 
 
 ROOT = Path(__file__).parents[2]

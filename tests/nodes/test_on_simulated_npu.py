@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from comfyui_bench.client import Client
-from comfyui_bench.fixtures import CHECKOUTS
-from comfyui_bench.server import ComfyServer, ServerOptions
-from graphs import array, chain, generation, golden_run, loader, save
+from comfyui_fixtures import CHECKOUTS
+from golden_graphs import golden_run
+
+from dev.comfyui.client import Client
+from dev.comfyui.graphs import array, chain, generation, loader, save
+from dev.comfyui.server import ComfyServer, ServerOptions
 
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])

@@ -9,11 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from comfyui_bench.fixtures import CHECKOUTS
-from comfyui_bench.server import REPO_ROOT
+from comfyui_fixtures import CHECKOUTS
 from golden import TINY
 
 from deepgen_npu.checkpoint.folder import Checkpoint
+from dev.comfyui.server import REPO_ROOT
 
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import generation, loader, save
 from PIL import Image
 
 from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY
+from dev.comfyui.graphs import generation, loader, save
 
 
 DEMO_FOLDER = Path(__file__).parents[2] / "demo_checkpoint"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from graphs import edit, generation, load_image, loader, save
+
+from dev.comfyui.graphs import edit, generation, load_image, loader, save
 
 
 TEXTS = {

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from comfyui_bench.client import Client
-from comfyui_bench.fixtures import CHECKOUTS, unavailable
-from comfyui_bench.probe import PACKS
-from comfyui_bench.result import RunResult
-from comfyui_bench.server import ComfyServer, ServerOptions
+from comfyui_fixtures import CHECKOUTS, unavailable
 from drawn_inputs import Description, latent, plain, tensor
-from graphs import Graph, array, core, edit, generation, loader, modular, save
+
+from dev.comfyui.client import Client
+from dev.comfyui.graphs import Graph, array, core, edit, generation, loader, modular, save
+from dev.comfyui.probe import PACKS
+from dev.comfyui.result import RunResult
+from dev.comfyui.server import ComfyServer, ServerOptions
 
 
 @pytest.fixture(scope="module", params=[CHECKOUTS[0], *CHECKOUTS[1:][-1:]], ids=lambda c: c.id if c else "none")

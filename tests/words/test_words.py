@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_bench.words import keys, texts_of
 from PIL import Image
+
+from dev.comfyui.words import keys, texts_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def english(comfy) -> dict[str, Any]:
 class TestNamesAndTooltips:
     def test_english_is_that_of_the_nodes(self, english):
         assert english
-        assert locale("en") == english, "run scripts/make_english_texts.py"
+        assert locale("en") == english, "run python -m dev.export_locale_en"
 
     def test_chinese_has_the_same_texts(self, english):
         chinese = locale("zh")

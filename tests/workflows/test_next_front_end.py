@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from comfyui_bench.checkouts import NEXT_FRONT_END, NEXT_FRONT_END_FILES
-from comfyui_bench.fixtures import CHECKOUTS, unavailable
-from comfyui_bench.server import ComfyServer, ServerOptions
+from comfyui_fixtures import CHECKOUTS, unavailable
 from workflows.test_workflows import NAMES, calls, twin, ui
+
+from dev.comfyui.checkouts import NEXT_FRONT_END, NEXT_FRONT_END_FILES
+from dev.comfyui.server import ComfyServer, ServerOptions
 
 
 @pytest.fixture(scope="module")

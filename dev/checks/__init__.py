@@ -1,0 +1,1 @@
+"""The checks of others, on the pack as the registry would publish it."""

@@ -1,0 +1,86 @@
+"""Give a new virtual environment the packages that `.venv` already has, by hard links; pip then adds what is missing.
+
+    .venv/bin/python -m dev.link_packages .venv-ascend CONSTRAINTS REQUIREMENTS...
+
+Linked is what the requirement files ask for, and what that needs, in the version that the constraints give, unless the
+environment has the package already. The half dozen environments of the tests have most of their gigabytes in common.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from dev.layered_environment import site_packages
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def requirements(path: Path) -> Iterator[Requirement]:
+    """Of a requirements or constraints file and those that it includes; markers that do not hold are left out."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        line = re.split(r"(?:^|\s)#", line)[0].strip()
+        if line.startswith("-r "):
+            yield from requirements(path.parent / line[3:].strip())
+        elif line and not line.startswith("-"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate():
+                yield requirement
+
+
+def wanted(asked: Iterable[Requirement], constraints: Iterable[Requirement]) -> dict[str, Distribution]:
+    """Packages of this interpreter that those who asked and their packages need, where the version is right."""
+    bounds = {canonicalize_name(one.name): one.specifier for one in constraints}
+    found: dict[str, Distribution] = {}
+    waiting = [(requirement, "") for requirement in asked]
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
+            continue
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            continue
+        right = requirement.specifier.contains(package.version, prereleases=True)
+        if right and (name not in bounds or bounds[name].contains(package.version, prereleases=True)):
+            found[name] = package
+            needs = [Requirement(text) for text in package.requires or ()]
+            waiting += [(need, one) for need in needs for one in requirement.extras or ("",)]
+    return found
+
+
+def link(package: Distribution, target: Path) -> None:
+    """All files of a package but those outside its folder, such as programs, which name their interpreter."""
+    for file in package.files or ():
+        if ".." not in file.parts and (source := Path(str(package.locate_file(file)))).is_file():
+            place = target / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                os.link(source, place)
+
+
+def main(environment: Path, constraints: Path, *files: Path) -> None:
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    target = site_packages(python.absolute())[0]
+    packages = wanted((one for file in files for one in requirements(file)), requirements(constraints))
+    for there in distributions(path=[str(target)]):
+        packages.pop(canonicalize_name(there.metadata["Name"]), None)
+    try:
+        for package in packages.values():
+            link(package, target)
+    except OSError as error:
+        print(f"{error}: pip installs what could not be linked")
+    print(f"{len(packages)} packages of {Path(sys.prefix).name} linked into {environment.name}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

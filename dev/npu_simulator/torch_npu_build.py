@@ -1,0 +1,88 @@
+"""What the tests on the real torch_npu compile, kept in build/torch_npu.
+
+``python -m dev.npu_simulator.torch_npu_build`` builds it.
+Built again only when it is missing, its source has changed or torch or torch_npu is another release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parents[1] / "build" / "torch_npu"
+LIBRARIES = FOLDER / "lib"
+KERNELS = FOLDER / "host_npu.so"
+
+
+def build() -> None:
+    """Build what is missing or out of date.
+
+    Raises:
+        SystemExit: Where there is no compiler.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    _bring_up_to_date(LIBRARIES, ("acl_stub.c", "stub_libraries.py"), _build_libraries)
+    _bring_up_to_date(KERNELS, ("host_npu.cpp",), _build_kernels)
+
+
+def _bring_up_to_date(target: Path, sources: Sequence[str], make: Callable[[], None]) -> None:
+    digest = hashlib.sha256()
+    for source in (*sources, Path(__file__).name):
+        digest.update((HERE / source).read_bytes())
+    key = f"torch {version('torch')}, torch_npu {version('torch_npu')}, sources {digest.hexdigest()}\n"
+    stamp = target.with_suffix(".stamp")
+    if target.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
+        return
+    stamp.unlink(missing_ok=True)
+    print(f"Building {target.relative_to(HERE.parents[1])}", flush=True)
+    make()
+    stamp.write_text(key, encoding="utf-8")
+
+
+def _build_libraries() -> None:
+    sys.path.insert(0, str(HERE.parent))
+    from . import stub_libraries
+
+    _compiler("CC", "cc")
+    shutil.rmtree(LIBRARIES, ignore_errors=True)
+    print("Stand-ins for", *stub_libraries.write(LIBRARIES, _torch().parent))
+
+
+def _build_kernels() -> None:
+    torch = _torch()
+    # -O0: it compiles in less time, and the work is done in PyTorch's kernels.
+    options = ("-std=c++20", "-O0", "-w", "-fPIC", "-shared", "-Wl,--no-undefined")
+    include = (f"-I{torch}/include", f"-I{torch}/include/torch/csrc/api/include")
+    link = (f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch}/lib")
+    command = [_compiler("CXX", "c++"), *options, *include, str(HERE / "host_npu.cpp"), "-o", str(KERNELS), *link]
+    subprocess.run(command, check=True)
+
+
+def _torch() -> Path:
+    """The folder of torch, which is not imported: it would load torch_npu."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def _compiler(variable: str, usual: str) -> str:
+    name = os.environ.get(variable, usual)
+    if shutil.which(name) is None:
+        raise SystemExit(
+            f"The tests on the real torch_npu compile stand-ins for CANN, but there is no compiler {name!r}. Install "
+            f"a C and a C++20 compiler (on Debian and Ubuntu: apt install g++), or name yours in {variable}."
+        )
+    return name
+
+
+if __name__ == "__main__":
+    build()

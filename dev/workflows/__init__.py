@@ -1,0 +1,1 @@
+"""What makes the sample workflows, their thumbnails and the images of the help pages."""

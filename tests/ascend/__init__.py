@@ -1,1 +1,0 @@
-"""What the tests need to prove the Ascend adaptation without a card."""

@@ -1,1 +1,0 @@
-"""Test bench that drives real ComfyUI servers: no part of the node pack itself."""

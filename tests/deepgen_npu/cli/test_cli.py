@@ -1,0 +1,300 @@
+"""The commands of the adaptation report, run as they are written there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import TINY
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from deepgen_npu import cli, locations
+from deepgen_npu.cli import checkpoint, image
+from deepgen_npu.image_files import open_image, save_image
+from deepgen_npu.sizes import SizeRules
+
+
+ROOT = Path(__file__).parents[3]
+SMALL = ["--model_path", str(TINY), "--device", "cpu", "--height", "64", "--width", "64", "--num_inference_steps", "2"]
+
+
+def inference(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "inference.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        encoding="utf-8",
+    )
+
+
+def test_defaults_are_those_of_the_report(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(image, "_run", lambda arguments: seen.update(vars(arguments)))
+    assert cli.inference([]) == 0
+    wanted = {
+        "output_image": "output_deepgen.png",
+        "input_image": None,
+        # Those of the model: 512 for DeepGen 1.0 (the next test).
+        "height": None,
+        "width": None,
+        "seed": 42,
+        "num_inference_steps": 50,
+        "guidance_scale": 4.0,
+        "device": "npu",
+    }
+    assert {key: seen[key] for key in wanted} == wanted
+
+
+def enlarge_grid(folder: Path, cells: int) -> None:
+    """Positions for pictures of so many patches a side."""
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": cells}))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["pos_embed.pos_embed"] = torch.zeros(1, cells * cells, tensors["pos_embed.pos_embed"].shape[-1])
+    save_file(tensors, weights)
+
+
+def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
+    """512 for DeepGen 1.0, which says nothing about it; another checkpoint tells its own."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(rules, height, width, editing):
+        seen.append((height, width))
+        raise Stopped
+
+    seen = []
+    monkeypatch.setattr(SizeRules, "check", stop)
+    enlarge_grid(tiny, 64)
+    index = tiny / "model_index.json"
+    for told, arguments in (
+        ({}, []),
+        ({"_deepgen_trained_side": 64}, []),
+        ({"_deepgen_trained_side": 64}, ["--height", "96"]),
+    ):
+        index.write_text(json.dumps({**json.loads(index.read_text()), **told}))
+        with pytest.raises(Stopped):
+            cli.inference(["--model_path", str(tiny), *arguments])
+    assert seen == [(512, 512), (64, 64), (96, 64)]
+
+
+@pytest.mark.parametrize("side", [0, -64, "64", 1.5, None, True])
+def test_a_trained_side_that_is_none_is_refused(tiny, capsys, side):
+    index = tiny / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_deepgen_trained_side": side}))
+    assert cli.inference(["--model_path", str(tiny)]) == 2
+    assert "a whole number of pixels from 16 to 384 is wanted" in capsys.readouterr().err
+
+
+def test_generate_then_edit(tmp_path):
+    """Both commands of the report, with its arguments; the second edits what the first made."""
+    first = inference(
+        "--model_path", str(TINY),
+        "--prompt", "a photo of a blue pizza and a yellow baseball glove",
+        "--output_image", "output.png",
+        "--height", "64", "--width", "96",
+        "--seed", "42",
+        "--num_inference_steps", "3",
+        "--guidance_scale", "4.0",
+        "--device", "cpu",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    for line in ("Target device: cpu", "Loading pipeline from: ", "Inference completed in ", " it/s)"):
+        assert line in first.stdout
+    for part in ("vlm", "connector", "transformer", "vae"):
+        assert f"  {part}: cpu, " in first.stdout
+    assert "Image saved at: output.png (96x64, " in first.stdout
+    assert "3/3" in first.stderr, "a progress bar over the steps"
+
+    second = inference(
+        "--model_path", str(TINY),
+        "--prompt", "\u628a\u5929\u7a7a\u53d8\u6210\u7ea2\u8272",
+        "--input_image", "output.png",
+        "--output_image", "output_edit.png",
+        "--height", "64", "--width", "64",
+        "--seed", "42",
+        "--device", "cpu",
+        "--dtype", "float32",
+        "--num_inference_steps", "2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    edited = Image.open(tmp_path / "output_edit.png")
+    assert edited.size == (64, 64) and edited.mode == "RGB"
+    parameters = json.loads(edited.text["deepgen"])
+    assert parameters["prompt"] == "\u628a\u5929\u7a7a\u53d8\u6210\u7ea2\u8272"
+    assert parameters["input_images"] == ["output.png"]
+    assert parameters["seed"] == 42 and parameters["num_inference_steps"] == 2 and parameters["dtype"] == "float32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output.png", "output_edit.png"]
+
+
+def test_the_picture_is_the_pipelines(pipe, tmp_path):
+    output = tmp_path / "new" / "a.png"
+    assert (
+        cli.main(["generate", *SMALL, "--dtype", "float32", "--prompt", "a cat", "--output_image", str(output)]) == 0
+    )
+    (expected,) = pipe("a cat", height=64, width=64, num_inference_steps=2, seed=42).images
+    assert np.array_equal(np.asarray(Image.open(output)), np.asarray(expected))
+
+
+def test_several_pictures_and_references(tmp_path):
+    reference = tmp_path / "photo.jpg"
+    Image.open(ROOT / "assets" / "coffee.jpg").save(reference)
+    output = tmp_path / "a.jpg"
+    arguments = ["--prompt", "x", "--num_images", "2", "--output_image", str(output), "--offload"]
+    assert cli.main(["edit", *SMALL, *arguments, "--input_image", str(reference), str(reference)]) == 0
+    assert sorted(path.name for path in tmp_path.glob("a*")) == ["a_1.jpg", "a_2.jpg"]
+
+
+def test_an_edit_can_follow_its_input(tmp_path):
+    output = tmp_path / "a.png"
+    arguments = ["--prompt", "x", "--follow_input", "--output_image", str(output)]
+    assert cli.main(["edit", *SMALL, *arguments, "--input_image", str(ROOT / "assets" / "coffee.jpg")]) == 0
+    assert Image.open(output).size == (384, 320)  # 600 x 400 at the largest area of the tiny model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "npu"], "torch_npu is not installed"),
+        (["--device", "tpu"], "wanted auto, npu"),
+        (["--height", "100"], "Nearest: 96 or 112"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--num_inference_steps", "0"], "num_inference_steps is 0"),
+        (["--num_images", "0"], "num_images is 0"),
+        (["--output_image", "a.txt"], "ends in .png"),
+        (["--output_image", "."], "is a folder"),
+        (["--input_image", "nothing.png"], "there is no such file"),
+        (["--input_image", str(ROOT / "LICENSE")], "cannot be read as a picture"),
+        (["--model_path", "nowhere"], "There is no folder nowhere"),
+        (["--follow_input"], "needs an --input_image"),
+        (["--prompt", "<|image_pad|>"], "stands for a picture"),
+        (["--num_images", "1000000000"], "--num_images is 1000000000; a whole number from 1 to 1000 is wanted"),
+        (["--guidance_scale", "nan"], "--guidance_scale is 'nan'; a number from 0 to 100 is wanted"),
+        (["--device", "npu:\u00b2"], "--device is 'npu:\u00b2'; wanted auto, npu, npu:N"),
+        (["--model_path", ""], "--model_path is empty"),
+        (["--model_path", "a\0b"], r"--model_path is 'a\x00b', which cannot be a file or folder: embedded null byte"),
+        (["--model_path", "n" * 256], "File name too long"),
+        (["--model_path", "~nobody-of-that-name"], "the home folder of that user is not known"),
+        (["--model_path", "."], "model_index.json is missing in ."),
+        (["--output_image", "/dev/full"], "a name that ends in .png"),
+        (["--output_image", "/proc/new/a.png"], "--output_image /proc/new cannot be written"),
+        (["--output_image", "new/below/"], "is a folder"),
+        (["--output_image", "new/a.webp", "--device", "npu"], "torch_npu is not installed"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.inference([*SMALL, *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, capsys):
+    """All but what belongs in the second place is saved there; where that is now, is told."""
+    true_write = Path.write_bytes
+    parts: list[Path] = []
+
+    def write(path, content):
+        parts.append(path)
+        if len(parts) == 4:  # two rehearsals and the first picture came before
+            raise OSError(28, "No space left on device")
+        return true_write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    output = str(tmp_path / "a.bmp")
+    assert cli.main(["generate", *SMALL, "--num_images", "3", "--output_image", output]) == 2
+    captured = capsys.readouterr()
+    (rescued,) = tmp_path.glob("deepgen_*.png")
+    second = tmp_path / "a_2.bmp"
+    assert captured.err.splitlines()[-1] == (
+        f"error: {second} cannot be written (No space left on device); the picture is at {rescued}"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a_1.bmp", "a_3.bmp", rescued.name])
+    assert captured.out.count("Image saved at: ") == 3 and f"Image saved at: {rescued} (64x64" in captured.out
+    assert open_image(rescued).size == (64, 64)
+
+
+def test_names_that_are_not_utf8_in_a_process_that_speaks_ascii(tmp_path):
+    """On Linux, from an archive of another country. The input is the output."""
+    name = b"\xc4\xe3\xba\xc3"
+    picture = tmp_path / os.fsdecode(name + b".png")
+    Image.new("RGB", (64, 64), "blue").save(picture)
+    old = picture.read_bytes()
+    arguments = ["edit", *SMALL, "--prompt", "caf\u00e9".encode()]
+    told = subprocess.run(
+        [sys.executable, "-m", "deepgen_npu", *arguments, "--input_image", name + b".png"]
+        + ["--output_image", name + b".png"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+    )
+    assert told.returncode == 0, told.stderr
+    assert rb"Image saved at: \udcc4\udce3" in told.stdout and told.stdout.isascii()
+    assert picture.read_bytes() != old and len(list(tmp_path.iterdir())) == 1
+    with Image.open(picture) as opened:
+        parameters = json.loads(opened.info["deepgen"])
+    assert os.fsencode(parameters["input_images"][0]) == name + b".png"
+    assert parameters["prompt"] == "caf\u00e9"
+
+
+def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
+    for error, words in (
+        (OSError(5, "Input/output error", "weights\nof.safetensors"), "weights of.safetensors: Input/output error."),
+        (MemoryError(), "The memory of this machine does not suffice."),
+    ):
+
+        def fail(arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(checkpoint, "_check", fail)
+        assert cli.main(["check", "x"]) == 2
+        assert capsys.readouterr().err == f"error: {words}\n"
+
+
+def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4), "red").save(path)
+    old = path.read_bytes()
+
+    def stop(path, content):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_image(Image.new("RGB", (4, 4)), path, {})
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def test_check(tiny, capsys):
+    assert cli.main(["check", str(tiny)]) == 0
+    assert "is whole" in capsys.readouterr().out
+    (tiny / "vae" / "config.json").unlink()
+    assert cli.main(["check", str(tiny)]) == 2
+    assert "vae/config.json is missing" in capsys.readouterr().err
+
+
+def test_without_a_model_it_says_how_to_get_one(monkeypatch, capsys):
+    monkeypatch.setattr(locations, "find_downloaded", lambda: None)
+    assert cli.inference(["--device", "cpu"]) == 2
+    assert "python -m deepgen_npu download" in capsys.readouterr().err
+
+
+def test_the_pack_in_a_comfyui_downloads_to_its_models(tmp_path, monkeypatch):
+    assert locations.comfyui_target() is None
+    (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
+    monkeypatch.setattr(locations, "PACK", tmp_path / "ComfyUI" / "custom_nodes" / "deepgen")
+    assert locations.comfyui_target() == tmp_path / "ComfyUI" / "models" / "deepgen" / "DeepGen-1.0-diffusers"

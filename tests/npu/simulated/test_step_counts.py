@@ -1,0 +1,152 @@
+"""What a denoising step costs the host, at the depth of DeepGen 1.0 (24 blocks, 13 of them dual) and narrow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+from deepgen_npu.conditioning import Conditioning
+from deepgen_npu.denoising import denoise
+from deepgen_npu.model.transformer import predict_velocity
+from dev.npu_simulator.simulated import reset, state
+
+
+NPU = torch.device("npu:0")
+# Held since the first count; the original makes 1,933 launches and 74 copies to the device.
+MOST_LAUNCHES = 986
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        num_layers=24,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=24,
+        out_channels=16,
+        pos_embed_max_size=16,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+    )
+    for parameter in model.parameters():
+        parameter.data.normal_(0.5 if parameter.ndim == 1 else 0, 0.2)
+    return model.eval().requires_grad_(False).to(NPU)
+
+
+def conditioning(references: int) -> Conditioning:
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(NPU)
+
+    embeds = (noise(1, 20, 32), noise(1, 24), noise(1, 20, 32), noise(1, 24))
+    return Conditioning(*embeds, 64, 64, [noise(1, 16, 8, 8) for _ in range(references)])
+
+
+def latents() -> torch.Tensor:
+    return torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2)).to(NPU)
+
+
+def of_one_step(run) -> tuple[int, int, int, int]:
+    """Launches, copies to the device, copies back and waits of one step: what two further steps add, halved.
+
+    Args:
+        run: Called with a number of steps.
+    """
+
+    def count(steps: int) -> tuple[int, int, int, int]:
+        reset()
+        run(steps)
+        counts = state.counts
+        copies = counts.host_to_device[0], counts.device_to_host[0]
+        return counts.launches(), *copies, sum(counts.waits.values())
+
+    few, many = count(2), count(4)
+    differences = [after - before for before, after in zip(few, many, strict=True)]
+    assert all(difference % 2 == 0 for difference in differences), differences
+    launches, to_device, to_host, waits = (difference // 2 for difference in differences)
+    return launches, to_device, to_host, waits
+
+
+def run(transformer, given, steps, **options):
+    with torch.no_grad():
+        return denoise(
+            [transformer], FlowMatchEulerDiscreteScheduler(shift=3.0), given, latents(), steps, 4.0, **options
+        )
+
+
+def described(counts: tuple[int, int, int, int]) -> str:
+    launches, to_device, to_host, waits = counts
+    return f"{launches} launches, {to_device} copies to the device, {to_host} copies back, {waits} waits"
+
+
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_an_eager_step(transformer, references, counts_table):
+    given = conditioning(references)
+    counts = of_one_step(lambda steps: run(transformer, given, steps))
+    counts_table.append((f"a step, 24 blocks, {references} reference(s), eager", described(counts)))
+    assert counts[0] <= MOST_LAUNCHES
+    assert counts[1:] == (0, 0, 0)
+
+
+def test_a_step_of_the_stock_blocks(transformer, counts_table):
+    """The baseline, and that the counter counts."""
+    given, x = conditioning(1), latents().repeat(2, 1, 1, 1)
+
+    def stock(steps: int) -> None:
+        with torch.no_grad():
+            for _ in range(steps):
+                predict_velocity(
+                    transformer,
+                    x,
+                    torch.full((2,), 500.0, device=NPU),
+                    given.prompt_embeds.repeat(2, 1, 1),
+                    given.pooled_prompt_embeds.repeat(2, 1),
+                    [given.reference_latents[0].repeat(2, 1, 1, 1)],
+                )
+
+    counts = of_one_step(stock)
+    counts_table.append(("the same, 1 reference, blocks of diffusers", described(counts)))
+    assert counts[0] > 1.4 * MOST_LAUNCHES
+
+
+def test_a_captured_step_is_one_replay_and_equal_to_the_bit(transformer, counts_table, caplog):
+    given = conditioning(1)
+    expected = run(transformer, given, 4)
+    counts = of_one_step(lambda steps: run(transformer, given, steps, capture_graph=True))
+    counts_table.append(("a step, 24 blocks, 1 reference(s), captured", described(counts)))
+    reset()
+    captured = run(transformer, given, 4, capture_graph=True)
+    assert state.counts.operators["replay of a graph"] == 4
+    # The replay, the two inputs copied in, guidance and the scheduler's step.
+    assert counts[0] <= 12
+    assert counts[1:] == (0, 0, 0)
+    assert torch.equal(captured.cpu(), expected.cpu())
+    assert not caplog.records
+
+
+def test_a_preview_costs_one_copy_a_step(transformer, counts_table):
+    given = conditioning(0)
+
+    def preview(step, timestep, latents, x0):
+        x0.cpu()
+        return latents
+
+    counts = of_one_step(lambda steps: run(transformer, given, steps, on_step=preview))
+    counts_table.append(("a step, 24 blocks, with a preview", described(counts)))
+    assert counts[1:] == (0, 1, 1)
+
+
+def test_modulation_in_pieces_is_the_same(transformer, monkeypatch):
+    given = conditioning(1)
+    expected = run(transformer, given, 5)
+    monkeypatch.setattr("deepgen_npu.model.transformer.MODULATION_BYTES", 1)
+    # Not to the bit: a matrix product of other rows rounds differently.
+    torch.testing.assert_close(run(transformer, given, 5).cpu(), expected.cpu(), atol=1e-4, rtol=1e-4)

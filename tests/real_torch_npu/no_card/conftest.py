@@ -1,8 +1,0 @@
-"""torch_npu is installed and loads, and there is no card."""
-
-from __future__ import annotations
-
-from ascend import host_npu
-
-
-host_npu.require(cards=0)
