@@ -9,8 +9,8 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    from nodes.extension import DeepGenExtension
-    from nodes.models import register_model_folder
+    from .nodes.extension import DeepGenExtension
+    from .nodes.model_folder import register_model_folder
 
     # Not in on_load, which ComfyUI 0.3.64 does not call: the loader's list needs the folder.
     register_model_folder()

@@ -2,7 +2,7 @@
 
 import sys
 
-from deepgen_npu.cli.entry import inference
+from deepgen_npu.cli import inference
 
 
 if __name__ == "__main__":

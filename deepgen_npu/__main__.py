@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli.entry import main
+from .cli import main
 
 
 sys.exit(main())

@@ -23,12 +23,12 @@ from dev.comfyui.larger import LARGER, NAME
 from dev.comfyui.probe import DIT, PACKS, VAE_DECODER, VAE_ENCODER, VISION_LAYER, VLM_LAYER, Probe, wait_until
 from dev.comfyui.result import RunResult
 from dev.comfyui.server import ComfyServer, ServerOptions
+from nodes.names import DEMO
 
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-DEMO = "coloured shapes (demo, not DeepGen 1.0)"
 COUNTED = {
     "layers of the VLM": VLM_LAYER,
     "of the vision tower": VISION_LAYER,

@@ -132,7 +132,7 @@ def _one_of(options: Sequence[str]) -> str:
 
 
 def _pipeline(declared: io.Input, value: Any) -> Any:
-    from .handle import DeepGenHandle
+    from .lazy_pipeline import DeepGenHandle
 
     if not isinstance(value, DeepGenHandle):
         raise TypeError(f"{declared.id} is a {type(value).__name__}; connect the output of DeepGen Loader.")

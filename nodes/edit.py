@@ -10,14 +10,14 @@ from comfy_api.latest import io
 from ..deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from . import inputs
 from .check import DeepGenNode
-from .compat import search_aliases
-from .inputs import CUSTOM, FOLLOW, RESTORE
+from .inputs import search_aliases
+from .names import CATEGORY, CUSTOM, FOLLOW, RESTORE
 
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .handle import DeepGenHandle
+    from .lazy_pipeline import DeepGenHandle
 
 MULTIPLE = 32
 
@@ -28,7 +28,7 @@ class DeepGenEdit(DeepGenNode):
         return io.Schema(
             node_id="DeepGenEdit",
             display_name="DeepGen Edit Image",
-            category=inputs.CATEGORY,
+            category=CATEGORY,
             description="Edits a picture as the prompt says with DeepGen 1.0. A batch is edited picture by picture.",
             **search_aliases("image editing", "change image", "instruction edit", "i2i", "img2img", "reference image"),
             inputs=[
@@ -82,8 +82,7 @@ class DeepGenEdit(DeepGenNode):
         image_4: Tensor | None = None,
     ) -> io.NodeOutput:
         from . import stages
-        from .images import reference_groups
-        from .scale import editing_size, pixel_size
+        from .images import editing_size, pixel_size, reference_groups
 
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
         drawn = editing_size(pipeline.sizes, image, size_mode, height, width)

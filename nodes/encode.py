@@ -8,14 +8,14 @@ from comfy_api.latest import io
 
 from . import inputs
 from .check import DeepGenNode
-from .compat import search_aliases
-from .inputs import CUSTOM, FOLLOW
+from .inputs import search_aliases
+from .names import CATEGORY, CUSTOM, FOLLOW
 
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .handle import DeepGenHandle
+    from .lazy_pipeline import DeepGenHandle
 
 MULTIPLE = 16
 
@@ -26,7 +26,7 @@ class DeepGenEncode(DeepGenNode):
         return io.Schema(
             node_id="DeepGenEncode",
             display_name="DeepGen Encode Prompt",
-            category=inputs.CATEGORY,
+            category=CATEGORY,
             description="Turns prompt, negative prompt and pictures into conditioning for DeepGen Sampler. With "
             "pictures it is an edit, without them a generation.",
             **search_aliases("conditioning", "prompt", "text encode", "reference image"),
@@ -88,8 +88,7 @@ class DeepGenEncode(DeepGenNode):
         image_4: Tensor | None = None,
     ) -> io.NodeOutput:
         from . import stages
-        from .images import reference_groups
-        from .scale import drawing_size, editing_size
+        from .images import drawing_size, editing_size, reference_groups
 
         others = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
         if image is None:

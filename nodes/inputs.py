@@ -1,6 +1,9 @@
-"""Inputs that several nodes share."""
+"""What the declarations of several nodes share."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -8,15 +11,9 @@ from comfy_api.latest import io
 Pipeline = io.Custom("DEEPGEN_PIPELINE")
 Conditioning = io.Custom("DEEPGEN_CONDITIONING")
 
-FOLLOW = "follow image"
-CUSTOM = "width and height"
-RESTORE = "size of image"
-
 # The position grid of DeepGen 1.0 covers 384 x 384 patches of 16 pixels (transformer/config.json). A smaller
 # checkpoint refuses what is too large for it when it runs.
 LONGEST_SIDE = 6144
-
-CATEGORY = "DeepGen"
 
 
 def pipeline() -> io.Input:
@@ -88,3 +85,9 @@ def references(*numbers: int) -> list[io.Input]:
         )
         for number in numbers
     ]
+
+
+def search_aliases(*words: str) -> dict[str, Any]:
+    """For ``io.Schema``: words that find a node in the search, where ComfyUI has them (0.11 and later)."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}

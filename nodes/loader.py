@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from ..deepgen_npu.checks import DTYPES
 from .check import DeepGenNode
-from .compat import search_aliases
-from .inputs import CATEGORY, Pipeline
-from .models import all_folders, find_model, model_choices, state_of
+from .inputs import Pipeline, search_aliases
+from .model_folder import all_folders, find_model, model_choices, state_of
+from .names import CATEGORY
 
 
 class DeepGenLoader(DeepGenNode):
@@ -75,7 +75,7 @@ class DeepGenLoader(DeepGenNode):
 
     @classmethod
     def run(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
-        from .handle import DeepGenHandle
+        from .lazy_pipeline import DeepGenHandle
 
         handle = DeepGenHandle(find_model(model), dtype, capture_graph)
         return io.NodeOutput(handle, handle.vae)

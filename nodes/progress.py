@@ -1,15 +1,17 @@
-"""What happens while weights are read and between two denoising steps: cancel, progress bar, preview."""
+"""While weights are read and between two denoising steps: cancel, progress bar, preview and its colours."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import comfy.cli_args
+import comfy.latent_formats
 import comfy.model_management as mm
 import comfy.utils
 import latent_preview
 
-from .memory import ComfyPlacement
+from ..deepgen_npu.checkpoint.folder import latent_rgb_factors
+from .placement import ComfyPlacement
 
 
 if TYPE_CHECKING:
@@ -56,3 +58,13 @@ def step_callback(pipe: DeepGenPipeline, steps: int, runs: int = 1) -> StepCallb
             before += steps
 
     return callback
+
+
+def latent_format(checkpoint: Checkpoint) -> comfy.latent_formats.LatentFormat:
+    """SD3's, with the colours of the checkpoint's own VAE if it tells them."""
+    format = comfy.latent_formats.SD3()
+    if (factors := latent_rgb_factors(checkpoint)) is not None:
+        *format.latent_rgb_factors, format.latent_rgb_factors_bias = factors
+        # The decoder of SD3's latents would show something else.
+        format.taesd_decoder_name = None
+    return format

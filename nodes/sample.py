@@ -8,12 +8,13 @@ from comfy_api.latest import io
 
 from . import inputs
 from .check import DeepGenNode
-from .compat import search_aliases
+from .inputs import search_aliases
+from .names import CATEGORY
 
 
 if TYPE_CHECKING:
     from ..deepgen_npu.conditioning import Conditioning
-    from .handle import DeepGenHandle
+    from .lazy_pipeline import DeepGenHandle
 
 
 class DeepGenSample(DeepGenNode):
@@ -22,7 +23,7 @@ class DeepGenSample(DeepGenNode):
         return io.Schema(
             node_id="DeepGenSample",
             display_name="DeepGen Sampler",
-            category=inputs.CATEGORY,
+            category=CATEGORY,
             description="Draws what DeepGen Encode Prompt has encoded, as a latent for VAE Decode. "
             "With a latent_image and denoise below 1 it changes that.",
             **search_aliases("ksampler", "sample", "denoise", "img2img", "inpaint", "variation"),

@@ -14,10 +14,9 @@ from ..deepgen_npu.checks import MAX_IMAGES
 from ..deepgen_npu.conditioning import Conditioning, Start
 from ..deepgen_npu.images import from_pixels
 from ..deepgen_npu.model import autoencoder
-from .handle import DeepGenHandle
-from .images import to_image
+from .images import enlarge, pixel_size, resize, to_image
+from .lazy_pipeline import DeepGenHandle
 from .progress import step_callback
-from .scale import enlarge, pixel_size, resize
 
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from comfy_api.latest import io
 
 from . import inputs
 from .check import DeepGenNode
-from .compat import search_aliases
+from .inputs import search_aliases
+from .names import CATEGORY
 
 
 if TYPE_CHECKING:
-    from .handle import DeepGenHandle
+    from .lazy_pipeline import DeepGenHandle
 
 MULTIPLE = 16
 
@@ -23,7 +24,7 @@ class DeepGenTextToImage(DeepGenNode):
         return io.Schema(
             node_id="DeepGenTextToImage",
             display_name="DeepGen Generate (Text to Image)",
-            category=inputs.CATEGORY,
+            category=CATEGORY,
             description="Generates pictures from a prompt with DeepGen 1.0: scenes, reasoning, rendered text.",
             **search_aliases("t2i", "txt2img", "text2image", "image generation", "draw"),
             inputs=[
@@ -58,7 +59,7 @@ class DeepGenTextToImage(DeepGenNode):
         batch_size: int,
     ) -> io.NodeOutput:
         from . import stages
-        from .scale import drawing_size
+        from .images import drawing_size
 
         drawn = drawing_size(pipeline.sizes, height, width, editing=False)
         conditionings = stages.encode(pipeline, prompt, negative_prompt, [[]], *drawn)

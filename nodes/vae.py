@@ -12,9 +12,9 @@ from ..deepgen_npu.checkpoint.weights import BytesRead, load_part
 from ..deepgen_npu.memory import vae_activation_bytes
 from ..deepgen_npu.model import autoencoder
 from .check_tensors import MAX_SIDE, image, latents
-from .memory import Stage, WholePatcher, check_cancel_in
+from .images import enlarge, pixel_size, shrink
+from .placement import Stage, WholePatcher, check_cancel_in
 from .progress import reading_progress
-from .scale import enlarge, pixel_size, shrink
 
 
 if TYPE_CHECKING:

@@ -26,13 +26,13 @@ from dev.comfyui.browser import Browser, ComfyPage
 from dev.comfyui.checkouts import find_checkouts
 from dev.comfyui.server import ComfyServer, ServerOptions
 from dev.workflows.canvas import HIDE_MENUS
+from nodes.names import DEMO
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 TEXTS = json.loads(Path(__file__).with_name("help_image_texts.json").read_text(encoding="utf-8"))
-DEMO = "coloured shapes (demo, not DeepGen 1.0)"
 PICTURES = ROOT / "web" / "docs" / "images"
 # The help panel is about 400 pixels wide: what is drawn much wider than twice that cannot be read there.
 WINDOW = (1300, 1000)

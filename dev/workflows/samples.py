@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nodes.names import EITHER
+
 
 TEXTS = json.loads(Path(__file__).with_name("workflow_texts.json").read_text(encoding="utf-8"))
-EITHER = "DeepGen 1.0 if downloaded, else the demo"
 MUTED_GROUP = "With DeepGen 1.0 - unmute (Ctrl+M)"
 COLUMN = 440
 ROW = 720

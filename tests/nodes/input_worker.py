@@ -46,7 +46,7 @@ values = load_module("probe_values", PROBE_PACK / "values.py")
 folder_paths.models_dir = models
 extension = asyncio.run(load_pack(pack).comfy_entrypoint())
 nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
-handle_module = importlib.import_module("pack.nodes.handle")
+handle_module = importlib.import_module("pack.nodes.lazy_pipeline")
 
 asked = 0
 pipeline_of = handle_module.DeepGenHandle.pipeline

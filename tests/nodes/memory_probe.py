@@ -26,7 +26,7 @@ import torch  # noqa: E402
 
 
 load_pack(pack)
-memory = importlib.import_module("pack.nodes.memory")
+memory = importlib.import_module("pack.nodes.placement")
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 mm.get_free_memory = lambda device=None, torch_free_too=False: (10**12, 10**12) if torch_free_too else 10**12

@@ -28,7 +28,7 @@ import torch  # noqa: E402
 
 
 load_pack(pack)
-handles = importlib.import_module("pack.nodes.handle")
+handles = importlib.import_module("pack.nodes.lazy_pipeline")
 weights = importlib.import_module("pack.deepgen_npu.checkpoint.weights")
 
 reads: list[str] = []

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nodes.names import DEMO, EITHER
 from training.judge import SeenThing, look
 
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = "DeepGen-1.0-diffusers"
-EITHER = "DeepGen 1.0 if downloaded, else the demo"
-DEMO = "coloured shapes (demo, not DeepGen 1.0)"
 NAMES = sorted(path.stem for path in (ROOT / "tests" / "workflows").glob("*.json"))
 
 # What each saved or previewed picture shows: background, and colour, shape and place of all that is in it.

@@ -23,9 +23,7 @@ from dev.comfyui.graphs import (
     sampling,
     save,
 )
-
-
-DEMO = "coloured shapes (demo, not DeepGen 1.0)"
+from nodes.names import DEMO
 
 
 def pictures(comfy_client, graph, node: str = "saved") -> list[np.ndarray]:

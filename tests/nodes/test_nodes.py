@@ -282,6 +282,16 @@ class TestRefusals:
         assert "width is 512" in result.error_text and "Nearest: 384" in result.error_text
 
 
+class TestSearch:
+    def test_search_aliases_are_given_where_comfyui_knows_them(self, comfy):
+        """Since 0.11; 0.3.64 refuses a schema that has them."""
+        definitions = comfy.get("/object_info").json()
+        known = comfy.checkout.version_tuple >= (0, 11)
+        assert ("search_aliases" in definitions["KSampler"]) is known
+        for name in json.loads((Path(__file__).parent / "interface.json").read_text(encoding="utf-8")):
+            assert bool(definitions[name].get("search_aliases")) is known
+
+
 class TestStart:
     def test_the_pack_loads_without_a_library_that_comfyui_has_not_loaded(self, comfy):
         """In ComfyUI's own interpreter: what the pack adds to torch and ComfyUI. The time is for whoever reads it."""

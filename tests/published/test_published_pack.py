@@ -10,6 +10,7 @@ from dev.comfyui.client import Client
 from dev.comfyui.graphs import generation, loader, save
 from dev.comfyui.server import PACK_NAME
 from dev.published_tree import ROOT, published_files
+from nodes.names import DEMO
 
 
 LARGEST_MIB = 20
@@ -55,7 +56,7 @@ class TestInComfyUI:
         offered = published.get("/workflow_templates").json()[PACK_NAME]
         assert sorted(offered) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
-    @pytest.mark.parametrize("model", ["somebody/reference", "coloured shapes (demo, not DeepGen 1.0)"])
+    @pytest.mark.parametrize("model", ["somebody/reference", DEMO])
     def test_a_picture_goes_through_the_neighbour(self, published, model):
         graph = {
             "loader": loader(model),

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from nodes.names import EITHER
+
 
 ROOT = Path(__file__).parents[2]
 PACK = "ComfyUI-DeepGen"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]
 RELEASES = sorted((ROOT / "tests" / "workflows" / "releases").glob("*/ui/*.json"))
-EITHER = "DeepGen 1.0 if downloaded, else the demo"
 OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample"}
 CORE = {
     *("LoadImage", "SaveImage", "PreviewImage", "MarkdownNote", "VAEDecode", "VAEEncode"),

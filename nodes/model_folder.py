@@ -13,17 +13,11 @@ from ..deepgen_npu.checkpoint.folder import is_model_folder, model_folders, mode
 from ..deepgen_npu.checks import shown
 from ..deepgen_npu.hub.download import MODEL_ID
 from ..deepgen_npu.locations import DEMO_FOLDER
+from .names import DEMO, EITHER, FOLDER
 
-
-FOLDER = "deepgen"
 
 # Offered even before it is there, so that a shared workflow names the same model on every machine.
 PUBLISHED = MODEL_ID.split("/")[1]
-
-DEMO = "coloured shapes (demo, not DeepGen 1.0)"
-"""The name of the small model that comes with the pack."""
-EITHER = "DeepGen 1.0 if downloaded, else the demo"
-"""What a workflow has that is to run on every machine."""
 
 
 def register_model_folder() -> None:

@@ -19,10 +19,9 @@ from ..deepgen_npu.devices import resolve_dtype
 from ..deepgen_npu.pipeline import DeepGenPipeline
 from ..deepgen_npu.prompts import PromptTemplate, check_prompts
 from ..deepgen_npu.sizes import SizeRules
-from .memory import ComfyPlacement, WholePatcher
-from .models import state_of
-from .previews import latent_format
-from .progress import reading_progress
+from .model_folder import state_of
+from .placement import ComfyPlacement, WholePatcher
+from .progress import latent_format, reading_progress
 from .vae import ComfyVAE
 
 
