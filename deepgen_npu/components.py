@@ -42,7 +42,7 @@ class Part:
     nbytes: int
 
 
-class PipelineParts:
+class Components:
     """VLM, tokenizer, connector, DiT, VAE and scheduler of one checkpoint, and where they run."""
 
     def __init__(
@@ -73,7 +73,7 @@ class PipelineParts:
         """Capture each run's denoising step in a graph of the device (NPU, CUDA) and replay it: the same pictures."""
         self.encodings = EncodingCache()
         """What was encoded: give it some ``max_bytes``, and the same prompts and pictures are not encoded again."""
-        self._further_transformers: list[SD3Transformer2DModel] = []
+        self._cfg_transformers: list[SD3Transformer2DModel] = []
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
         if image_token != vlm.config.image_token_id:
@@ -194,7 +194,7 @@ class PipelineParts:
             text_encoder_device: Another device for VLM and connector, for instance a second card.
         """
         devices = device_map(resolve_device(device), text_encoder_device)
-        self._further_transformers = []
+        self._cfg_transformers = []
         for part, model in self._models.items():
             model.to(devices[part])
         self.placement = StayInPlace(self._models)
@@ -206,7 +206,7 @@ class PipelineParts:
         The peak on the device is then that of the largest part (the VLM, 7 GiB in bfloat16) plus activations.
         """
         target = resolve_device(device)
-        self._further_transformers = []
+        self._cfg_transformers = []
         self.placement = ModelOffload(self._models, target)
         self.placement.release()
 
@@ -226,7 +226,7 @@ class PipelineParts:
             )
         if target == here:
             raise ValueError(f"CFG parallel wants a second device for the negative branch; the DiT is on {here}, too.")
-        self._further_transformers = [copy_to(self.transformer, target)]
+        self._cfg_transformers = [copy_to(self.transformer, target)]
 
     def enable_vae_tiling(self) -> None:
         """Decode and encode in overlapping tiles where a picture is larger than the VAE's training size (1024 pixels).

@@ -53,33 +53,33 @@ class Conditioning:
 
 
 @dataclass
-class Start:
-    """A picture that denoising begins with, instead of nothing but noise.
+class InitImage:
+    """An image that denoising begins with instead of pure noise: img2img, and with a mask inpainting.
 
     Attributes:
         latents: [b or 1, C, H/8, W/8] in scaled space.
-        strength: In (0, 1]: how much of it is drawn anew. The steps are the last of a schedule that would have
-            steps / strength; at 1 nothing of the picture is left but what the mask keeps.
-        mask: [b or 1, 1, H/8, W/8] in [0, 1]: 1 where it may change, 0 where it is kept.
+        strength: Denoising strength, in (0, 1]. The steps are the last of a schedule that would have
+            steps / strength; at 1 nothing of the image is left but what the mask keeps.
+        mask: [b or 1, 1, H/8, W/8] in [0, 1]: 1 where the image may change, 0 where it is kept.
     """
 
     latents: Tensor
     strength: float = 1.0
     mask: Tensor | None = None
 
-    def to(self, device: torch.device) -> Start:
+    def to(self, device: torch.device) -> InitImage:
         mask = None if self.mask is None else self.mask.to(device)
         return replace(self, latents=self.latents.to(device), mask=mask)
 
-    def begin(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        """The picture with the noise of a sigma, in the noise's dtype."""
+    def noised(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The image with the noise of a sigma, [b, C, H/8, W/8] in the noise's dtype."""
         return (sigma * noise + (1 - sigma) * self.latents.float()).to(noise.dtype)
 
-    def keep(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """``latents`` with the picture put back where the mask keeps it."""
+    def blend(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """``latents`` [b, C, H/8, W/8] with the image put back where the mask keeps it."""
         if self.mask is None:
             return latents
-        return torch.lerp(self.begin(noise, sigma).float(), latents.float(), self.mask).to(latents.dtype)
+        return torch.lerp(self.noised(noise, sigma).float(), latents.float(), self.mask).to(latents.dtype)
 
 
 def repeat_rows(tensor: Tensor, copies: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .conditioning import Conditioning, Start
+from .conditioning import Conditioning, InitImage
 from .guidance import GuidedVelocity
 
 
@@ -27,7 +27,7 @@ def denoise(
     on_step: OnStep | None = None,
     on_progress: Callable[[], object] | None = None,
     capture_graph: bool = False,
-    start: Start | None = None,
+    init_image: InitImage | None = None,
 ) -> Tensor:
     """Integrate the flow from noise to data with the scheduler's steps.
 
@@ -41,25 +41,25 @@ def denoise(
             finished latents in float32. It returns the latents to go on with.
         on_progress: Called after each step.
         capture_graph: Capture the DiT's evaluation in a graph of the device and replay it (see `graphs`).
-        start: A picture to begin with, on the same device.
+        init_image: An image to begin with (img2img, inpainting), on the same device.
 
     Returns:
         [b, C, h, w].
     """
-    strength = start.strength if start else 1.0
+    strength = init_image.strength if init_image else 1.0
     patch_size = transformers[0].config["patch_size"]
     timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, patch_size, strength)
     noise = latents
-    if start:
-        latents = start.begin(noise, sigmas[0])
+    if init_image:
+        latents = init_image.noised(noise, sigmas[0])
     height, width = latents.shape[-2:]
     velocity_of = GuidedVelocity(transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph)
     for step, timestep in enumerate(timesteps):
         velocity = velocity_of(latents, step)
         previous = latents
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-        if start:
-            latents = start.keep(latents, noise, sigmas[step + 1])
+        if init_image:
+            latents = init_image.blend(latents, noise, sigmas[step + 1])
         if on_step is not None:
             x0 = previous.float() - sigmas[step] * velocity.float()
             latents = on_step(step, timestep, latents, x0)

@@ -26,13 +26,13 @@ class EncodingCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        """What `keep` was given under this key, if it is still there."""
+    def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """What `put` was given under this key, if it is still there."""
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def keep(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
+    def put(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
         """Keep copies on the CPU; no device memory is held."""
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.max_bytes:
@@ -53,7 +53,7 @@ def _nbytes(tensors: tuple[Tensor, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceImage:
     """A reference picture at the output's size.
 
     Attributes:
@@ -65,7 +65,7 @@ class Reference:
     name: Hashable
 
     @classmethod
-    def of(cls, pixels: Tensor) -> Reference:
+    def of(cls, pixels: Tensor) -> ReferenceImage:
         return cls(pixels, digest(pixels))
 
 

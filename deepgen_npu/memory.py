@@ -19,19 +19,19 @@ from .model.transformer import MODULATION_BYTES
 
 
 if TYPE_CHECKING:
-    from .components import PipelineParts
+    from .components import Components
 
 Result = TypeVar("Result")
 
 # Most tensors of [tokens, width] that are alive at once in a layer, the four times wide inside of the feed-forward
 # counted as four; and tensors of [pixels, narrowest width] in the VAE. Upper bounds: tests/npu/simulated measures
 # the peaks.
-TENSORS_OF_DIT = 20
-TENSORS_OF_VLM = 20
-TENSORS_OF_CONNECTOR = 20
-TENSORS_OF_VAE = 17
+DIT_LIVE_TENSORS = 20
+VLM_LIVE_TENSORS = 20
+CONNECTOR_LIVE_TENSORS = 20
+VAE_LIVE_TENSORS = 17
 # References on the way to the vision tower, in float32.
-PIXEL_BYTES_OF_VLM = 64
+VLM_PIXEL_BYTES = 64
 
 
 class OutOfDeviceMemory(DeepGenError, torch.OutOfMemoryError):
@@ -39,7 +39,7 @@ class OutOfDeviceMemory(DeepGenError, torch.OutOfMemoryError):
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a part of the model is to do.
 
     Attributes:
@@ -59,7 +59,7 @@ class Work:
     text_tokens: int = 512
 
 
-def activation_bytes(pipe: PipelineParts, work: Work) -> int:
+def activation_bytes(pipe: Components, work: Workload) -> int:
     """An upper estimate of what a part needs on its device beside its weights."""
     if work.part == "vae":
         return vae_activation_bytes(pipe.vae.config, work.height, work.width, pipe.vae.dtype)
@@ -69,7 +69,7 @@ def activation_bytes(pipe: PipelineParts, work: Work) -> int:
         cell = pipe.sizes.generation_multiple
         tokens = (work.height // cell) * (work.width // cell) * (1 + work.references) + work.text_tokens
         width = config["num_attention_heads"] * config["attention_head_dim"]
-        return TENSORS_OF_DIT * work.rows * tokens * width * itemsize + MODULATION_BYTES
+        return DIT_LIVE_TENSORS * work.rows * tokens * width * itemsize + MODULATION_BYTES
     tokens = work.text_tokens
     if work.references:
         cell = pipe.sizes.vision_cell
@@ -78,18 +78,18 @@ def activation_bytes(pipe: PipelineParts, work: Work) -> int:
         config = pipe.vlm.config.get_text_config()
         # The feed-forward may be wider than four times the width; the vision tower has four times the tokens.
         wide = max(config.hidden_size, config.intermediate_size // 4)
-        pixels = PIXEL_BYTES_OF_VLM * work.height * work.width * work.references
-        return TENSORS_OF_VLM * work.rows * tokens * wide * itemsize + pixels
+        pixels = VLM_PIXEL_BYTES * work.height * work.width * work.references
+        return VLM_LIVE_TENSORS * work.rows * tokens * wide * itemsize + pixels
     width = pipe.connector.config["connector"]["hidden_size"]
-    return TENSORS_OF_CONNECTOR * work.rows * tokens * width * itemsize
+    return CONNECTOR_LIVE_TENSORS * work.rows * tokens * width * itemsize
 
 
 def vae_activation_bytes(config: Mapping[str, Any], height: int, width: int, dtype: torch.dtype) -> int:
     """The same for a VAE that encodes or decodes a picture of so many pixels."""
-    return TENSORS_OF_VAE * config["block_out_channels"][0] * height * width * dtype.itemsize
+    return VAE_LIVE_TENSORS * config["block_out_channels"][0] * height * width * dtype.itemsize
 
 
-def largest_fitting(pipe: PipelineParts, work: Work, free: int) -> tuple[int, int] | None:
+def largest_fitting(pipe: Components, work: Workload, free: int) -> tuple[int, int] | None:
     """The largest (height, width) of the same shape whose work fits into ``free`` bytes, by the estimate.
 
     It is smaller than the size of ``work``, which has been tried. None when not even the smallest fits.
@@ -105,7 +105,7 @@ def largest_fitting(pipe: PipelineParts, work: Work, free: int) -> tuple[int, in
     return None
 
 
-def with_room(pipe: PipelineParts, work: Work, run: Callable[[torch.device], Result]) -> Result:
+def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch.device], Result]) -> Result:
     """Run a stage on its device, and once more with all other memory freed if memory runs out.
 
     Args:
@@ -129,8 +129,8 @@ def with_room(pipe: PipelineParts, work: Work, run: Callable[[torch.device], Res
     raise OutOfDeviceMemory(_explain(pipe, work, reason, of_host))
 
 
-def _explain(pipe: PipelineParts, work: Work, reason: str, of_host: bool) -> str:
-    long_text = work.part == "vlm" and work.text_tokens > Work.text_tokens
+def _explain(pipe: Components, work: Workload, reason: str, of_host: bool) -> str:
+    long_text = work.part == "vlm" and work.text_tokens > Workload.text_tokens
     doing = [f"{work.height} x {work.width} pixels"] if work.height else []
     doing += [f"{work.rows} rows at once"] if work.part != "vae" else []
     doing += [f"{work.references} reference(s)"] if work.references else []

@@ -10,7 +10,7 @@ import torch
 
 from . import npu_setup
 from .errors import DeviceError
-from .npu_setup import Trouble
+from .npu_setup import Problem
 
 
 logger = logging.getLogger(__name__)
@@ -21,12 +21,12 @@ def import_torch_npu() -> None:
     """Import torch_npu, which adds ``torch.npu``.
 
     Raises:
-        DeviceError: When it is not installed or does not load: which of the two, why, and the command that mends it.
+        DeviceError: When it is not installed or does not load: which of the two, why, and the command that fixes it.
     """
     installed = npu_setup.package_version("torch_npu")
     torch_version = torch.__version__
     if installed is None:
-        raise _error(Trouble(npu_setup.NOT_INSTALLED, npu_setup.install_command(torch_version)))
+        raise _error(Problem(npu_setup.NOT_INSTALLED, npu_setup.install_command(torch_version)))
     if trouble := npu_setup.mismatch(torch_version, installed):
         raise _error(trouble, npu_setup.WITHOUT_TORCH_NPU)
     try:
@@ -38,7 +38,7 @@ def import_torch_npu() -> None:
         raise _error(trouble, npu_setup.WITHOUT_TORCH_NPU) from error
 
 
-def _error(trouble: Trouble, otherwise: str = npu_setup.WITHOUT_NPU) -> DeviceError:
+def _error(trouble: Problem, otherwise: str = npu_setup.WITHOUT_NPU) -> DeviceError:
     return DeviceError(f"An NPU was asked for: {trouble}. {otherwise}")
 
 

@@ -1,6 +1,6 @@
 """What an Ascend host needs, and how to tell which part of it is missing. Nothing here imports torch.
 
-A `Trouble` is what the doctor lists and what an error message is made of.
+A `Problem` is what the doctor lists and what an error message is made of.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _CANN_FOLDERS = ("cann", "ascend-toolkit/latest", "ascend-toolkit", "nnae/latest
 _BUILT_FOR_ANOTHER = "undefined symbol"
 
 
-class Trouble(NamedTuple):
-    """What is wrong, and the command (or, where there is none, the sentence) that mends it."""
+class Problem(NamedTuple):
+    """What is wrong, and the command (or, where there is none, the sentence) that fixes it."""
 
     what: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
         what = self.what if self.what.endswith((".", "?", "!")) else f"{self.what}."
-        return f"{what} To mend it: {self.mend}"
+        return f"{what} To fix it: {self.fix}"
 
 
 # Versions
@@ -71,7 +71,7 @@ def release(number: str | None) -> tuple[int, ...] | None:
     return tuple(int(part or 0) for part in match.groups()) if match else None
 
 
-def mismatch(torch: str | None, torch_npu: str | None) -> Trouble | None:
+def mismatch(torch: str | None, torch_npu: str | None) -> Problem | None:
     """The trouble where these releases of torch and torch_npu do not belong together.
 
     A torch_npu is built for one torch and requires it (``torch==2.9.0.*``): the first three numbers are the same.
@@ -79,7 +79,7 @@ def mismatch(torch: str | None, torch_npu: str | None) -> Trouble | None:
     """
     if torch is None or torch_npu is None or release(torch) == release(torch_npu):
         return None
-    return Trouble(
+    return Problem(
         f"torch_npu {torch_npu} does not belong to torch {torch}: the first three numbers have to be the same",
         install_command(torch),
     )
@@ -160,7 +160,7 @@ def why_not_loaded(
     root: Path = Path("/"),
     torch: str | None = None,
     torch_npu: str | None = None,
-) -> Trouble:
+) -> Problem:
     """Why an installed torch_npu does not load.
 
     Args:
@@ -173,26 +173,26 @@ def why_not_loaded(
     if library := re.search(r"(lib\w+\.so[\w.]*): cannot open shared object", error):
         script = set_env_script(environment, root)
         if script is not None:
-            return Trouble(f"{NOT_SOURCED} ({library[1]})", f"source {script}")
-        return Trouble(
+            return Problem(f"{NOT_SOURCED} ({library[1]})", f"source {script}")
+        return Problem(
             f"{NO_CANN} ({library[1]})",
             "install CANN, or source the set_env.sh of the folder it is installed in "
             "(usually source /usr/local/Ascend/cann/set_env.sh, before CANN 8.5 "
             "source /usr/local/Ascend/ascend-toolkit/set_env.sh)",
         )
     if package := re.search(r"No module named '([\w.]+)'", error):
-        return Trouble(f"torch_npu needs the package {package[1]}", "pip install -r requirements-npu.txt")
+        return Problem(f"torch_npu needs the package {package[1]}", "pip install -r requirements-npu.txt")
     if "Two accelerators" in error:
-        return Trouble(
+        return Problem(
             "torch_npu refuses a PyTorch that finds an accelerator of another kind",
             "install the CPU build of PyTorch beside torch_npu",
         )
     if _BUILT_FOR_ANOTHER in error:
-        return Trouble(
+        return Problem(
             f"torch_npu {torch_npu} was built for another torch or another CANN ({_last_line(error)})",
             f"{install_command(torch)}  # and check that this CANN is one that this torch_npu names",
         )
-    return Trouble(f"torch_npu is installed but does not load ({_last_line(error)})", install_command(torch))
+    return Problem(f"torch_npu is installed but does not load ({_last_line(error)})", install_command(torch))
 
 
 def _last_line(error: str) -> str:
@@ -202,18 +202,18 @@ def _last_line(error: str) -> str:
     return (telling or lines[-1:] or ["no message"])[0]
 
 
-def conflict(environment: Mapping[str, str], torch_npu: str | None) -> Trouble | None:
+def conflict(environment: Mapping[str, str], torch_npu: str | None) -> Problem | None:
     """Two variables for the allocator, at which torch_npu 2.10 and later stops."""
     both = "PYTORCH_NPU_ALLOC_CONF" in environment and "PYTORCH_ALLOC_CONF" in environment
     if both and (release(torch_npu) or (0, 0, 0)) >= (2, 10, 0):
-        return Trouble(
+        return Problem(
             "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set, at which torch_npu 2.10 and later stops",
             "unset PYTORCH_ALLOC_CONF",
         )
     return None
 
 
-def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | None) -> Trouble:
+def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | None) -> Problem:
     """Why a torch_npu that loads finds no card.
 
     Args:
@@ -222,21 +222,21 @@ def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | 
     """
     visible = environment.get("ASCEND_RT_VISIBLE_DEVICES")
     if found and visible is not None:
-        return Trouble(
+        return Problem(
             f"torch_npu finds no NPU, although there is {', '.join(found)}: ASCEND_RT_VISIBLE_DEVICES is {visible!r}",
             "unset ASCEND_RT_VISIBLE_DEVICES  # or set it to the number of a card that `npu-smi info` lists",
         )
     if found:
-        return Trouble(
+        return Problem(
             f"torch_npu finds no NPU, although there is {', '.join(found)}",
             "npu-smi info  # does it list the card as OK, and may this user read it (group HwHiAiUser)?",
         )
     if driver is not None:
-        return Trouble(
+        return Problem(
             "torch_npu finds no NPU: the driver is installed, but there is no card at /dev/davinci*",
             "npu-smi info  # a container has to be started with --device /dev/davinci0 and the manager devices",
         )
-    return Trouble(
+    return Problem(
         "torch_npu finds no NPU: this machine has no Ascend card, or no driver for it",
         "install driver and firmware of the card, then npu-smi info lists it",
     )
@@ -260,7 +260,7 @@ def explain_import(error: BaseException, environment: Mapping[str, str] | None =
     torch, torch_npu = package_version("torch"), package_version("torch_npu")
     missing = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if torch is None and missing == "torch":
-        return str(Trouble("torch is not installed in this Python", "pip install torch, as pytorch.org tells"))
+        return str(Problem("torch is not installed in this Python", "pip install torch, as pytorch.org tells"))
     if torch_npu is None or not (_is_of_torch_npu(chain) or "torch_npu" in text):
         named = bool(missing) and missing != __package__
         return f"The package {missing} is not installed: pip install -r requirements.txt" if named else None
@@ -279,25 +279,25 @@ def _is_of_torch_npu(chain: Sequence[BaseException]) -> bool:
     return False
 
 
-def advice(environment: Mapping[str, str]) -> Iterator[Trouble]:
+def advice(environment: Mapping[str, str]) -> Iterator[Problem]:
     """Settings that are known to help on an NPU, and such that hurt. Nothing sets them but the user."""
     if environment.get("ASCEND_LAUNCH_BLOCKING") == "1":
-        yield Trouble(
+        yield Problem(
             "ASCEND_LAUNCH_BLOCKING=1 makes the host wait for every operator: for finding errors, not for work",
             "unset ASCEND_LAUNCH_BLOCKING",
         )
     if environment.get("TASK_QUEUE_ENABLE") != "2":
-        yield Trouble(
+        yield Problem(
             "TASK_QUEUE_ENABLE=2 launches operators in two stages, faster than the default 1, for some more memory",
             "export TASK_QUEUE_ENABLE=2",
         )
     if "CPU_AFFINITY_CONF" not in environment:
-        yield Trouble(
+        yield Problem(
             "CPU_AFFINITY_CONF binds threads to the card's processor cores; measure it, ComfyUI has further threads",
             "export CPU_AFFINITY_CONF=1",
         )
     if "PYTORCH_NPU_ALLOC_CONF" not in environment and "PYTORCH_ALLOC_CONF" not in environment:
-        yield Trouble(
+        yield Problem(
             "expandable segments leave fewer gaps in the card's memory",
             "export PYTORCH_NPU_ALLOC_CONF=expandable_segments:True",
         )

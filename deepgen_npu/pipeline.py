@@ -7,33 +7,25 @@ Each stage is public and a function of what the one before returned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import checks
-from . import images as pictures
-from .components import PipelineParts
-from .conditioning import Conditioning, Start, repeat_rows
+from . import checks, encoding
+from .components import Components
+from .conditioning import Conditioning, InitImage, repeat_rows
 from .denoising import denoise
 from .devices import random_noise
-from .encoding_cache import Reference
-from .memory import Work, with_room
+from .images import as_list, from_pixels
+from .memory import Workload, run_with_memory_retry
 from .model import autoencoder
 from .model.numerics import require_finite
-from .model.vision_language import stacked_hidden_states
-from .model.vision_tower import encode_references
-from .prompts import check_prompts, tokenize
+from .prompts import check_prompts
 
-
-Embeds = tuple[Tensor, Tensor, Tensor, Tensor]
-"""prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds."""
 
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -45,7 +37,7 @@ class DeepGenPipelineOutput:
     images: list[Image.Image] | np.ndarray | Tensor
 
 
-class DeepGenPipeline(PipelineParts):
+class DeepGenPipeline(Components):
     """DeepGen 1.0: text-to-image and image editing with one set of weights.
 
     Use `from_pretrained`. The constructor takes the parts as they are, for those who load them themselves.
@@ -97,7 +89,7 @@ class DeepGenPipeline(PipelineParts):
         """
         checks.output_type(output_type)
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
-        references = pictures.as_list(image)
+        references = as_list(image)
         prompts, _ = self._check_prompts(prompt, negative_prompt, bool(references))
         batch = len(prompts) * checks.images("num_images_per_prompt", num_images_per_prompt)
         height, width = self.sizes.check(height, width, editing=bool(references))
@@ -127,9 +119,7 @@ class DeepGenPipeline(PipelineParts):
         num_images_per_prompt: int = 1,
     ) -> Conditioning:
         """Encode prompts and references; arguments as in `__call__`."""
-        return self.encode_each(
-            prompt, [pictures.as_list(image)], negative_prompt, height, width, num_images_per_prompt
-        )[0]
+        return self.encode_each(prompt, [as_list(image)], negative_prompt, height, width, num_images_per_prompt)[0]
 
     @torch.no_grad()
     def encode_each(
@@ -150,17 +140,9 @@ class DeepGenPipeline(PipelineParts):
         prompts, negative = self._check_prompts(prompt, negative_prompt, any(images))
         height, width = self.sizes.check(height, width, editing=any(images))
         copies = checks.images("num_images_per_prompt", num_images_per_prompt)
-        groups = [[Reference.of(pictures.to_pixels(image, height, width)) for image in group] for group in images]
-        embeds = self._embed(prompts, negative, groups)
-        latents = {}
-        for reference in (reference for group in groups for reference in group):
-            if reference.name not in latents:
-                encode = partial(self.encode_image, reference.pixels[None])
-                latents[reference.name] = self._reuse("latents", reference, encode)
-        return [
-            Conditioning(*one, height, width, [latents[reference.name] for reference in group]).repeat(copies)
-            for one, group in zip(embeds, groups, strict=True)
-        ]
+        groups = [encoding.references(group, height, width) for group in images]
+        conditionings = encoding.encode(self, prompts, negative, groups, height, width)
+        return [conditioning.repeat(copies) for conditioning in conditionings]
 
     @torch.no_grad()
     def encode_prompt(
@@ -181,84 +163,19 @@ class DeepGenPipeline(PipelineParts):
             prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds, shaped
             as in `Conditioning`.
         """
-        images = pictures.as_list(image)
+        images = as_list(image)
         prompts, negative = self._check_prompts(prompt, negative_prompt, bool(images))
         copies = checks.images("num_images_per_prompt", num_images_per_prompt)
         if images:  # text alone has no size
             height, width = self.sizes.check(height, width, editing=True)
-        group = [Reference.of(pictures.to_pixels(image, height, width)) for image in images]
-        embeds, pooled, negative, negative_pooled = (
-            repeat_rows(tensor, copies) for tensor in self._embed(prompts, negative, [group])[0]
-        )
-        return embeds, pooled, negative, negative_pooled
+        (embeds,) = encoding.embed(self, prompts, negative, [encoding.references(images, height, width)])
+        prompt_embeds, pooled, negative_embeds, negative_pooled = (repeat_rows(tensor, copies) for tensor in embeds)
+        return prompt_embeds, pooled, negative_embeds, negative_pooled
 
     def _check_prompts(
         self, prompt: str | Sequence[str], negative_prompt: str | None, editing: bool
     ) -> tuple[list[str], str]:
         return check_prompts(self.prompt_template, lambda: self.tokenizer, prompt, negative_prompt, editing)
-
-    def _embed(self, prompts: Sequence[str], negative: str, groups: Sequence[Sequence[Reference]]) -> list[Embeds]:
-        """What the text side makes of checked prompts with each group of references, a row for each prompt."""
-        keys = [("embeds", tuple(prompts), negative, *(reference.name for reference in group)) for group in groups]
-        embeds: dict[Hashable, Any] = {key: self.encodings.find(key) for key in keys}
-        new = {key: group for key, group in zip(keys, groups, strict=True) if embeds[key] is None}
-        # All through the VLM first: so each part is moved to the device once.
-        stacked = {key: self._stack_states(prompts, group, negative) for key, group in new.items()}
-        for key in new:
-            embeds[key] = self._bridge(stacked.pop(key))
-            self.encodings.keep(key, embeds[key])
-        return [embeds[key] for key in keys]
-
-    def _reuse(self, kind: str, reference: Reference, encode: Callable[[], Tensor]) -> Tensor:
-        """One kind of encoding of a reference, from `encodings` if it is there."""
-        key = (kind, reference.name)
-        if found := self.encodings.find(key):
-            return found[0]
-        encoded = encode()
-        self.encodings.keep(key, (encoded,))
-        return encoded
-
-    def _stack_states(self, prompts: Sequence[str], references: Sequence[Reference], negative_prompt: str) -> Tensor:
-        """The VLM's hidden states of prompts and negative prompts: [2b, L, states x hidden]."""
-        texts = [*prompts, *[negative_prompt] * len(prompts)]
-        cells = []
-        if references:
-            cell = self.sizes.vision_cell
-            cells = [(one.pixels.shape[1] // cell, one.pixels.shape[2] // cell) for one in references]
-            counts = [rows * columns for rows, columns in cells]
-            texts = [self.prompt_template.for_editing(text, counts) for text in texts]
-        else:
-            texts = [self.prompt_template.for_generation(text) for text in texts]
-        input_ids, valid = tokenize(self.tokenizer, texts)
-
-        def run(device: torch.device) -> Tensor:
-            def look(pixels: Tensor) -> Tensor:
-                return encode_references(self.vlm, pixels[None].to(device, self.vlm.dtype))[0]
-
-            features = None
-            if references:
-                # Each alone, so that its features do not depend, in the last bit, on what else is there.
-                seen = [self._reuse("vision", one, partial(look, one.pixels)).to(device) for one in references]
-                features = torch.cat(seen)[None]
-            meta_queries = self.connector.meta_queries.to(device)
-            return stacked_hidden_states(self.vlm, input_ids, valid, meta_queries, features, cells)
-
-        height, width = references[0].pixels.shape[1:] if references else (0, 0)
-        image_tokens = sum(rows * columns for rows, columns in cells)
-        text_tokens = input_ids.shape[1] + self.connector.num_queries - image_tokens
-        return with_room(self, Work("vlm", height, width, len(texts), len(references), text_tokens), run)
-
-    def _bridge(self, stacked: Tensor) -> Embeds:
-        """The connector's output, split into prompts and negative prompts."""
-        rows, tokens = stacked.shape[:2]
-        sequence, pooled = with_room(
-            self,
-            Work("connector", 0, 0, rows, text_tokens=tokens),
-            lambda device: self.connector(stacked.to(device, self.connector.dtype)),
-        )
-        prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
-        pooled_embeds, negative_pooled_embeds = pooled.chunk(2)
-        return prompt_embeds, pooled_embeds, negative_prompt_embeds, negative_pooled_embeds
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -270,11 +187,7 @@ class DeepGenPipeline(PipelineParts):
         Returns:
             [b, C, H/8, W/8].
         """
-
-        def run(device: torch.device) -> Tensor:
-            return autoencoder.scale(self.vae, autoencoder.encode(self.vae, pixels.to(device, self.vae.dtype)))
-
-        return with_room(self, Work("vae", *pixels.shape[-2:]), run)
+        return encoding.encode_image(self, pixels)
 
     # Stage 2
 
@@ -302,13 +215,13 @@ class DeepGenPipeline(PipelineParts):
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
         callback_on_step_end: StepCallback | None = None,
-        start: Start | None = None,
+        init_image: InitImage | None = None,
     ) -> Tensor:
         """From noise to finished latents.
 
         Args:
             latents: [b, C, H/8, W/8] noise, as `prepare_latents` makes it.
-            start: A picture to begin with instead of nothing but noise.
+            init_image: An image to begin with instead of pure noise (img2img, inpainting).
 
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
@@ -326,7 +239,7 @@ class DeepGenPipeline(PipelineParts):
         def run(device: torch.device) -> Tensor:
             with self.progress_bar(total=num_inference_steps) as progress_bar:
                 return denoise(
-                    [self.transformer, *self._further_transformers],
+                    [self.transformer, *self._cfg_transformers],
                     # Its own copy: a scheduler counts steps, and runs may overlap (threads, a run inside a callback).
                     type(self.scheduler).from_config(self.scheduler.config),
                     conditioning.to(device, self.transformer.dtype),
@@ -336,10 +249,10 @@ class DeepGenPipeline(PipelineParts):
                     on_step if callback_on_step_end is not None else None,
                     progress_bar.update,
                     self.capture_graph,
-                    start.to(device) if start else None,
+                    init_image.to(device) if init_image else None,
                 )
 
-        work = Work(
+        work = Workload(
             "transformer",
             conditioning.height,
             conditioning.width,
@@ -347,7 +260,7 @@ class DeepGenPipeline(PipelineParts):
             references=len(conditioning.reference_latents),
             text_tokens=conditioning.prompt_embeds.shape[1],
         )
-        latents = with_room(self, work, run)
+        latents = run_with_memory_retry(self, work, run)
         require_finite(latents, "The latents", self._models)
         return latents
 
@@ -363,12 +276,20 @@ class DeepGenPipeline(PipelineParts):
         """
         if output_type == "latent":
             return latents
-        return pictures.from_pixels(self.decode_latents(latents), output_type)
+        return from_pixels(self.decode_latents(latents), output_type)
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents [b, C, H/8, W/8] from the VAE's own space to the scaled one that the DiT works in."""
+        return autoencoder.scale(self.vae, latents)
+
+    def unscale_latents(self, latents: Tensor) -> Tensor:
+        """Latents [b, C, H/8, W/8] from the DiT's scaled space to the VAE's own, in the VAE's dtype."""
+        return autoencoder.unscale(self.vae, latents)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The VAE decoder's output: [b, 3, H, W], about [-1, 1], not clamped, in the VAE's dtype."""
-        return self.decode_unscaled(autoencoder.unscale(self.vae, latents))
+        return self.decode_unscaled(self.unscale_latents(latents))
 
     @torch.no_grad()
     def decode_unscaled(self, latents: Tensor) -> Tensor:
@@ -378,7 +299,7 @@ class DeepGenPipeline(PipelineParts):
         def run(device: torch.device) -> Tensor:
             return autoencoder.decode(self.vae, latents.to(device, self.vae.dtype))
 
-        return with_room(self, Work("vae", height, width), run)
+        return run_with_memory_retry(self, Workload("vae", height, width), run)
 
     def _latent_shape(self, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor

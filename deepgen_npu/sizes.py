@@ -101,7 +101,7 @@ class SizeRules:
             )
         return sides["height"], sides["width"]
 
-    def follow(self, height: int, width: int, editing: bool = True) -> tuple[int, int]:
+    def match_aspect(self, height: int, width: int, editing: bool = True) -> tuple[int, int]:
         """The size with the shape of a height x width picture at the area that the model was trained at.
 
         Sides are scaled by trained_side / sqrt(height x width) and rounded up to the next multiple, as in the

@@ -132,9 +132,9 @@ def _one_of(options: Sequence[str]) -> str:
 
 
 def _pipeline(declared: io.Input, value: Any) -> Any:
-    from .lazy_pipeline import DeepGenHandle
+    from .lazy_pipeline import LazyPipeline
 
-    if not isinstance(value, DeepGenHandle):
+    if not isinstance(value, LazyPipeline):
         raise TypeError(f"{declared.id} is a {type(value).__name__}; connect the output of DeepGen Loader.")
     return value
 

@@ -17,7 +17,7 @@ from .names import CATEGORY, CUSTOM, FOLLOW, RESTORE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .lazy_pipeline import DeepGenHandle
+    from .lazy_pipeline import LazyPipeline
 
 MULTIPLE = 32
 
@@ -67,7 +67,7 @@ class DeepGenEdit(DeepGenNode):
     @classmethod
     def run(
         cls,
-        pipeline: DeepGenHandle,
+        pipeline: LazyPipeline,
         image: Tensor,
         prompt: str,
         negative_prompt: str,
@@ -82,15 +82,10 @@ class DeepGenEdit(DeepGenNode):
         image_4: Tensor | None = None,
     ) -> io.NodeOutput:
         from . import stages
-        from .images import editing_size, pixel_size, reference_groups
+        from .images import editing_sizes, reference_groups
 
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
-        drawn = editing_size(pipeline.sizes, image, size_mode, height, width)
-        made = {
-            FOLLOW: tuple(side * pixel_size(pipeline.sizes) for side in drawn),
-            CUSTOM: (height, width),
-            RESTORE: tuple(image.shape[1:3]),
-        }[size_mode]
+        drawn, shown = editing_sizes(pipeline.sizes, image, size_mode, height, width)
         conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, *drawn)
         latent = stages.sample(pipeline, conditionings, seed, steps, cfg)
-        return io.NodeOutput(stages.decode(pipeline, latent, *made))
+        return io.NodeOutput(stages.decode(pipeline, latent, *shown))

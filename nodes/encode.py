@@ -15,7 +15,7 @@ from .names import CATEGORY, CUSTOM, FOLLOW
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .lazy_pipeline import DeepGenHandle
+    from .lazy_pipeline import LazyPipeline
 
 MULTIPLE = 16
 
@@ -76,7 +76,7 @@ class DeepGenEncode(DeepGenNode):
     @classmethod
     def run(
         cls,
-        pipeline: DeepGenHandle,
+        pipeline: LazyPipeline,
         prompt: str,
         negative_prompt: str,
         size_mode: str,
@@ -88,7 +88,7 @@ class DeepGenEncode(DeepGenNode):
         image_4: Tensor | None = None,
     ) -> io.NodeOutput:
         from . import stages
-        from .images import drawing_size, editing_size, reference_groups
+        from .images import drawing_size, editing_sizes, reference_groups
 
         others = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
         if image is None:
@@ -96,6 +96,6 @@ class DeepGenEncode(DeepGenNode):
                 raise ValueError(f"{connected[0]} is connected and image is not; connect the first picture to image.")
             drawn = drawing_size(pipeline.sizes, height, width, editing=False)
         else:
-            drawn = editing_size(pipeline.sizes, image, size_mode, height, width)
+            drawn, _ = editing_sizes(pipeline.sizes, image, size_mode, height, width)
         groups = reference_groups(image=image, **others)
         return io.NodeOutput(stages.encode(pipeline, prompt, negative_prompt, groups, *drawn))

@@ -87,12 +87,24 @@ def drawing_size(sizes: SizeRules, height: int, width: int, editing: bool) -> tu
     return sides[0], sides[1]
 
 
-def editing_size(sizes: SizeRules, image: Tensor, size_mode: str, height: int, width: int) -> tuple[int, int]:
-    """(height, width) at which the model draws an edit of an IMAGE [b, H, W, C] in one of the size modes."""
+def editing_sizes(
+    sizes: SizeRules, image: Tensor, size_mode: str, height: int, width: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The sizes of an edit of an IMAGE [b, H, W, C] in one of the size modes.
+
+    Returns:
+        (height, width) at which the model draws it, and (height, width) at which it is shown.
+
+    Raises:
+        ValueError: For another size mode, and for sides that the model cannot draw.
+    """
     if size_mode == CUSTOM:
-        return drawing_size(sizes, height, width, editing=True)
+        return drawing_size(sizes, height, width, editing=True), (height, width)
     if size_mode in (FOLLOW, RESTORE):
-        return sizes.follow(image.shape[1], image.shape[2])
+        drawn = sizes.match_aspect(image.shape[1], image.shape[2])
+        scale = pixel_size(sizes)
+        followed = drawn[0] * scale, drawn[1] * scale
+        return drawn, followed if size_mode == FOLLOW else (image.shape[1], image.shape[2])
     raise ValueError(f"size_mode is {size_mode!r}; {FOLLOW!r}, {CUSTOM!r} or {RESTORE!r} is wanted.")
 
 

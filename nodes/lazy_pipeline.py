@@ -1,7 +1,7 @@
 """What travels from the loader to the other nodes: which weights to use, and how. They are read when first needed.
 
-ComfyUI may drop a handle from its cache and run the loader again at any time, so a handle costs nothing to make, and
-handles of the same weights share them as long as one of them lives.
+ComfyUI may drop the output from its cache and run the loader again at any time, so it costs nothing to make, and
+outputs with the same weights share them as long as one of them lives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ENCODINGS_BYTES = 256 << 20
 
 
-class DeepGenHandle:
+class LazyPipeline:
     """A checkpoint folder and a dtype, and the weights once they were needed.
 
     Args:
@@ -70,9 +70,9 @@ class DeepGenHandle:
         weights = self._weights
         check_prompts(weights.prompt_template, weights.tokenizer, prompt, negative_prompt, editing)
 
-    def pipeline(self) -> DeepGenPipeline:
+    def load(self) -> DeepGenPipeline:
         """The pipeline, on ComfyUI's memory manager. The first call reads the weights, with a progress bar."""
-        pipe = self._weights.pipeline()
+        pipe = self._weights.load()
         pipe.capture_graph = self.capture_graph
         return pipe
 
@@ -104,9 +104,9 @@ class _Weights:
         """Loaded by itself only for a long text that is there before the weights are."""
         return load_tokenizer(self.checkpoint) if self._pipe is None else self._pipe.tokenizer
 
-    def pipeline(self) -> DeepGenPipeline:
+    def load(self) -> DeepGenPipeline:
         if self._pipe is None:
-            self._pipe = self._load()
+            self._pipe = self._read()
         return self._pipe
 
     def nbytes(self) -> int:
@@ -119,7 +119,7 @@ class _Weights:
         placement = self._pipe.placement if self._pipe else None
         return placement.denoiser if isinstance(placement, ComfyPlacement) else None
 
-    def _load(self) -> DeepGenPipeline:
+    def _read(self) -> DeepGenPipeline:
         """Read the weights to where ComfyUI keeps idle models."""
         missing = [part for part in PARTS if part != "vae" or not self.vae.is_loaded]
         on_bytes_read = reading_progress(self.checkpoint, *missing)

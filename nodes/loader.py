@@ -75,7 +75,7 @@ class DeepGenLoader(DeepGenNode):
 
     @classmethod
     def run(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
-        from .lazy_pipeline import DeepGenHandle
+        from .lazy_pipeline import LazyPipeline
 
-        handle = DeepGenHandle(find_model(model), dtype, capture_graph)
-        return io.NodeOutput(handle, handle.vae)
+        opened = LazyPipeline(find_model(model), dtype, capture_graph)
+        return io.NodeOutput(opened, opened.vae)

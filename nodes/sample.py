@@ -14,7 +14,7 @@ from .names import CATEGORY
 
 if TYPE_CHECKING:
     from ..deepgen_npu.conditioning import Conditioning
-    from .lazy_pipeline import DeepGenHandle
+    from .lazy_pipeline import LazyPipeline
 
 
 class DeepGenSample(DeepGenNode):
@@ -67,7 +67,7 @@ class DeepGenSample(DeepGenNode):
     @classmethod
     def run(
         cls,
-        pipeline: DeepGenHandle,
+        pipeline: LazyPipeline,
         conditioning: list[Conditioning],
         seed: int,
         steps: int,

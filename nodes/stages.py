@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..deepgen_npu.checks import MAX_IMAGES
-from ..deepgen_npu.conditioning import Conditioning, Start
+from ..deepgen_npu.conditioning import Conditioning, InitImage
 from ..deepgen_npu.images import from_pixels
-from ..deepgen_npu.model import autoencoder
 from .images import enlarge, pixel_size, resize, to_image
-from .lazy_pipeline import DeepGenHandle
+from .lazy_pipeline import LazyPipeline
 from .progress import step_callback
 
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def encode(
-    handle: DeepGenHandle,
+    model: LazyPipeline,
     prompt: str,
     negative_prompt: str,
     groups: list[list[Image.Image]],
@@ -43,14 +42,14 @@ def encode(
     Returns:
         One for each group.
     """
-    handle.check_prompts(prompt, negative_prompt, editing=any(groups))
-    pipe = handle.pipeline()
+    model.check_prompts(prompt, negative_prompt, editing=any(groups))
+    pipe = model.load()
     encoded = pipe.encode_each(prompt, groups, negative_prompt, height, width)
     return [conditioning.to(torch.device("cpu"), pipe.dtype) for conditioning in encoded]
 
 
 def sample(
-    handle: DeepGenHandle,
+    model: LazyPipeline,
     conditionings: list[Conditioning],
     seed: int,
     steps: int,
@@ -68,11 +67,11 @@ def sample(
     Raises:
         ValueError: When the latent_image does not fit.
     """
-    _check_model(handle, conditionings)
+    _check_model(model, conditionings)
     clean, mask, chosen = None, None, None
     if latent_image is not None:
-        clean, mask, chosen = _unpack(handle, latent_image)
-        conditionings = _sized_for(handle, conditionings, clean)
+        clean, mask, chosen = _unpack(model, latent_image)
+        conditionings = _sized_for(model, conditionings, clean)
         if len(conditionings) == 1:
             batch_size = len(clean)
         elif len(clean) not in (1, len(conditionings)):
@@ -93,27 +92,27 @@ def sample(
             f"batch_size is {batch_size} for each of {len(conditionings)} pictures in conditioning; at most "
             f"{MAX_IMAGES} in all are wanted."
         )
-    pipe = handle.pipeline()
+    pipe = model.load()
     numbers = chosen if chosen and len(chosen) == total else list(range(total))
     noise = _noise(pipe, numbers, conditionings[0].height, conditionings[0].width, seed)
     callback = step_callback(pipe, steps, runs=len(conditionings))
     finished = []
     for index, conditioning in enumerate(conditionings):
         rows = slice(index * batch_size, (index + 1) * batch_size)
-        start = None
+        init = None
         if clean is not None:
-            scaled = autoencoder.scale(pipe.vae, clean.float())
-            start = Start(_rows(scaled, rows), denoise, None if mask is None else _rows(mask, rows))
-        finished.append(pipe.denoise(conditioning.repeat(batch_size), noise[rows], steps, cfg, callback, start).cpu())
-    samples = autoencoder.unscale(pipe.vae, torch.cat(finished)).float()
+            scaled = pipe.scale_latents(clean.float())
+            init = InitImage(_rows(scaled, rows), denoise, None if mask is None else _rows(mask, rows))
+        finished.append(pipe.denoise(conditioning.repeat(batch_size), noise[rows], steps, cfg, callback, init).cpu())
+    samples = pipe.unscale_latents(torch.cat(finished)).float()
     return {**(latent_image or {}), "samples": samples}
 
 
-def decode(handle: DeepGenHandle, latent: dict[str, Any], height: int, width: int) -> Tensor:
+def decode(model: LazyPipeline, latent: dict[str, Any], height: int, width: int) -> Tensor:
     """A LATENT to an IMAGE [b, height, width, 3]: to the bit what VAE Decode makes of it, if that is its size."""
-    pixels: Any = from_pixels(handle.pipeline().decode_unscaled(latent["samples"]), "pt")
-    pixels = enlarge(pixels, pixel_size(handle.sizes))
-    return to_image(resize(pixels, height, width, handle.sizes))
+    pixels: Any = from_pixels(model.load().decode_unscaled(latent["samples"]), "pt")
+    pixels = enlarge(pixels, pixel_size(model.sizes))
+    return to_image(resize(pixels, height, width, model.sizes))
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:
@@ -140,14 +139,14 @@ def _noise(pipe: DeepGenPipeline, numbers: list[int], height: int, width: int, s
     return torch.cat([drawn[number] for number in numbers])
 
 
-def _check_model(handle: DeepGenHandle, conditionings: list[Conditioning]) -> None:
+def _check_model(model: LazyPipeline, conditionings: list[Conditioning]) -> None:
     """Refuse conditionings that another model has made.
 
     Raises:
         ValueError: Naming what does not fit.
     """
     same = "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler."
-    for part, wanted in (("prompt_embeds", handle.embedding_width), ("pooled_prompt_embeds", handle.pooled_width)):
+    for part, wanted in (("prompt_embeds", model.embedding_width), ("pooled_prompt_embeds", model.pooled_width)):
         given = getattr(conditionings[0], part).shape[-1]
         if given != wanted:
             what = "embeddings" if part == "prompt_embeds" else "pooled embeddings"
@@ -155,7 +154,7 @@ def _check_model(handle: DeepGenHandle, conditionings: list[Conditioning]) -> No
                 f"conditioning is of another model: its {what} have {given} numbers and this pipeline's {wanted}. "
                 f"{same}"
             )
-    sizes, channels = handle.sizes, handle.vae.latent_channels
+    sizes, channels = model.sizes, model.vae.latent_channels
     for one in conditionings:
         try:
             sizes.check(one.height, one.width, editing=bool(one.reference_latents))
@@ -170,10 +169,10 @@ def _check_model(handle: DeepGenHandle, conditionings: list[Conditioning]) -> No
                 )
 
 
-def _unpack(handle: DeepGenHandle, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
+def _unpack(model: LazyPipeline, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
     """Samples [b, C, h, w], mask [1 or b, 1, h, w] and batch indices of a LATENT."""
     samples, mask = latent["samples"], latent.get("noise_mask")
-    channels = handle.vae.latent_channels
+    channels = model.vae.latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
             f"latent_image has the shape {list(samples.shape)}; [batch, {channels}, height, width] is wanted, as VAE "
@@ -184,9 +183,9 @@ def _unpack(handle: DeepGenHandle, latent: dict[str, Any]) -> tuple[Tensor, Tens
     return samples, mask, latent.get("batch_index")
 
 
-def _sized_for(handle: DeepGenHandle, conditionings: list[Conditioning], samples: Tensor) -> list[Conditioning]:
+def _sized_for(model: LazyPipeline, conditionings: list[Conditioning], samples: Tensor) -> list[Conditioning]:
     """The conditionings at the size of latents: texts have no size of their own, references have."""
-    sizes = handle.sizes
+    sizes = model.sizes
     height, width = (side * sizes.vae_factor for side in samples.shape[-2:])
     wanted = conditionings[0]
     if (height, width) == (wanted.height, wanted.width):

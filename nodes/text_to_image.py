@@ -13,7 +13,7 @@ from .names import CATEGORY
 
 
 if TYPE_CHECKING:
-    from .lazy_pipeline import DeepGenHandle
+    from .lazy_pipeline import LazyPipeline
 
 MULTIPLE = 16
 
@@ -48,7 +48,7 @@ class DeepGenTextToImage(DeepGenNode):
     @classmethod
     def run(
         cls,
-        pipeline: DeepGenHandle,
+        pipeline: LazyPipeline,
         prompt: str,
         negative_prompt: str,
         width: int,

@@ -94,7 +94,7 @@ class Checkpoint:
             by_name = by_model_names(part, folder / part, tensors[part])
             check_structure(part, folder / part, folder / CONFIG_FILES[part], configs[part], by_name)
         checkpoint = cls(folder, configs, tensors, template, index, stored)
-        _check_bridges(checkpoint)
+        _check_dimensions(checkpoint)
         _check_language(checkpoint, tokenizer)
         _ = checkpoint.sizes
         latent_rgb_factors(checkpoint)
@@ -264,7 +264,7 @@ def _header(folder: Path, name: str, named_by: str = "") -> dict[str, StoredTens
         raise missing(folder, f"{name}{named_by}") from None
 
 
-def _check_bridges(checkpoint: Checkpoint) -> None:
+def _check_dimensions(checkpoint: Checkpoint) -> None:
     """The dimensions at which one part hands over to the next must agree."""
     connector, transformer = checkpoint.configs["connector"], checkpoint.configs["transformer"]
     text, vision = checkpoint.text_config, checkpoint.vision_config

@@ -91,11 +91,11 @@ def _run(arguments: argparse.Namespace) -> int:
     references = [image_files.open_image(Path(name).expanduser(), "--input_image") for name in names]
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path or downloaded_model()))
     rules = checkpoint.sizes
-    trained_height, trained_width = rules.follow(1, 1, editing=bool(references))
+    trained_height, trained_width = rules.match_aspect(1, 1, editing=bool(references))
     height = trained_height if arguments.height is None else arguments.height
     width = trained_width if arguments.width is None else arguments.width
     if arguments.follow_input:
-        height, width = rules.follow(references[0].height, references[0].width)
+        height, width = rules.match_aspect(references[0].height, references[0].width)
     rules.check(height, width, editing=bool(references))
     check_prompts_for(checkpoint, arguments.prompt, arguments.negative_prompt, editing=bool(references))
     parameters = {

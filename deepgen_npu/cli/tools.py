@@ -133,17 +133,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from ..tools import doctor
 
-    found = doctor.examine(arguments.device)
+    found = doctor.inspect_host(arguments.device)
     print(doctor.as_json(found) if arguments.json else doctor.as_text(found))
     return 0 if found.healthy else 1
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     from ..tools import bench, doctor
-    from ..tools.specs import Model, Place, dtype_name, head, name_of
+    from ..tools.specs import DeviceSpec, ModelSpec, dtype_name, header, name_of
 
-    place = Place.of(arguments)
-    model = Model.open(arguments)
+    place = DeviceSpec.of(arguments)
+    model = ModelSpec.open(arguments)
     settings = model.settings(arguments)
     _say(f"Measuring {model.name} on {place}: {settings}")
     pipe, seconds = model.load(place)
@@ -154,7 +154,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     result = bench.measure(pipe, place.device, settings, arguments.runs, seconds, tell)
     if not arguments.json:
-        print(head(Device=place, Model=model.name, Run=settings))
+        print(header(Device=place, Model=model.name, Run=settings))
         print(bench.as_markdown(result))
         return
     facts = {
@@ -205,24 +205,24 @@ def _verify_runs(arguments: argparse.Namespace) -> int:
     from ..devices import resolve_device, resolve_dtype
     from ..tools.compare import compare_latents, compare_pictures
     from ..tools.runs import run
-    from ..tools.specs import Model, Place, free, head
+    from ..tools.specs import DeviceSpec, ModelSpec, header, release
 
-    place = Place.of(arguments)
+    place = DeviceSpec.of(arguments)
     other = place
     if arguments.against:
         device = resolve_device(arguments.against)
         dtype = resolve_dtype(arguments.against_dtype or place.dtype, device)
-        other = Place(device, dtype)
+        other = DeviceSpec(device, dtype)
         if other == replace(place, offload=False, capture_graph=False, text_encoder_device=None):
             raise UsageError(f"--against {arguments.against} is the same device; another one is wanted.")
-    model = Model.open(arguments)
+    model = ModelSpec.open(arguments)
     settings = model.settings(arguments)
     _say(f"Running {model.name} on {place}: {settings}")
     pipe, _ = model.load(place)
     latents, picture = run(pipe, settings)
     if other is not place:
         del pipe
-        free(place.device)
+        release(place.device)
         _say(f"Running it on {other} ...")
         pipe, _ = model.load(other)
     else:
@@ -233,20 +233,20 @@ def _verify_runs(arguments: argparse.Namespace) -> int:
         "latents": compare_latents(latents, latents_again),
     }
     facts = {"Device": place, "Against": other} if arguments.against else {"Device": place}
-    print(head(**facts, Model=f"{model.name}, fingerprint {model.fingerprint()[:12]}", Run=settings))
+    print(header(**facts, Model=f"{model.name}, fingerprint {model.fingerprint()[:12]}", Run=settings))
     return _conclude(rows, arguments, identical=not arguments.against)
 
 
 def _save(arguments: argparse.Namespace) -> int:
     from ..tools import doctor
-    from ..tools.baseline import Reference, rehearse
+    from ..tools.baseline import Baseline, rehearse
     from ..tools.runs import run
-    from ..tools.specs import Model, Place, dtype_name, head
+    from ..tools.specs import DeviceSpec, ModelSpec, dtype_name, header
 
     folder = Path(arguments.save).expanduser()
     rehearse(folder)
-    place = Place.of(arguments)
-    model = Model.open(arguments)
+    place = DeviceSpec.of(arguments)
+    model = ModelSpec.open(arguments)
     settings = model.settings(arguments)
     rehearse(folder, settings)
     _say(f"Running {model.name} on {place}: {settings}")
@@ -254,29 +254,29 @@ def _save(arguments: argparse.Namespace) -> int:
     latents, picture = run(pipe, settings)
     machine = {"device": str(place), **doctor.versions()}
     fingerprint = model.fingerprint()
-    reference = Reference(latents, picture, settings, model.name, fingerprint, dtype_name(place.dtype), machine)
+    reference = Baseline(latents, picture, settings, model.name, fingerprint, dtype_name(place.dtype), machine)
     saved, trouble = reference.save_somewhere(folder)
     if trouble is not None:
         raise UsageError(f"{folder} cannot be written ({trouble}); the reference is at {saved}")
-    print(head(Device=place, Model=f"{model.name}, fingerprint {fingerprint[:12]}", Run=settings))
+    print(header(Device=place, Model=f"{model.name}, fingerprint {fingerprint[:12]}", Run=settings))
     print(f"Reference saved at: {folder}")
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from ..tools.baseline import Reference
+    from ..tools.baseline import Baseline
     from ..tools.compare import compare_latents, compare_pictures
     from ..tools.runs import run
-    from ..tools.specs import Model, Place, head
+    from ..tools.specs import DeviceSpec, ModelSpec, header
 
     for name in _OF_THE_RUN:
         if getattr(arguments, name) != arguments.parser.get_default(name):
             raise UsageError(f"--{name} is taken from the reference of --compare; leave it out.")
-    reference = Reference.load(Path(arguments.compare).expanduser())
+    reference = Baseline.load(Path(arguments.compare).expanduser())
     if arguments.dtype == "auto":
         arguments.dtype = reference.dtype
-    place = Place.of(arguments)
-    model = Model.open(arguments)
+    place = DeviceSpec.of(arguments)
+    model = ModelSpec.open(arguments)
     fingerprint = model.fingerprint()
     if fingerprint != reference.fingerprint:
         raise UsageError(
@@ -301,7 +301,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     there = dict(reference.machine)
     made_on = f"{there.pop('device', 'unknown')}; {', '.join(f'{name} {number}' for name, number in there.items())}"
     name = f"{model.name}, fingerprint {fingerprint[:12]}"
-    print(head(Device=place, Reference=options.one_line(made_on), Model=name, Run=reference.settings))
+    print(header(Device=place, Reference=options.one_line(made_on), Model=name, Run=reference.settings))
     return _conclude(rows, arguments)
 
 

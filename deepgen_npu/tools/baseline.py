@@ -40,7 +40,7 @@ _SAMPLE_BYTES = 64  # from the begin of each tensor
 
 
 @dataclass(frozen=True)
-class Reference:
+class Baseline:
     """One run.
 
     Attributes:
@@ -106,7 +106,7 @@ class Reference:
         raise FileError(f"{folder} cannot be written ({reason}), nor can the folder of temporary files.")
 
     @classmethod
-    def load(cls, folder: Path) -> Reference:
+    def load(cls, folder: Path) -> Baseline:
         """Read a folder, which may hold anything.
 
         Raises:

@@ -1,4 +1,4 @@
-"""``python -m deepgen_npu doctor``: what this machine has, what is wrong with it, and how to mend that.
+"""``python -m deepgen_npu doctor``: what this machine has, what is wrong with it, and how to fix that.
 
 torch is never imported in this process: where torch_npu is installed and CANN is not sourced, importing torch fails
 already. A child process tries it, and its error is one of the findings.
@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import __version__, npu_setup
 from ..locations import REQUIREMENTS
-from ..npu_setup import Trouble, package_version
+from ..npu_setup import Problem, package_version
 
 
 PACKAGES = (
@@ -79,16 +79,16 @@ class Finding:
     Attributes:
         level: ``problem`` (it will not work) or ``advice`` (it works better otherwise).
         what: What was found.
-        mend: The command that mends it; where there is none, what to do.
+        fix: The command that fixes it; where there is none, what to do.
     """
 
     level: str
     what: str
-    mend: str
+    fix: str
 
 
 @dataclass
-class Examination:
+class Report:
     """Everything that was found, ready for JSON.
 
     Attributes:
@@ -116,14 +116,14 @@ class Examination:
     def healthy(self) -> bool:
         return not any(finding.level == "problem" for finding in self.findings)
 
-    def finds(self, kind: str) -> bool:
+    def has_device(self, kind: str) -> bool:
         """Whether torch found a device of a kind, ``npu`` or ``cuda``, or that very one, ``npu:1``."""
         return any(kind in (found["device"], found["device"].partition(":")[0]) for found in self.devices)
 
 
-def examine(
+def inspect_host(
     wanted: str | None = None, environment: Mapping[str, str] | None = None, root: Path = Path("/")
-) -> Examination:
+) -> Report:
     """Look at this machine.
 
     Args:
@@ -138,7 +138,7 @@ def examine(
     if wanted is not None and not re.fullmatch(r"(npu|cuda)(:\d+)?|cpu", wanted):
         raise ValueError(f"device is {wanted!r}; wanted npu, npu:N, cuda, cuda:N or cpu.")
     environment = os.environ if environment is None else environment
-    found = Examination(
+    found = Report(
         deepgen=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -211,30 +211,30 @@ def _errors(traceback: str) -> str:
 # What is wrong
 
 
-def findings(found: Examination, environment: Mapping[str, str], root: Path = Path("/")) -> Iterator[Finding]:
+def findings(found: Report, environment: Mapping[str, str], root: Path = Path("/")) -> Iterator[Finding]:
     """What is wrong, the most important first."""
     troubles = [*_of_packages(found), *_of_torch(found, environment, root)]
     troubles += [*_of_devices(found, environment)]
     yield from (Finding("problem", *trouble) for trouble in troubles)
     if found.packages["torch_npu"] is None:
         return
-    if not troubles and not found.finds("npu"):
+    if not troubles and not found.has_device("npu"):
         yield Finding("advice", *npu_setup.no_card(environment, found.cards, found.driver))
     yield from (Finding("advice", *trouble) for trouble in npu_setup.advice(environment))
 
 
-def _of_packages(found: Examination) -> Iterator[Trouble]:
+def _of_packages(found: Report) -> Iterator[Problem]:
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        yield Trouble(f"Python is {found.python}; {oldest} or later is wanted", f"install Python {oldest} or later")
+        yield Problem(f"Python is {found.python}; {oldest} or later is wanted", f"install Python {oldest} or later")
     if found.packages["torch"] is None:
-        yield Trouble("torch is not installed in this Python", "pip install torch  # in the build for this machine")
+        yield Problem("torch is not installed in this Python", "pip install torch  # in the build for this machine")
     for name, oldest in requirements().items():
         installed = found.packages.get(name) or package_version(name)
         if installed is None:
-            yield Trouble(f"{name} is not installed in this Python", f'pip install "{name}>={oldest}"')
+            yield Problem(f"{name} is not installed in this Python", f'pip install "{name}>={oldest}"')
         elif (npu_setup.release(installed) or ()) < (npu_setup.release(oldest) or ()):
-            yield Trouble(f"{name} is {installed}; {oldest} or later is wanted", f'pip install "{name}>={oldest}"')
+            yield Problem(f"{name} is {installed}; {oldest} or later is wanted", f'pip install "{name}>={oldest}"')
 
 
 def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
@@ -246,39 +246,39 @@ def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
     return dict(re.findall(r"^([\w-]+)>=([\w.]+)", text, re.MULTILINE))
 
 
-def _of_torch(found: Examination, environment: Mapping[str, str], root: Path) -> Iterator[Trouble]:
+def _of_torch(found: Report, environment: Mapping[str, str], root: Path) -> Iterator[Problem]:
     torch, torch_npu = found.packages["torch"], found.packages["torch_npu"]
     if torch is None:
         return
     if torch_npu is None:
         if found.cards or (found.wanted or "").startswith("npu"):
             has = f", but {', '.join(found.cards)} is there" if found.cards else ""
-            yield Trouble(f"{npu_setup.NOT_INSTALLED}{has}", npu_setup.install_command(torch))
+            yield Problem(f"{npu_setup.NOT_INSTALLED}{has}", npu_setup.install_command(torch))
         if found.torch_error is not None:
             last = found.torch_error.splitlines()[-1]
-            yield Trouble(f"torch does not load ({last})", "install torch anew, in the build for this machine")
+            yield Problem(f"torch does not load ({last})", "install torch anew, in the build for this machine")
     elif found.torch_error is not None:
         yield npu_setup.why_not_loaded(found.torch_error, environment, root, torch, torch_npu)
     elif trouble := npu_setup.mismatch(torch, torch_npu) or npu_setup.conflict(environment, torch_npu):
         yield trouble
 
 
-def _of_devices(found: Examination, environment: Mapping[str, str]) -> Iterator[Trouble]:
+def _of_devices(found: Report, environment: Mapping[str, str]) -> Iterator[Problem]:
     if found.packages["torch"] is None or found.torch_error is not None:
         return  # told already
     for device in found.devices:
         if device["error"]:
             kind = device["device"].partition(":")[0]
-            yield Trouble(f"{device['device']} does not answer: {device['error']}", _LISTS_CARDS[kind])
+            yield Problem(f"{device['device']} does not answer: {device['error']}", _LISTS_CARDS[kind])
     kind = (found.wanted or "cpu").partition(":")[0]
     there = ", ".join(device["device"] for device in found.devices)
-    if (kind == "npu" or found.cards) and not found.finds("npu"):
+    if (kind == "npu" or found.cards) and not found.has_device("npu"):
         if found.packages["torch_npu"] is not None:  # else told already
             yield npu_setup.no_card(environment, found.cards, found.driver)
-    elif kind == "cuda" and not found.finds("cuda"):
-        yield Trouble(f"{found.wanted} was asked for; torch finds no CUDA device", _LISTS_CARDS[kind])
-    elif kind != "cpu" and not found.finds(found.wanted or ""):
-        yield Trouble(f"{found.wanted} was asked for; torch finds {there}", "choose one of these")
+    elif kind == "cuda" and not found.has_device("cuda"):
+        yield Problem(f"{found.wanted} was asked for; torch finds no CUDA device", _LISTS_CARDS[kind])
+    elif kind != "cpu" and not found.has_device(found.wanted or ""):
+        yield Problem(f"{found.wanted} was asked for; torch finds {there}", "choose one of these")
 
 
 _LISTS_CARDS = {
@@ -290,7 +290,7 @@ _LISTS_CARDS = {
 # Forms
 
 
-def as_text(found: Examination) -> str:
+def as_text(found: Report) -> str:
     """For reading, and for pasting into an issue."""
     lines = [f"deepgen_npu {found.deepgen}, Python {found.python} on {found.system}", "", "Versions"]
     lines += _table([(name, installed or "-") for name, installed in found.packages.items()])
@@ -304,13 +304,13 @@ def as_text(found: Examination) -> str:
     lines += _table([(name, value if value is not None else "-") for name, value in found.environment.items()])
     lines += [""]
     for finding in found.findings:
-        lines += [f"{finding.level.upper()}: {finding.what}", f"    {finding.mend}"]
+        lines += [f"{finding.level.upper()}: {finding.what}", f"    {finding.fix}"]
     count = sum(finding.level == "problem" for finding in found.findings)
     lines += [f"{count} problem(s) found." if count else "No problem was found."]
     return "\n".join(lines)
 
 
-def as_json(found: Examination) -> str:
+def as_json(found: Report) -> str:
     return json.dumps({**asdict(found), "healthy": found.healthy}, indent=2)
 
 

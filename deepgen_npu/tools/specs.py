@@ -36,14 +36,14 @@ _ENVIRONMENT = (
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSpec:
     """A model that was not loaded yet, from files or with random weights."""
 
     checkpoint: Checkpoint
     random: RandomModel | None = None
 
     @classmethod
-    def open(cls, arguments: argparse.Namespace) -> Model:
+    def open(cls, arguments: argparse.Namespace) -> ModelSpec:
         """What ``--model_path`` and ``--random-weights`` name."""
         if arguments.random_weights is None:
             return cls(Checkpoint.open(resolve_model(arguments.model_path or downloaded_model())))
@@ -65,7 +65,7 @@ class Model:
         """The run that the options describe, checked."""
         references = arguments.references
         rules = self.checkpoint.sizes
-        trained = rules.follow(1, 1, editing=references > 0)
+        trained = rules.match_aspect(1, 1, editing=references > 0)
         given = (arguments.height, arguments.width)
         height, width = (usual if side is None else side for side, usual in zip(given, trained, strict=True))
         height, width = rules.check(height, width, editing=references > 0)
@@ -84,7 +84,7 @@ class Model:
         channels = self.checkpoint.configs["transformer"]["in_channels"]
         return 1, channels, height // rules.vae_factor, width // rules.vae_factor
 
-    def load(self, place: Place) -> tuple[DeepGenPipeline, float | None]:
+    def load(self, place: DeviceSpec) -> tuple[DeepGenPipeline, float | None]:
         """The pipeline, and the seconds that loading its files took; None where there are none."""
         devices = device_map(torch.device("cpu") if place.offload else place.device, place.text_encoder_device)
         if self.random is not None:
@@ -107,7 +107,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceSpec:
     """Where and how a model runs."""
 
     device: torch.device
@@ -117,7 +117,7 @@ class Place:
     text_encoder_device: str | None = None
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Place:
+    def of(cls, arguments: argparse.Namespace) -> DeviceSpec:
         """The place that the options describe.
 
         Raises:
@@ -151,13 +151,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def free(device: torch.device) -> None:
+def release(device: torch.device) -> None:
     """Give the memory of a pipeline that is not used any more back."""
     gc.collect()
     empty_cache(device)
 
 
-def head(**facts: object) -> str:
+def header(**facts: object) -> str:
     """What a table in an issue begins with: versions, variables that matter, and these facts."""
     found = doctor.versions()
     lines = {"Versions": ", ".join(f"{name} {number}" for name, number in found.items()), **facts}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden import load_case
 
-from deepgen_npu.conditioning import Start
+from deepgen_npu.conditioning import InitImage
 from deepgen_npu.encoding_cache import EncodingCache, digest
 
 
@@ -16,30 +16,30 @@ class TestCache:
     def test_the_longest_unused_goes_first(self):
         cache = EncodingCache(max_bytes=3 * 40)
         for name in "abc":
-            cache.keep(name, (torch.ones(10),))
-        assert cache.find("a") is not None
-        cache.keep("d", (torch.ones(10),))
-        assert [name for name in "abcd" if cache.find(name)] == ["a", "c", "d"]
+            cache.put(name, (torch.ones(10),))
+        assert cache.get("a") is not None
+        cache.put("d", (torch.ones(10),))
+        assert [name for name in "abcd" if cache.get(name)] == ["a", "c", "d"]
         assert cache.nbytes == 120 and len(cache) == 3
 
     def test_what_is_too_large_is_not_kept(self):
         cache = EncodingCache(max_bytes=39)
-        cache.keep("a", (torch.ones(10),))
-        assert cache.find("a") is None and cache.nbytes == 0
+        cache.put("a", (torch.ones(10),))
+        assert cache.get("a") is None and cache.nbytes == 0
 
     def test_the_same_name_takes_its_place_once(self):
         cache = EncodingCache(max_bytes=100)
         for _ in range(5):
-            cache.keep("a", (torch.ones(10),))
+            cache.put("a", (torch.ones(10),))
         assert cache.nbytes == 40
         cache.clear()
         assert len(cache) == cache.nbytes == 0
 
     def test_it_keeps_copies(self):
         cache, tensor = EncodingCache(max_bytes=100), torch.ones(3)
-        cache.keep("a", (tensor,))
+        cache.put("a", (tensor,))
         tensor.zero_()
-        assert torch.equal(cache.find("a")[0], torch.ones(3))
+        assert torch.equal(cache.get("a")[0], torch.ones(3))
 
     def test_pictures_are_told_apart(self):
         picture = torch.rand(3, 4, 6)
@@ -134,22 +134,22 @@ class TestStart:
         return run
 
     def test_a_whole_strength_leaves_nothing_of_the_picture(self, run):
-        assert torch.equal(run(), run(Start(run.clean)))
+        assert torch.equal(run(), run(InitImage(run.clean)))
 
     def test_the_steps_are_the_last_of_a_longer_schedule(self, run):
         whole, part = [], []
         run(steps=8, seen=whole)
-        run(Start(run.clean, strength=0.5), steps=4, seen=part)
+        run(InitImage(run.clean, strength=0.5), steps=4, seen=part)
         assert part == whole[4:]
 
     def test_less_strength_stays_nearer(self, run):
-        distances = [(run(Start(run.clean, strength=s)) - run.clean).abs().mean() for s in (0.1, 0.5, 1.0)]
+        distances = [(run(InitImage(run.clean, strength=s)) - run.clean).abs().mean() for s in (0.1, 0.5, 1.0)]
         assert distances == sorted(distances) and distances[0] < 0.5 * distances[2]
 
     def test_a_mask_keeps_the_picture_to_the_bit(self, run):
         mask = torch.zeros(1, 1, 8, 8)
         mask[..., :4] = 1
         for strength in (1.0, 0.5):
-            latents = run(Start(run.clean, strength, mask))
+            latents = run(InitImage(run.clean, strength, mask))
             assert torch.equal(latents[..., 4:], run.clean[..., 4:])
             assert (latents[..., :4] - run.clean[..., :4]).abs().mean() > 0.01

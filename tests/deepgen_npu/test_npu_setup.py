@@ -94,14 +94,14 @@ def test_cards_are_in_order(tmp_path):
 
 def test_not_sourced_is_told_from_not_installed(tmp_path):
     missing = npu_setup.why_not_loaded(NO_LIBRARY, {}, tmp_path, "2.13.0+cpu", "2.13.0")
-    assert missing.what == f"{npu_setup.NO_CANN} (libhccl.so)" and "install CANN" in missing.mend
+    assert missing.what == f"{npu_setup.NO_CANN} (libhccl.so)" and "install CANN" in missing.fix
     script = put(tmp_path, f"{NEW}/set_env.sh")
     closed = npu_setup.why_not_loaded(NO_LIBRARY, {}, tmp_path, "2.13.0+cpu", "2.13.0")
     assert closed == (f"{npu_setup.NOT_SOURCED} (libhccl.so)", f"source {script}")
 
 
 @pytest.mark.parametrize(
-    ("error", "environment", "versions", "what", "mend"),
+    ("error", "environment", "versions", "what", "fix"),
     [
         # Releases that do not belong together explain any error.
         (NO_LIBRARY, {}, ("2.13.0+cpu", "2.9.0"), "does not belong to torch 2.13.0+cpu", 'npu==2.13.0.*"'),
@@ -117,13 +117,13 @@ def test_not_sourced_is_told_from_not_installed(tmp_path):
         ("", {}, ("2.9.0", "2.9.0"), "no message", "pip install"),
     ],
 )  # fmt: skip
-def test_why_torch_npu_does_not_load(tmp_path, error, environment, versions, what, mend):
+def test_why_torch_npu_does_not_load(tmp_path, error, environment, versions, what, fix):
     trouble = npu_setup.why_not_loaded(error, environment, tmp_path, *versions)
-    assert what in trouble.what and mend in trouble.mend
+    assert what in trouble.what and fix in trouble.fix
 
 
 @pytest.mark.parametrize(
-    ("environment", "cards", "driver", "what", "mend"),
+    ("environment", "cards", "driver", "what", "fix"),
     [
         ({"ASCEND_RT_VISIBLE_DEVICES": ""}, ["/dev/davinci0"], "25.0", "VISIBLE_DEVICES is ''", "unset ASCEND_RT"),
         ({}, ["/dev/davinci0", "/dev/davinci1"], "25.0", "/dev/davinci0, /dev/davinci1", "HwHiAiUser"),
@@ -131,9 +131,9 @@ def test_why_torch_npu_does_not_load(tmp_path, error, environment, versions, wha
         ({}, [], None, "no Ascend card", "install driver and firmware"),
     ],
 )
-def test_why_there_is_no_card(environment, cards, driver, what, mend):
+def test_why_there_is_no_card(environment, cards, driver, what, fix):
     trouble = npu_setup.no_card(environment, cards, driver)
-    assert what in trouble.what and mend in trouble.mend
+    assert what in trouble.what and fix in trouble.fix
 
 
 def test_two_settings_of_the_allocator_are_a_problem_from_2_10():
@@ -145,7 +145,7 @@ def test_two_settings_of_the_allocator_are_a_problem_from_2_10():
 
 def test_advice_is_about_what_is_not_set():
     def mended(environment):
-        return [trouble.mend for trouble in npu_setup.advice(environment)]
+        return [trouble.fix for trouble in npu_setup.advice(environment)]
 
     assert mended({}) == [
         "export TASK_QUEUE_ENABLE=2",
@@ -171,7 +171,7 @@ def test_only_errors_of_imports_are_explained(monkeypatch, tmp_path):
     assert npu_setup.explain_import(wrapped, {}) is None
     lacking = npu_setup.explain_import(ModuleNotFoundError("No module named 'diffusers'", name="diffusers"), {})
     assert lacking == "The package diffusers is not installed: pip install -r requirements.txt"
-    # A mistake of this package is not the user's to mend.
+    # A mistake of this package is not the user's to fix.
     assert npu_setup.explain_import(ModuleNotFoundError("x", name="deepgen_npu.nothing"), {}) is None
     monkeypatch.setattr(npu_setup, "package_version", lambda name: None)
     assert "torch is not installed" in str(npu_setup.explain_import(ModuleNotFoundError("x", name="torch"), {}))

@@ -66,8 +66,8 @@ def nothing_is_loaded(monkeypatch):
         raise Accepted
 
     monkeypatch.setattr(image, "_load", accepted)
-    monkeypatch.setattr(specs.Model, "load", accepted)
-    monkeypatch.setattr(specs.Model, "fingerprint", accepted)
+    monkeypatch.setattr(specs.ModelSpec, "load", accepted)
+    monkeypatch.setattr(specs.ModelSpec, "fingerprint", accepted)
 
 
 @pytest.fixture

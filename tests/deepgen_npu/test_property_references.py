@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from deepgen_npu import cli
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.tools import specs
-from deepgen_npu.tools.baseline import Reference, fingerprint
+from deepgen_npu.tools.baseline import Baseline, fingerprint
 from deepgen_npu.tools.runs import RunSettings
 
 
@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
     named = fingerprint(Checkpoint.open(TINY))
     latents, picture = torch.zeros(1, 16, 8, 12), Image.new("RGB", (96, 64))
     folder = tmp_path_factory.mktemp("references") / "whole"
-    Reference(latents, picture, settings, "tiny", named, "float32", {"device": "cpu"}).save(folder)
+    Baseline(latents, picture, settings, "tiny", named, "float32", {"device": "cpu"}).save(folder)
     return folder
 
 
@@ -44,7 +44,7 @@ def compare(tmp_path, whole, monkeypatch, capsys):
     def accepted(*arguments):
         raise Accepted
 
-    monkeypatch.setattr(specs.Model, "load", accepted)
+    monkeypatch.setattr(specs.ModelSpec, "load", accepted)
 
     def compare(change) -> str | None:
         folder = tmp_path / "reference"

@@ -36,15 +36,15 @@ def test_published_rules():
 )
 def test_following_a_picture(size, expected):
     """Scaled by 512 / sqrt(h w) and rounded up to 32, as the original prepared its training data."""
-    assert RULES.follow(*size) == expected
+    assert RULES.match_aspect(*size) == expected
     RULES.check(*expected, editing=True)
 
 
 def test_a_small_model_follows_within_its_limits():
     rules = SizeRules.from_configs(**{**PUBLISHED, "transformer": {"patch_size": 2, "pos_embed_max_size": 24}})
     assert rules.longest_side == rules.trained_side == 384
-    assert rules.follow(512, 512) == (384, 384)
-    assert rules.follow(100, 1000) == (128, 384)
+    assert rules.match_aspect(512, 512) == (384, 384)
+    assert rules.match_aspect(100, 1000) == (128, 384)
 
 
 @pytest.mark.parametrize(("side", "editing"), [(16, False), (6144, False), (32, True), (6144, True), (48, False)])

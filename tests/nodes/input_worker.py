@@ -46,19 +46,19 @@ values = load_module("probe_values", PROBE_PACK / "values.py")
 folder_paths.models_dir = models
 extension = asyncio.run(load_pack(pack).comfy_entrypoint())
 nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
-handle_module = importlib.import_module("pack.nodes.lazy_pipeline")
+lazy_pipeline = importlib.import_module("pack.nodes.lazy_pipeline")
 
 asked = 0
-pipeline_of = handle_module.DeepGenHandle.pipeline
+load = lazy_pipeline.LazyPipeline.load
 
 
 def counted(self: Any) -> Any:
     global asked
     asked += 1
-    return pipeline_of(self)
+    return load(self)
 
 
-handle_module.DeepGenHandle.pipeline = counted
+lazy_pipeline.LazyPipeline.load = counted
 
 
 def call(node: str, function: str, inputs: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ import torch  # noqa: E402
 
 
 load_pack(pack)
-handles = importlib.import_module("pack.nodes.lazy_pipeline")
+lazy_pipeline = importlib.import_module("pack.nodes.lazy_pipeline")
 weights = importlib.import_module("pack.deepgen_npu.checkpoint.weights")
 
 reads: list[str] = []
@@ -67,45 +67,45 @@ def call(thing: object) -> None:
             method()
 
 
-handle = handles.DeepGenHandle(Path(doomed), "float32", False)
+model = lazy_pipeline.LazyPipeline(Path(doomed), "float32", False)
 shutil.rmtree(doomed)
 found: dict = {"failed": []}
-for output in (handle, handle.vae, handle.vae.patcher):
+for output in (model, model.vae, model.vae.patcher):
     found["failed"] += touch(output)
     call(output)
 if hasattr(comfy.model_patcher, "PromptModelTracker"):
-    comfy.model_patcher.PromptModelTracker().add([handle, [handle.vae]])
+    comfy.model_patcher.PromptModelTracker().add([model, [model.vae]])
 found["reads"] = len(reads)
-found["patcher before reading"] = handle.patcher is not None
-found["ram before reading"] = [handle.get_ram_usage(), handle.vae.get_ram_usage()]
+found["patcher before reading"] = model.patcher is not None
+found["ram before reading"] = [model.get_ram_usage(), model.vae.get_ram_usage()]
 
 latents = torch.zeros(1, 16, 4, 4)
 errors = []
 for _attempt in range(2):
     try:
-        handle.vae.decode(latents)
+        model.vae.decode(latents)
     except Exception as error:
         errors.append(type(error).__name__)
 found["errors of decoding"] = errors
 found["placed in spite of it"] = len(mm.current_loaded_models)
 
-handle = handles.DeepGenHandle(Path(good), "float32", False)
-told = handle.vae.patcher.model_size()
-handle.vae.decode(latents)
+model = lazy_pipeline.LazyPipeline(Path(good), "float32", False)
+told = model.vae.patcher.model_size()
+model.vae.decode(latents)
 mm.get_total_memory = lambda *arguments, **options: 8 << 30
 for huge in (torch.zeros(1).expand(1, 16, 1500, 1500), torch.zeros(1).expand(1, 16, 5000, 4)):
     try:
-        handle.vae.decode(huge)
+        model.vae.decode(huge)
     except ValueError as error:
         found.setdefault("huge", []).append(str(error))
-stage = handle.vae.first_stage_model
+stage = model.vae.first_stage_model
 found["size told, size read"] = [told, sum(tensor.nbytes for tensor in stage.state_dict().values())]
-handle.pipeline()
-found["patcher after reading"] = isinstance(handle.patcher, comfy.model_patcher.ModelPatcher)
-found["failed"] += touch(handle)
-found["ram after reading"] = handle.get_ram_usage()
-(loaded,) = [one for one in mm.current_loaded_models if one.model is handle.vae.patcher]
+model.load()
+found["patcher after reading"] = isinstance(model.patcher, comfy.model_patcher.ModelPatcher)
+found["failed"] += touch(model)
+found["ram after reading"] = model.get_ram_usage()
+(loaded,) = [one for one in mm.current_loaded_models if one.model is model.vae.patcher]
 found["loaded"] = loaded.model_loaded_memory()
 found["unloaded whole"] = loaded.model_unload(1)
-found["loaded after"] = handle.vae.patcher.loaded_size()
+found["loaded after"] = model.vae.patcher.loaded_size()
 print(json.dumps(found))

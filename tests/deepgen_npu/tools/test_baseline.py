@@ -18,7 +18,7 @@ from tables import rows
 from deepgen_npu import cli
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.tools import runs
-from deepgen_npu.tools.baseline import Reference, fingerprint, rehearse
+from deepgen_npu.tools.baseline import Baseline, fingerprint, rehearse
 from deepgen_npu.tools.runs import RunSettings
 
 
@@ -139,7 +139,7 @@ def test_random_weights_have_references_too(tmp_path, capsys):
 def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
     settings = RunSettings("x", 64, 64, 1, 2, 4.0)
     latents, picture = torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64))
-    reference = Reference(latents, picture, settings, "m", "f" * 64, "float32", {"device": "cpu"})
+    reference = Baseline(latents, picture, settings, "m", "f" * 64, "float32", {"device": "cpu"})
     folder = tmp_path / "reference"
     folder.mkdir()
 
@@ -153,32 +153,32 @@ def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
             reference.save(folder)
     assert list(tmp_path.rglob("*")) == [folder]
     reference.save(folder)
-    assert Reference.load(folder).settings == settings
+    assert Baseline.load(folder).settings == settings
 
 
 def test_a_reference_that_cannot_be_written_is_elsewhere(tmp_path, monkeypatch, capsys):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("deepgen_npu.tools.baseline.tempfile.gettempdir", lambda: str(temporary))
-    true_save = Reference.save
+    true_save = Baseline.save
 
     def save(self, folder):
         if folder.parent != temporary:
             raise OSError(28, "No space left on device")
         true_save(self, folder)
 
-    monkeypatch.setattr(Reference, "save", save)
+    monkeypatch.setattr(Baseline, "save", save)
     assert cli.main(["verify", *SMALL, "--save", str(tmp_path / "reference")]) == 2
     (place,) = temporary.iterdir()
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
         f"error: {tmp_path / 'reference'} cannot be written (No space left on device); the reference is at {place}"
     )
-    assert Reference.load(place).settings.height == 64 and list(tmp_path.iterdir()) == [temporary]
+    assert Baseline.load(place).settings.height == 64 and list(tmp_path.iterdir()) == [temporary]
 
 
 def test_a_reference_fills_an_empty_folder_also_by_a_link(tmp_path):
-    reference = Reference(
+    reference = Baseline(
         *(torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64)), RunSettings("x", 64, 64, 1, 2, 4.0)),
         *(os.fsdecode(b"\xc4\xe3"), "f" * 64, "float32", {}),
     )
@@ -191,7 +191,7 @@ def test_a_reference_fills_an_empty_folder_also_by_a_link(tmp_path):
         rehearse(folder, reference.settings)
         assert sorted(tmp_path.iterdir()) == before
         reference.save(folder)
-        assert Reference.load(folder).model == reference.model
+        assert Baseline.load(folder).model == reference.model
         with pytest.raises(ValueError, match="is there already"):
             rehearse(folder)
 
@@ -205,10 +205,10 @@ def test_damaged_references(reference):
     ):
         (reference / "reference.json").write_text(json.dumps({**facts, **changed}), encoding="utf-8")
         with pytest.raises(ValueError, match=words):
-            Reference.load(reference)
+            Baseline.load(reference)
     (reference / "reference.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"reference\.json is not valid JSON"):
-        Reference.load(reference)
+        Baseline.load(reference)
     (reference / "latents.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no .*latents.safetensors"):
-        Reference.load(reference)
+        Baseline.load(reference)

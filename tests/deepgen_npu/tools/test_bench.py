@@ -251,7 +251,7 @@ def torch_auto() -> str:
 
 def test_variables_that_matter_are_told(monkeypatch):
     monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
-    assert "TASK_QUEUE_ENABLE=2" in specs.head(Device="x").splitlines()[-1]
+    assert "TASK_QUEUE_ENABLE=2" in specs.header(Device="x").splitlines()[-1]
 
 
 @pytest.mark.parametrize(

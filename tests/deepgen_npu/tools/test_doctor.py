@@ -14,7 +14,7 @@ from golden import TINY
 
 from deepgen_npu import cli, npu_setup
 from deepgen_npu.tools import doctor
-from deepgen_npu.tools.doctor import Examination, as_json, as_text, examine, findings
+from deepgen_npu.tools.doctor import Report, as_json, as_text, findings, inspect_host
 
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,7 @@ def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
-def examined(**changes) -> Examination:
+def examined(**changes) -> Report:
     """A healthy host with two cards, changed."""
     packages = dict.fromkeys(doctor.PACKAGES, "1.0")
     packages |= {"torch": "2.9.0+cpu", "torch_npu": "2.9.0.post2", "diffusers": "0.38.0", "transformers": "4.57.6"}
@@ -87,12 +87,12 @@ def examined(**changes) -> Examination:
     ]
     facts = {"cards": ["/dev/davinci0", "/dev/davinci1"], "devices": cards, "cann": "8.5.1", "driver": "25.0"}
     facts |= {"deepgen": "0", "python": "3.11", "system": "Linux", "processor": "x", "environment": {}}
-    return Examination(packages=packages, **{**facts, **changes})
+    return Report(packages=packages, **{**facts, **changes})
 
 
-def problems(found: Examination, environment=BEST, root: Path = Path("/nowhere")) -> list[tuple[str, str]]:
+def problems(found: Report, environment=BEST, root: Path = Path("/nowhere")) -> list[tuple[str, str]]:
     return [
-        (finding.what, finding.mend) for finding in findings(found, environment, root) if finding.level == "problem"
+        (finding.what, finding.fix) for finding in findings(found, environment, root) if finding.level == "problem"
     ]
 
 
@@ -144,7 +144,9 @@ def test_unknown_devices_are_a_usage_error(name, capsys):
 
 
 def test_torch_is_not_imported():
-    code = "import sys; from deepgen_npu.tools.doctor import examine; examine(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from deepgen_npu.tools.doctor import inspect_host; inspect_host(); print('torch' in sys.modules)"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert told == "False\n"
 
@@ -172,7 +174,7 @@ def test_a_card_that_does_not_answer_hides_no_other(tmp_path):
     assert told.returncode == 1
     assert [device["free"] for device in found["devices"]] == [None, GIB]
     assert found["findings"][0]["what"] == "npu:0 does not answer: the card is busy"
-    assert "npu-smi" in found["findings"][0]["mend"]
+    assert "npu-smi" in found["findings"][0]["fix"]
     assert "Ascend910B3, memory unknown" in run("doctor", environment=host(tmp_path / "2", CARDS=npus(None))).stdout
 
 
@@ -193,7 +195,7 @@ def test_advice_is_no_problem(tmp_path):
     ],
 )
 def test_without_cann_every_command_ends_in_one_line(tmp_path, command):
-    """torch itself does not load there; what is missing and what mends it is told, and no traceback."""
+    """torch itself does not load there; what is missing and what fixes it is told, and no traceback."""
     told = run(*command, environment=host(tmp_path, TORCH + AUTOLOAD, NO_CANN))
     assert told.returncode == 2 and told.stdout == ""
     (line,) = told.stderr.splitlines()
@@ -320,7 +322,7 @@ def test_files_of_a_host_are_found(tmp_path, monkeypatch):
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    found = examine(environment={"TASK_QUEUE_ENABLE": "1"}, root=tmp_path)
+    found = inspect_host(environment={"TASK_QUEUE_ENABLE": "1"}, root=tmp_path)
     assert (found.cann, found.driver, found.cards) == ("8.5.1", "25.0.rc1", ["/dev/davinci0"])
     assert found.processor.startswith("Kunpeng-920, ")
     assert found.environment["TASK_QUEUE_ENABLE"] == "1"

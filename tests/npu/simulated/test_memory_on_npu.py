@@ -10,7 +10,7 @@ import torch
 from golden import differences, load_case
 
 from deepgen_npu.checkpoint.folder import PARTS
-from deepgen_npu.memory import OutOfDeviceMemory, Work, activation_bytes
+from deepgen_npu.memory import OutOfDeviceMemory, Workload, activation_bytes
 from dev.npu_simulator.simulated import state
 
 
@@ -42,7 +42,7 @@ def test_offload_peaks_at_the_largest_part_and_its_activations(load, counts_tabl
     pipe.enable_model_cpu_offload("npu:0")
     before = state.memory[0].now
     monkeypatch.setattr("deepgen_npu.memory.MODULATION_BYTES", 0)
-    activations = max(activation_bytes(pipe, Work(part, 64, 64, rows=2, text_tokens=64)) for part in PARTS)
+    activations = max(activation_bytes(pipe, Workload(part, 64, 64, rows=2, text_tokens=64)) for part in PARTS)
     peak = peak_while(lambda: draw(pipe))
     assert state.memory[0].now == before, "all parts went back"
     largest, everything = (how(weights(pipe, part) for part in PARTS) for how in (max, sum))
@@ -82,7 +82,7 @@ def test_activations_stay_below_their_estimates(load, counts_table, monkeypatch)
         tokens = 64 + pipe.connector.num_queries
 
         def estimate(part: str, side=side, count=count, tokens=tokens) -> int:
-            return activation_bytes(pipe, Work(part, side, side, 2, count, tokens))
+            return activation_bytes(pipe, Workload(part, side, side, 2, count, tokens))
 
         text = max(estimate("vlm"), estimate("connector"), estimate("vae") if count else 0)
         for stage, run, bound in (
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_reported_with_a_size_that_does(load, monkeypatch):
         pipe.placement.release()
         tokens = conditioning.prompt_embeds.shape[1]
         memory.total = memory.now + weights(pipe, "transformer")
-        memory.total += activation_bytes(pipe, Work("transformer", 96, 96, 4, 0, tokens))
+        memory.total += activation_bytes(pipe, Workload("transformer", 96, 96, 4, 0, tokens))
         return pipe.denoise(conditioning, noise, 1)
 
     with pytest.raises(OutOfDeviceMemory) as caught:

@@ -62,7 +62,7 @@ def test_doctor_names_the_command(python):
     assert len(problems) == 1
     assert npu_setup.NOT_SOURCED in problems[0]["what"]
     assert "libhccl.so" in problems[0]["what"]
-    assert problems[0]["mend"] == python.command
+    assert problems[0]["fix"] == python.command
 
 
 @pytest.mark.parametrize("device", ["npu", "auto", "cpu"])
@@ -91,7 +91,7 @@ def test_doctor_where_cann_is_there_and_no_card_answers(tmp_path, card):
     if card:
         (tmp_path / "dev").mkdir()
         (tmp_path / "dev" / "davinci0").touch()
-    found = doctor.examine(root=tmp_path)
+    found = doctor.inspect_host(root=tmp_path)
     assert found.packages["torch_npu"] is not None
     about_cards = [finding for finding in found.findings if "torch_npu finds no NPU" in finding.what]
     assert [finding.level for finding in about_cards] == ["problem" if card else "advice"]
