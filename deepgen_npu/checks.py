@@ -1,4 +1,9 @@
-"""Checks of what a caller passes. Each error names the argument, its value and what is wanted."""
+"""Checks of what a caller passes, and the one form of their errors:
+
+    NAME must be REQUIREMENT, got VALUE (nearest: A, B). WHAT TO DO.
+
+It imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Names of the dtypes that weights may be loaded in (`devices` has the dtypes); here, since it needs no torch.
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+MAX_SEED = 2**64 - 1
 # The scheduler was trained on 1000 timesteps (scheduler_config.json): more steps only repeat them.
 MAX_STEPS = 1000
 # Far above what any picture survives (4 is usual); beyond it float16 overflows within a step.
@@ -30,45 +34,35 @@ MAX_SIDE = 1 << 16
 MAX_REFERENCES = 16
 
 
-def prompts(prompt: str | Sequence[str]) -> list[str]:
-    """One prompt or a batch, as a list."""
-    given = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(given, (list, tuple)) or not given or not all(isinstance(text, str) for text in given):
-        raise TypeError(f"prompt is {shown(prompt)}; a string or a list of strings is wanted.")
-    return list(given)
+def must_be(name: str, requirement: str, value: object, nearest: Sequence[object] = (), advice: str = "") -> str:
+    """The message for a value that cannot be: ``NAME must be REQUIREMENT, got VALUE (nearest: A, B). ADVICE``.
+
+    Args:
+        value: Shown by its ``repr``, cut where it is long. Of a value that would say nothing, pass its `Named`.
+        nearest: The nearest values that are allowed; for numbers.
+        advice: Sentences about what to do, where that is not obvious.
+    """
+    return must(name, f"be {requirement}", value, nearest, advice)
 
 
-def negative_prompt(text: str | None) -> str:
-    """One string for the whole batch; None, as diffusers allows, means none."""
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise TypeError(f"negative_prompt is {type(text).__name__}; a string is wanted (one for the whole batch).")
-    return text
+def must(name: str, requirement: str, value: object, nearest: Sequence[object] = (), advice: str = "") -> str:
+    """As `must_be`, with a verb of its own: ``latents must have the shape [1, 16, 64, 96], got [1, 16, 96, 64].``"""
+    options = f" (nearest: {', '.join(str(one) for one in dict.fromkeys(nearest))})" if nearest else ""
+    return f"{name} must {requirement}, got {shown(value)}{options}.{' ' if advice else ''}{advice}"
 
 
-def whole(name: str, value: SupportsIndex, low: int, high: int | None, wanted: str = "") -> int:
-    """An integer of any kind (also numpy's) from ``low`` to ``high``, as an int."""
-    wanted = wanted or f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    found = None
-    if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):
-            found = operator.index(value)
-    if found is None or found < low or (high is not None and found > high):
-        raise ValueError(f"{name} is {shown(value)}; {wanted} is wanted.")
-    return found
+class Named(str):
+    """What an error shows as it is, without quotes: the name of a type, a count with its noun."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
-def number(name: str, value: object, low: float, high: float, wanted: str = "") -> float:
-    """A finite number from ``low`` to ``high``, as a float. NaN is never within bounds, a boolean is no number."""
-    wanted = wanted or f"a number from {low:g} to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {shown(value)}; {wanted} is wanted.")
-    with contextlib.suppress(OverflowError):  # a whole number beyond every float
-        found = float(value)
-        if math.isfinite(found) and low <= found <= high:
-            return found
-    raise ValueError(f"{name} is {shown(value)}; {wanted} is wanted.")
+def type_of(value: object) -> Named:
+    """The name of a value's type, for an error about a value whose ``repr`` says little."""
+    return Named(type(value).__name__)
 
 
 def shown(value: object) -> str:
@@ -82,48 +76,97 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}... ({type(value).__name__})"
 
 
+def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
+    """One of some strings."""
+    if value not in allowed or not isinstance(value, str):
+        raise ValueError(must_be(name, f"one of {', '.join(allowed)}", value))
+    return value
+
+
+def prompts(prompt: str | Sequence[str]) -> list[str]:
+    """One prompt or a batch, as a list."""
+    given = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(given, (list, tuple)) or not given or not all(isinstance(text, str) for text in given):
+        raise TypeError(must_be("prompt", "a string or a list of strings", prompt))
+    return list(given)
+
+
+def negative_prompt(text: str | None) -> str:
+    """One string for the whole batch; None, as diffusers allows, means none."""
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise TypeError(must_be("negative_prompt", "a string (one for the whole batch)", type_of(text)))
+    return text
+
+
+def whole(name: str, value: SupportsIndex, low: int, high: int | None, requirement: str = "") -> int:
+    """An integer of any kind (also numpy's) from ``low`` to ``high``, as an int."""
+    requirement = requirement or (f"an integer from {low}" + ("" if high is None else f" to {high}"))
+    found = None
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            found = operator.index(value)
+    if found is None or found < low or (high is not None and found > high):
+        raise ValueError(must_be(name, requirement, value))
+    return found
+
+
+def number(name: str, value: object, low: float, high: float, requirement: str = "") -> float:
+    """A finite number from ``low`` to ``high``, as a float. NaN is never within bounds, a boolean is no number."""
+    requirement = requirement or f"a number from {low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(must_be(name, requirement, value))
+    with contextlib.suppress(OverflowError):  # an integer beyond every float
+        found = float(value)
+        if math.isfinite(found) and low <= found <= high:
+            return found
+    raise ValueError(must_be(name, requirement, value))
+
+
 def positive(name: str, value: SupportsIndex, high: int | None = None) -> int:
+    """An integer from 1 to ``high``."""
     return whole(name, value, 1, high)
 
 
-def seed(value: SupportsIndex) -> int:
-    return whole("seed", value, 0, 2**64 - 1, "a whole number from 0 to 2**64 - 1")
+def seed(value: SupportsIndex, name: str = "seed") -> int:
+    """A seed of the noise: 64 bits, as PyTorch's generators take them."""
+    return whole(name, value, 0, MAX_SEED, "an integer from 0 to 2**64 - 1")
 
 
 def images(name: str, value: SupportsIndex) -> int:
-    """Number of pictures of one run."""
+    """Number of images of one run."""
     return positive(name, value, MAX_IMAGES)
 
 
 def steps(num_inference_steps: SupportsIndex, guidance_scale: float) -> tuple[int, float]:
+    """Number of denoising steps, and the scale of classifier-free guidance."""
     count = positive("num_inference_steps", num_inference_steps, MAX_STEPS)
     return count, number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
 
 def generator(value: torch.Generator | None) -> torch.Generator | None:
+    """One generator for the noise of the batch, or None."""
     if value is not None and not hasattr(value, "initial_seed"):
         raise TypeError(
-            f"generator is {type(value).__name__}; one torch.Generator is wanted, which draws the noise of the batch."
+            must_be("generator", "one torch.Generator, which draws the noise of the batch", type_of(value))
         )
     return value
 
 
 def replaced_latents(returned: dict[str, Tensor] | None, latents: Tensor) -> Tensor:
-    """The latents to go on with after ``callback_on_step_end``."""
+    """The latents [b, C, h, w] to go on with after ``callback_on_step_end``."""
     if returned is None:
         return latents
     if not isinstance(returned, dict):
-        raise TypeError(f"callback_on_step_end returned {type(returned).__name__}; a dict or None is wanted.")
+        raise TypeError(must("callback_on_step_end", "return a dict or None", type_of(returned)))
     replaced = returned.get("latents", latents)
     if replaced.shape != latents.shape:
-        raise ValueError(
-            f"callback_on_step_end returned latents of the shape {list(replaced.shape)}; "
-            f"{list(latents.shape)} is wanted."
-        )
+        wanted = f"have the shape {list(latents.shape)}"
+        raise ValueError(must("latents returned by callback_on_step_end", wanted, list(replaced.shape)))
     return replaced.to(latents)
 
 
 def output_type(name: str) -> str:
-    if name not in OUTPUT_TYPES:
-        raise ValueError(f"output_type is {name!r}; wanted one of {', '.join(OUTPUT_TYPES)}.")
-    return name
+    """The form in which images are returned."""
+    return one_of("output_type", name, OUTPUT_TYPES)

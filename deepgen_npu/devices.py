@@ -9,14 +9,9 @@ from typing import Any
 import torch
 
 from . import npu
+from .checks import must_be
+from .dtypes import CHOICES, dtype_name, torch_dtype
 from .errors import DeviceError
-
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
@@ -84,10 +79,10 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype is None or dtype == "auto":
         fast = device.type != "cpu" or cpu_has_fast_bfloat16()
         return torch.bfloat16 if fast else torch.float32
-    resolved = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if resolved not in DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}; wanted auto, {', '.join(DTYPES)}.")
-    return resolved
+    name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype
+    if name not in CHOICES:
+        raise ValueError(must_be("dtype", f"one of {', '.join(CHOICES)}", dtype))
+    return torch_dtype(name)
 
 
 def cpu_has_fast_bfloat16() -> bool:

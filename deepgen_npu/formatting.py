@@ -1,8 +1,29 @@
-"""How sizes are worded, everywhere."""
+"""How sizes, bytes and commands are worded, everywhere."""
 
 from __future__ import annotations
 
 
-def amount(nbytes: int) -> str:
-    """A size of weights or memory, for people."""
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**27 else f"{nbytes / 2**20:.2f} MiB"
+def format_size(width: int, height: int) -> str:
+    """A size in pixels, width first, as every interface names it: ``768 x 512``."""
+    return f"{width} x {height}"
+
+
+def format_bytes(nbytes: int) -> str:
+    """Memory or disk space in binary units: ``7.00 GiB``, ``83.5 MiB``, ``66.2 KiB``, ``12 bytes``."""
+    if nbytes >= 2**30:
+        return f"{nbytes / 2**30:.2f} GiB"
+    if nbytes >= 2**20:
+        return f"{nbytes / 2**20:.1f} MiB"
+    if nbytes >= 2**10:
+        return f"{nbytes / 2**10:.1f} KiB"
+    return f"{nbytes} bytes"
+
+
+def format_download(nbytes: int) -> str:
+    """The size of a download as hubs show it and as file managers do: ``13.5 GB (12.6 GiB)``."""
+    return f"{nbytes / 10**9:.1f} GB ({nbytes / 2**30:.1f} GiB)"
+
+
+def command(line: str) -> str:
+    """A command within a message: on a line of its own, so that it can be copied whole."""
+    return f"\n    {line}\n"

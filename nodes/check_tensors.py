@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..deepgen_npu.checks import MAX_IMAGES, MAX_REFERENCES, shown, whole
+from ..deepgen_npu.dtypes import FLOATS, dtype_name, torch_dtype
 
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..deepgen_npu.conditioning import Conditioning
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Pixels along a side; more than any picture has, far less than what only pretends to be one (a view of one number).
 MAX_SIDE = 16384
 # Numbers in one batch: 4 GB in float32.
@@ -148,9 +148,9 @@ def _tensor(name: str, value: Any, wanted: str) -> Tensor:
 
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; a tensor {wanted} is wanted.")
-    if value.dtype not in [getattr(torch, dtype) for dtype in DTYPES]:
-        found = str(value.dtype).removeprefix("torch.")
-        raise TypeError(f"{name} is of dtype {found}; {', '.join(DTYPES[:-1])} or {DTYPES[-1]} is wanted.")
+    if value.dtype not in [torch_dtype(name) for name in FLOATS]:
+        found = dtype_name(value.dtype)
+        raise TypeError(f"{name} is of dtype {found}; {', '.join(FLOATS[:-1])} or {FLOATS[-1]} is wanted.")
     if value.is_meta or value.is_nested or value.layout != torch.strided:
         kind = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         raise TypeError(f"{name} is a {kind} tensor; a dense tensor with values is wanted.")

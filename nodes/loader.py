@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..deepgen_npu.checks import DTYPES
+from ..deepgen_npu.dtypes import CHOICES
 from .check import DeepGenNode
 from .inputs import Pipeline, search_aliases
 from .model_folder import all_folders, find_model, model_choices, state_of
@@ -34,7 +34,7 @@ class DeepGenLoader(DeepGenNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(DTYPES),
+                    options=list(CHOICES),
                     default="auto",
                     tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13.5 GB), float32 on a CPU "
                     "that does not compute in bfloat16 (27 GB).",

@@ -11,15 +11,13 @@ from typing import Any
 
 from .. import files
 from ..checks import shown
+from ..dtypes import ITEM_BYTES
 from ..errors import CheckpointError
 from .files import how_to_download
 
 
 # The format allows 100 MB, which take Python many seconds and gigabytes. The published headers have at most 0.1 MB.
 MAX_HEADER_BYTES = 1 << 20
-
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""The dtypes of weights that can be read, and the bytes of one element."""
 
 _LARGEST = 2**63 - 1
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import Identity, Module
 
 from ..devices import is_out_of_memory
+from ..dtypes import stored_dtype
 from ..errors import CheckpointError
 from ..files import FileError, open_regular
 from ..model.connector import Connector
@@ -35,13 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK_BYTES = 32 * 1024 * 1024
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-
 BytesRead = Callable[[int], object]
 
 
@@ -67,15 +61,19 @@ def load_part(
     stored = by_model_names(part, checkpoint.folder / part, checkpoint.tensors[part])
     with _named(checkpoint, part):
         model = empty_model(part, checkpoint.configs[part])
-        model.requires_grad_(False)
     # One buffer for all: the allocator would leave a hole between two weights for each one freed.
     buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
     state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
     with _named(checkpoint, part):
-        model.load_state_dict(state, assign=True)
+        return filled(model, state, device)
+
+
+def filled(model: Module, state: Mapping[str, Tensor], device: torch.device) -> Any:
+    """A model without memory, as `empty_model` makes it, with its weights on ``device``, ready for inference."""
+    model.requires_grad_(False)
+    model.load_state_dict(state, assign=True)
     # Rotary frequencies, which no file holds, were computed on the CPU.
-    model.to(device)
-    return model.eval()
+    return model.to(device).eval()
 
 
 @contextmanager
@@ -100,9 +98,7 @@ def copy_to(model: Module, device: torch.device) -> Any:
     config = dict(model.config)
     with torch.device("meta"):
         copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
-    copy.requires_grad_(False)
-    copy.load_state_dict({name: tensor.to(device) for name, tensor in model.state_dict().items()}, assign=True)
-    return copy.to(device).eval()
+    return filled(copy, {name: tensor.to(device) for name, tensor in model.state_dict().items()}, device)
 
 
 def load_scheduler(checkpoint: Checkpoint):
@@ -134,7 +130,7 @@ def read_tensor(
         dtype: None keeps the stored one.
         buffer: Bytes to read into where dtype or device change on the way; None makes one.
     """
-    source = _DTYPES[stored.dtype]
+    source = stored_dtype(stored.dtype)
     target = torch.empty(stored.shape, dtype=dtype or source, device=device)
     flat = target.view(-1)
     if target.dtype == source and target.device.type == "cpu":

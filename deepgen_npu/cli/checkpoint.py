@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint.folder import PARTS, Checkpoint, resolve_model
 from ..errors import CheckpointError
-from ..formatting import amount
+from ..formatting import format_bytes
 from ..hub.download import MODEL_ID, SOURCES
 from ..locations import comfyui_target
 from . import options
@@ -38,7 +38,7 @@ def _check(arguments: argparse.Namespace) -> None:
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path))
     print(f"{checkpoint.folder} is whole.")
     for part in PARTS:
-        print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {amount(checkpoint.nbytes(part))}")
+        print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {format_bytes(checkpoint.nbytes(part))}")
 
 
 def _download(arguments: argparse.Namespace) -> None:

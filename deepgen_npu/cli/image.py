@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from .. import checks
 from ..checkpoint.folder import Checkpoint, resolve_model
 from ..checkpoint.prompt_check import check_prompts_for
+from ..dtypes import dtype_name
 from ..errors import UsageError
-from ..formatting import amount
+from ..formatting import format_bytes
 from ..locations import downloaded_model
 from . import options
 from .options import DEFAULT_PROMPT, add_model_option, add_placement_options, add_run_options, complain
@@ -145,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
     end = time.perf_counter()
     parameters |= {
         "device": str(device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "dtype": dtype_name(pipe.dtype),
         "vae_tiling": arguments.vae_tiling,
     }
     return _save_all(
@@ -185,7 +186,7 @@ def _save_all(images: Any, outputs: Sequence[Path], parameters: dict[str, Any], 
     return 2 if troubles else 0
 
 
-def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offload: bool) -> DeepGenPipeline:
+def _load(checkpoint: Checkpoint, choice: str, devices: dict[str, Any], offload: bool) -> DeepGenPipeline:
     import torch
     from tqdm.auto import tqdm
 
@@ -194,14 +195,14 @@ def _load(checkpoint: Checkpoint, dtype_name: str, devices: dict[str, Any], offl
 
     print(f"Loading pipeline from: {checkpoint.folder}")
     start = time.perf_counter()
-    dtype = resolve_dtype(dtype_name, devices["transformer"])
+    dtype = resolve_dtype(choice, devices["transformer"])
     where = dict.fromkeys(devices, torch.device("cpu")) if offload else devices
     with tqdm(total=checkpoint.nbytes(), desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
         pipe = DeepGenPipeline.from_checkpoint(checkpoint, dtype, where, on_bytes_read=bar.update)
     if offload:
         pipe.enable_model_cpu_offload(devices["transformer"])
-    print(f"All components loaded in {time.perf_counter() - start:.1f}s ({str(dtype).removeprefix('torch.')})")
+    print(f"All components loaded in {time.perf_counter() - start:.1f}s ({dtype_name(dtype)})")
     for name, part in pipe.memory().items():
         place = f"cpu, on {devices[name]} while it runs" if offload else part.device
-        print(f"  {name}: {place}, {amount(part.nbytes)}")
+        print(f"  {name}: {place}, {format_bytes(part.nbytes)}")
     return pipe

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from .. import checks
+from ..dtypes import CHOICES
 
 
 DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
@@ -132,7 +133,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--width", type=whole("--width", 1, checks.MAX_SIDE, pixels), help="in pixels (default: as for the height)")
     add(
         "--seed",
-        type=whole("--seed", 0, 2**64 - 1, "a whole number from 0 to 2**64 - 1"),
+        type=option_type(_as_int, lambda value: checks.seed(value, "--seed")),  # pyright: ignore
         default=42,
         help="(default: %(default)s)",
     )
@@ -154,7 +155,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=device("--device"),
         help="npu, npu:N, cuda, cuda:N, cpu, or auto for the best there is (default: %(default)s)",
     )
-    add("--dtype", default="auto", choices=checks.DTYPES, help="precision (default: %(default)s)")
+    add("--dtype", default="auto", choices=CHOICES, help="precision (default: %(default)s)")
 
 
 def add_placement_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import checks
+from .. import checks, dtypes
 from ..checkpoint.prompt_check import check_prompts_for
 from ..errors import UsageError
 from . import options
@@ -90,7 +90,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_options(verify)
     add = verify.add_argument
-    add("--against_dtype", choices=checks.DTYPES[1:], help="precision on the other device (default: the same)")
+    add("--against_dtype", choices=dtypes.CHOICES[1:], help="precision on the other device (default: the same)")
     add(
         "--max_difference",
         type=options.number("--max_difference", 0, 255),
@@ -140,7 +140,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from ..tools import bench, doctor
-    from ..tools.specs import DeviceSpec, ModelSpec, dtype_name, header, name_of
+    from ..tools.specs import DeviceSpec, ModelSpec, header, name_of
 
     place = DeviceSpec.of(arguments)
     model = ModelSpec.open(arguments)
@@ -161,7 +161,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         "versions": doctor.versions(),
         "device": {"device": str(place.device), "name": name_of(place.device)},
         "model": model.name,
-        "dtype": dtype_name(place.dtype),
+        "dtype": dtypes.dtype_name(place.dtype),
         "offload": place.offload,
         "capture_graph": place.capture_graph,
         "text_encoder_device": place.text_encoder_device,
@@ -241,7 +241,7 @@ def _save(arguments: argparse.Namespace) -> int:
     from ..tools import doctor
     from ..tools.baseline import Baseline, rehearse
     from ..tools.runs import run
-    from ..tools.specs import DeviceSpec, ModelSpec, dtype_name, header
+    from ..tools.specs import DeviceSpec, ModelSpec, header
 
     folder = Path(arguments.save).expanduser()
     rehearse(folder)
@@ -254,7 +254,7 @@ def _save(arguments: argparse.Namespace) -> int:
     latents, picture = run(pipe, settings)
     machine = {"device": str(place), **doctor.versions()}
     fingerprint = model.fingerprint()
-    reference = Baseline(latents, picture, settings, model.name, fingerprint, dtype_name(place.dtype), machine)
+    reference = Baseline(latents, picture, settings, model.name, fingerprint, dtypes.dtype_name(place.dtype), machine)
     saved, trouble = reference.save_somewhere(folder)
     if trouble is not None:
         raise UsageError(f"{folder} cannot be written ({trouble}); the reference is at {saved}")

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoint.folder import PARTS, Checkpoint
-from ..checks import DTYPES, shown
+from ..checks import shown
+from ..dtypes import CHOICES
 from ..files import FileError, Rehearsed, as_json, made, open_regular, read_bytes, read_json, reason_of, require_room
 from ..image_files import open_image, save_image
 from .runs import RunSettings
@@ -141,7 +142,7 @@ def _checked(facts: Mapping[str, Any]) -> RunSettings:
     for name, pattern, wanted in (
         ("model", r".*", "a string"),
         ("fingerprint", r"[0-9a-f]{64}", "64 hexadecimal digits"),
-        ("dtype", "|".join(DTYPES[1:]), f"one of {', '.join(DTYPES[1:])}"),
+        ("dtype", "|".join(CHOICES[1:]), f"one of {', '.join(CHOICES[1:])}"),
     ):
         if not isinstance(facts.get(name), str) or not re.fullmatch(pattern, facts[name], re.DOTALL):
             raise ValueError(f"{name} is {shown(facts.get(name))}; {wanted} is wanted.")

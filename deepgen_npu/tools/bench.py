@@ -17,7 +17,7 @@ import torch
 
 from ..components import Part
 from ..devices import memory_allocated, peak_memory, reset_peak_memory, synchronize
-from ..formatting import amount
+from ..formatting import format_bytes
 from ..pipeline import DeepGenPipeline
 from .runs import STAGES, RunSettings, run
 
@@ -123,15 +123,15 @@ def measure(
 def as_markdown(result: Measurement) -> str:
     """The report's two tables, with the time of each stage and the peaks."""
     lines = ["| Part | Device | Memory |", "|---|---|---|"]
-    lines += [f"| {name} | {part.device} | {amount(part.nbytes)} |" for name, part in result.parts.items()]
-    lines += [f"| all parts | | {amount(sum(part.nbytes for part in result.parts.values()))} |", ""]
+    lines += [f"| {name} | {part.device} | {format_bytes(part.nbytes)} |" for name, part in result.parts.items()]
+    lines += [f"| all parts | | {format_bytes(sum(part.nbytes for part in result.parts.values()))} |", ""]
     lines += [
         f"| What | Median of {len(result.runs)} | First run |" + (" Peak memory |" if result.peaks else ""),
         "|---|---|---|" + ("---|" if result.peaks else ""),
     ]
     for stage, seconds in (*result.stages.items(), ("whole run", result.run)):
         first = result.warm_up.run if stage == "whole run" else result.warm_up.stages[stage]
-        peak = f" {amount(result.peaks[stage])} |" if result.peaks else ""
+        peak = f" {format_bytes(result.peaks[stage])} |" if result.peaks else ""
         lines.append(f"| {stage} | {seconds:.3f} s | {first:.3f} s |{peak}")
     first_rate = result.settings.num_inference_steps / result.warm_up.stages["denoise"]
     loading = "Loading was not measured: random weights have no files."

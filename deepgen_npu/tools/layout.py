@@ -18,13 +18,11 @@ from ..checkpoint.folder import PARTS
 from ..checkpoint.index_keys import RANDOM_WEIGHTS_KEY
 from ..checkpoint.structure import vlm_name
 from ..checkpoint.weights import empty_model
+from ..dtypes import stored_dtype
 from .model_sizes import Size, find_size
 
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 _REMOTE_CODE = 'raise RuntimeError("remote code from the checkpoint folder was executed")\n'
@@ -52,7 +50,7 @@ class WeightFile:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return _DTYPES[self.dtype]
+        return stored_dtype(self.dtype)
 
     @property
     def elements(self) -> int:

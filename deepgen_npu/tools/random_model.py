@@ -20,7 +20,7 @@ from ..checkpoint.folder import PARTS, Checkpoint
 from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
 from ..checkpoint.structure import vlm_name
-from ..checkpoint.weights import BytesRead, empty_model, load_scheduler, load_tokenizer
+from ..checkpoint.weights import BytesRead, empty_model, filled, load_scheduler, load_tokenizer
 from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate
 from .layout import WeightFile, text_files, weight_files
@@ -122,8 +122,4 @@ class RandomModel:
                     if on_bytes_read is not None:
                         on_bytes_read(piece.numel() * dtype.itemsize)
                 state[vlm_name(name) if part == "vlm" else name] = target
-        model = empty_model(part, self.checkpoint.configs[part])
-        model.requires_grad_(False)
-        model.load_state_dict(state, assign=True)
-        # Rotary frequencies, which no file holds, were computed on the CPU.
-        return model.to(device).eval()
+        return filled(empty_model(part, self.checkpoint.configs[part]), state, device)

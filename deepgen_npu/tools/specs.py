@@ -15,6 +15,7 @@ from ..checkpoint.folder import PARTS, Checkpoint, resolve_model
 from ..checkpoint.prompt_check import check_prompts_for
 from ..components import device_map
 from ..devices import device_name, empty_cache, free_memory, resolve_device, resolve_dtype
+from ..dtypes import dtype_name
 from ..errors import UsageError
 from ..locations import downloaded_model
 from ..pipeline import DeepGenPipeline
@@ -145,10 +146,6 @@ class DeviceSpec:
 def name_of(device: torch.device) -> str:
     """The name of a card or of the processor."""
     return doctor.processor() if device.type == "cpu" else device_name(device)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def release(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from golden import TINY
 
 from deepgen_npu import DeepGenPipeline, cli, locations
 from deepgen_npu.checkpoint.folder import PARTS, Checkpoint
+from deepgen_npu.dtypes import dtype_name
 from deepgen_npu.tools import bench, doctor, random_checkpoint, specs
 from deepgen_npu.tools.bench import Measurement, Part, Times
 from deepgen_npu.tools.random_model import RandomModel
@@ -246,7 +247,7 @@ def test_in_a_process_of_its_own_the_result_is_alone_on_stdout():
 
 
 def torch_auto() -> str:
-    return specs.dtype_name(specs.resolve_dtype("auto", CPU))
+    return dtype_name(specs.resolve_dtype("auto", CPU))
 
 
 def test_variables_that_matter_are_told(monkeypatch):
