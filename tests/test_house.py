@@ -169,3 +169,18 @@ def test_no_folder_is_added_to_the_path_of_modules(modules):
             if isinstance(node, ast.Attribute) and node.attr == "path" and ast.unparse(node.value) == "sys":
                 edits.add(module)
     assert edits == {"dev.comfyui.launch", "dev.npu_simulator.simulated_torch_npu"}
+
+
+def test_the_architecture_page_names_every_file():
+    """A phrase for each file of the pack, in the tree of docs/architecture.md; nothing there that is gone."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("## The tree")[1].split("```")[1]
+    listed, folders = set(), [""]
+    for line in filter(None, tree.splitlines()):
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth + 1 :] = [f"{folders[depth]}{name}"]
+        assert name.endswith("/") or len(line.split()) > 1, line
+        listed |= {f"{folders[depth]}{name}"} if name.endswith(".py") else set()
+    there = {path.relative_to(ROOT).as_posix() for path in modules_in(ROOT, "deepgen_npu", "nodes").values()}
+    rooms = {name for name in there if name.endswith("/__init__.py")} - {"deepgen_npu/__init__.py"}
+    assert listed == (there - rooms) | {"__init__.py", "inference.py"}
