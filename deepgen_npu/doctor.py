@@ -19,6 +19,7 @@ from typing import Any
 
 from . import __version__, npu_setup
 from .npu_setup import Trouble, package_version
+from .requirements import fits, requirements
 
 
 PACKAGES = (
@@ -39,7 +40,6 @@ PACKAGES = (
 )
 """Whose versions are told: those of the report's table, and what else decides about results."""
 
-REQUIREMENTS = Path(__file__).absolute().parents[1] / "requirements.txt"
 OLDEST_PYTHON = (3, 10)
 
 PROBE_SECONDS = 180
@@ -229,21 +229,12 @@ def _of_packages(found: Examination) -> Iterator[Trouble]:
         yield Trouble(f"Python is {found.python}; {oldest} or later is wanted", f"install Python {oldest} or later")
     if found.packages["torch"] is None:
         yield Trouble("torch is not installed in this Python", "pip install torch  # in the build for this machine")
-    for name, oldest in requirements().items():
+    for name, versions in requirements().items():
         installed = found.packages.get(name) or package_version(name)
         if installed is None:
-            yield Trouble(f"{name} is not installed in this Python", f'pip install "{name}>={oldest}"')
-        elif (npu_setup.release(installed) or ()) < (npu_setup.release(oldest) or ()):
-            yield Trouble(f"{name} is {installed}; {oldest} or later is wanted", f'pip install "{name}>={oldest}"')
-
-
-def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
-    """The oldest version of each package in ``requirements.txt``; nothing where the file is not beside the library."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    return dict(re.findall(r"^([\w-]+)>=([\w.]+)", text, re.MULTILINE))
+            yield Trouble(f"{name} is not installed in this Python", f'pip install "{name}{versions}"')
+        elif not fits(installed, versions):
+            yield Trouble(f"{name} must be {versions}, got {installed}", f'pip install "{name}{versions}"')
 
 
 def _of_torch(found: Examination, environment: Mapping[str, str], root: Path) -> Iterator[Trouble]:
