@@ -19,7 +19,10 @@ AT_RUN_TIME = (
     "README.md", "LICENSE", "CHANGELOG.md", "demo_checkpoint/", "workflows/", "web/", "locales/", "subgraphs/",
     "nodes/", "deepgen_npu/",
 )  # fmt: skip
-FOR_DEVELOPERS = ("tests/", "training/", "scripts/", "assets/", ".ci/", ".github/", "Makefile", "requirements-dev.txt")
+FOR_DEVELOPERS = (
+    "tests/", "training/", "scripts/", "examples/", "assets/", ".ci/", ".github/", ".pre-commit-config.yaml",
+    ".editorconfig", "Makefile", "CONTRIBUTING.md", "SECURITY.md", "requirements-dev.txt",
+)  # fmt: skip
 
 
 def test_everything_for_run_time_is_published():
