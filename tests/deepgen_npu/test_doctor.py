@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from golden import TINY
+from platforms import not_on_windows
 
 from deepgen_npu import cli, doctor, npu_setup
 from deepgen_npu.doctor import Examination, as_json, as_text, examine, findings
@@ -304,6 +305,7 @@ def test_a_missing_package(monkeypatch):
     assert problem[0] == "transformers is not installed in this Python"
 
 
+@not_on_windows("its paths have \\, and no Ascend host runs it")
 def test_files_of_a_host_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda environment: ([], None))
     for name, text in {

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from ascend import report as simulated
+from platforms import linux_only
 
 
 ROOT = Path(__file__).parents[2]
+pytestmark = linux_only("Ascend hosts run it")
 
 
 @pytest.fixture(scope="module")

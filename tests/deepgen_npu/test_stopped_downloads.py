@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from platforms import not_on_windows
 
 from deepgen_npu.download import download
 
@@ -19,6 +20,7 @@ from .hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub
 
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = not_on_windows("signals cannot be sent to other processes")
 
 
 @pytest.fixture
