@@ -1,4 +1,4 @@
-"""What this library needs of other packages, as whoever installed it was told: for the doctor."""
+"""Other packages that this library needs, by the pack's ``requirements.txt`` or an installed wheel's metadata."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
-from .npu_setup import release
-
 
 DISTRIBUTION = "deepgen"
 REQUIREMENTS = Path(__file__).absolute().parents[1] / "requirements.txt"
@@ -18,21 +16,28 @@ REQUIREMENTS = Path(__file__).absolute().parents[1] / "requirements.txt"
 def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
     """Each package that has to be there with the versions that fit, as in ``{"diffusers": ">=0.33.0"}``.
 
-    From the pack's ``requirements.txt``. A wheel has no such file; what it needs is in its metadata.
+    Those of extras are not among them: which extras the user asked for is not recorded.
     """
     try:
         lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = _of_the_wheel()
+        lines = [line for line in _of_the_wheel() or () if not re.search(r";.*\bextra\b", line)]
     return dict(found for line in lines if (found := _parsed(line)) is not None)
 
 
-def _of_the_wheel() -> list[str]:
-    """Without those of the extras: which of them the user asked for is not recorded."""
+def how_to_install(file: str = REQUIREMENTS.name, extras: str = "run") -> str:
+    """The command that installs what is missing: by a file of the pack, or, where a wheel has none, by extras."""
+    if not REQUIREMENTS.with_name(file).is_file() and _of_the_wheel() is not None:
+        return f'pip install "{DISTRIBUTION}[{extras}]"'
+    return f"pip install -r {file}"
+
+
+def _of_the_wheel() -> list[str] | None:
+    """What the installed wheel requires, its extras included; None where there is no wheel."""
     try:
-        return [line for line in requires(DISTRIBUTION) or () if not re.search(r";.*\bextra\b", line)]
+        return requires(DISTRIBUTION) or []
     except PackageNotFoundError:
-        return []
+        return None
 
 
 def _parsed(line: str) -> tuple[str, str] | None:
@@ -55,14 +60,18 @@ def fits(installed: str, versions: str) -> bool:
     """Whether an installed version is among those. One before its release, such as 0.33.0.dev0, counts as that."""
     packaging = _packaging()
     if packaging is None:
-        oldest = versions.removeprefix(">=").strip()
-        return (release(installed) or ()) >= (release(oldest) or ())
+        return _numbers(installed) >= _numbers(versions)
     try:
         version = packaging.version.Version(installed)
     except packaging.version.InvalidVersion:
         return True  # somebody's own build
     allowed = packaging.specifiers.SpecifierSet(versions)
     return any(allowed.contains(one, prereleases=True) for one in (version, version.base_version))
+
+
+def _numbers(version: str) -> list[int]:
+    """The first three numbers of a version: [0, 33, 0] of >=0.33 and of 0.33.0.dev0."""
+    return [*map(int, re.findall(r"\d+", version.partition("+")[0])), 0, 0, 0][:3]
 
 
 def _packaging() -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deepgen_npu import doctor
-from deepgen_npu.requirements import DISTRIBUTION, REQUIREMENTS, fits, requirements
+from deepgen_npu.requirements import DISTRIBUTION, REQUIREMENTS, fits, how_to_install, requirements
 
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,20 @@ def test_where_neither_is_there_nothing_is_asked(tmp_path, monkeypatch):
     assert requirements(tmp_path / "nothing.txt") == {}
 
 
+def test_the_command_for_what_is_missing_fits_the_installation(tmp_path, monkeypatch):
+    """A file of the pack, or extras of a wheel. Without either the file again: the name may be somebody else's."""
+    assert how_to_install() == "pip install -r requirements.txt"
+    assert how_to_install("requirements-npu.txt", "run,npu") == "pip install -r requirements-npu.txt"
+    monkeypatch.setattr("deepgen_npu.requirements.REQUIREMENTS", tmp_path / "requirements.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr("deepgen_npu.requirements.DISTRIBUTION", "a-distribution-that-nobody-has")
+        assert how_to_install() == "pip install -r requirements.txt"
+    install(tmp_path, "requests>=2.28")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert how_to_install() == 'pip install "deepgen[run]"'
+    assert how_to_install("requirements-npu.txt", "run,npu") == 'pip install "deepgen[run,npu]"'
+
+
 def test_all_forms_of_a_requirement_are_understood(tmp_path):
     path = tmp_path / "requirements.txt"
     lines = [
@@ -78,6 +92,7 @@ def test_all_forms_of_a_requirement_are_understood(tmp_path):
         ("0.32.0.dev0", ">=0.33.0", False),
         ("2.13.0+cpu", ">=2.9", True),
         ("2.10", ">=2.9", True),
+        ("0.33", ">=0.33.0", True),
         ("1.0", "", True),
     ],
 )

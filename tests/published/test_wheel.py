@@ -148,12 +148,24 @@ def test_its_doctor_finds_nothing_missing(installed: Installed):
     assert about_packages == []
 
 
-def test_its_doctor_names_what_is_missing(built: Built, tmp_path: Path):
+@pytest.fixture(scope="module")
+def bare(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Without any other package."""
+    return _install(tmp_path_factory.mktemp("bare"), built.wheel, [], "--no-deps")
+
+
+def test_its_doctor_names_what_is_missing(bare: Installed):
     """Without the requirements file of the pack: by the metadata of the wheel, and no package of an extra."""
-    bare = _install(tmp_path, built.wheel, [], "--no-deps")
     done = bare.run("deepgen", "doctor", "--json")
     assert done.returncode == 1, done.stderr
-    missing = {
-        one["what"].removesuffix(" is not installed in this Python") for one in json.loads(done.stdout)["findings"]
-    }
+    findings = json.loads(done.stdout)["findings"]
+    missing = {one["what"].removesuffix(" is not installed in this Python") for one in findings}
     assert missing == {"torch", "requests", "huggingface_hub", "transformers", "diffusers"}
+
+
+def test_its_commands_tell_how_to_install_the_rest(bare: Installed):
+    done = bare.run("deepgen", "generate", "--model_path", DEMO, "--device", "cpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'error: The package PIL is not installed: pip install "deepgen[run]"\n'
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^run = \[.*"Pillow"', project, re.MULTILINE)
