@@ -24,7 +24,7 @@ IN_COMFYUI := tests/nodes tests/workflows tests/words tests/published
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
 ON_ONE_PAIR := bench cli devices doctor files image_files images import library_pairs npu_setup property_arguments \
-	property_pictures property_references publishing baseline signals sizes verify
+	property_pictures property_references publishing baseline requirements signals sizes verify
 
 .PHONY: demo demo-checkpoint test lint test-comfyui test-library test-ascend-pair test-torch-npu outside-checks \
 	environments comfyui-environments benchmark clean

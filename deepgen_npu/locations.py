@@ -14,7 +14,6 @@ PACK = Path(__file__).absolute().parents[1]
 Where the library alone was installed, it is a folder of packages, and the files below are not there."""
 DEMO_FOLDER = PACK / "demo_checkpoint"
 """The small model that comes with the pack."""
-REQUIREMENTS = PACK / "requirements.txt"
 
 
 def downloaded_model() -> Path:

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from .requirements import how_to_install
+
 
 NOT_INSTALLED = "torch_npu is not installed in this Python"
 NOT_SOURCED = "torch_npu is installed, but the environment of CANN is not sourced: its libraries are not found"
@@ -89,7 +91,7 @@ def install_command(torch: str | None) -> str:
     """The command that installs the torch_npu of a torch."""
     numbers = release(torch)
     if numbers is None:
-        return "pip install -r requirements-npu.txt"
+        return how_to_install("requirements-npu.txt", "run,npu")
     return f'pip install "torch_npu=={".".join(map(str, numbers))}.*"'
 
 
@@ -263,7 +265,7 @@ def explain_import(error: BaseException, environment: Mapping[str, str] | None =
         return str(Problem("torch is not installed in this Python", "pip install torch, as pytorch.org tells"))
     if torch_npu is None or not (_is_of_torch_npu(chain) or "torch_npu" in text):
         named = bool(missing) and missing != __package__
-        return f"The package {missing} is not installed: pip install -r requirements.txt" if named else None
+        return f"The package {missing} is not installed: {how_to_install()}" if named else None
     trouble = why_not_loaded(text, os.environ if environment is None else environment, Path("/"), torch, torch_npu)
     return f"{trouble}. {WITHOUT_TORCH_NPU}"
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from platforms import not_on_windows
 
 from deepgen_npu import devices, npu, npu_setup
 from deepgen_npu.devices import random_noise, resolve_device, resolve_dtype
@@ -69,6 +70,7 @@ class TestATorchNpuThatCannotBeUsed:
         with pytest.raises(devices.DeviceError, match=r'2\.1\.0\.post3 does not belong.*pip install "torch_npu=='):
             resolve_device("npu")
 
+    @not_on_windows("its paths have \\, and no Ascend host runs it")
     def test_cann_is_not_sourced(self, install):
         missing = "libhccl.so: cannot open shared object file: No such file or directory"
         install(f"raise ImportError({missing!r})")

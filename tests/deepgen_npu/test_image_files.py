@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from platforms import linux_only, not_on_windows
 
 from deepgen_npu import files, image_files
 from deepgen_npu.files import FileError
@@ -55,6 +55,7 @@ def test_no_picture_is_opened_elsewhere():
     assert found == ["deepgen_npu/image_files.py"]
 
 
+@not_on_windows("the interpreter here is a shell script")
 @pytest.mark.parametrize("name", ["a.png", "a.eps", "a.jpg"])
 def test_postscript_reaches_no_interpreter(tmp_path, monkeypatch, name):
     mark = tmp_path / "ran"
@@ -93,6 +94,7 @@ def test_animations_and_pages_are_their_first(tmp_path, kind):
     assert np.abs(np.asarray(open_image(tmp_path / "a")).astype(int) - np.asarray(red)).max() <= 2
 
 
+@not_on_windows("it has no named pipes and devices among the files")
 def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
@@ -175,6 +177,7 @@ def test_broken_exif_turns_nothing_and_a_whole_one_turns_once(tmp_path):
     assert open_image(tmp_path / "b.jpg").size == (40, 20)
 
 
+@linux_only("other systems have no such names")
 def test_names_that_are_not_utf8_open(tmp_path):
     path = tmp_path / os.fsdecode(b"\xc4\xe3.png")
     gradient().save(path)
@@ -234,7 +237,7 @@ def in_the_way(folder: Path) -> dict[str, tuple[str, str]]:
     """What lies where the second picture of a.png is to go, by its kind: the output's name, and words of the error."""
     (folder / "folder_2.png").mkdir()
     os.mkfifo(folder / "pipe_2.png")
-    (folder / "device_2.png").symlink_to("/dev/full")
+    (folder / "device_2.png").symlink_to("/dev/null")
     (folder / "kept_2.png").write_bytes(b"kept")
     (folder / "kept_2.png").chmod(0o444)
     (folder / "file").write_bytes(b"")
@@ -250,6 +253,7 @@ def in_the_way(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
+@not_on_windows("it has no named pipes and devices among the files")
 @pytest.mark.parametrize(
     "kind",
     ["folder", "pipe", "device", "read-only", "too long", "a file as folder", "proc", "below proc"],
@@ -326,6 +330,7 @@ def test_a_real_limit_of_the_system_leaves_nothing_half_written(tmp_path):
     Pillow itself would call that saved: it does not look at how many of its bytes were taken.
     """
     (tmp_path / "a.bmp").write_bytes(b"old")
+    resource = pytest.importorskip("resource", reason="this system has no such limits")
     limit = 8192
 
     def limited() -> None:
@@ -352,6 +357,7 @@ def test_a_real_limit_of_the_system_leaves_nothing_half_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.bmp", place])
 
 
+@not_on_windows("it does not tell how long names may be")
 def test_a_temporary_name_is_no_longer_than_the_name(tmp_path):
     name = "n" * (os.pathconf(tmp_path, "PC_NAME_MAX") - 4) + ".png"
     rehearse([tmp_path / name], 8, 8, {})

@@ -10,6 +10,7 @@ from golden import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from platforms import not_on_windows
 from property_settings import cases, drawn
 
 from deepgen_npu import cli
@@ -139,6 +140,7 @@ def test_devices_and_choices(folder, capsys, option, text):
     assert (error is None and text in allowed) or (error is not None and option.lstrip("-") in error)
 
 
+@not_on_windows("it takes other names for the same file")
 @cases(40)
 @given(
     command=st.sampled_from(["generate", "edit", "verify", "bench", "check"]),

@@ -12,6 +12,7 @@ from golden import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from platforms import not_on_windows
 from property_settings import cases, drawn
 from safetensors.torch import save_file
 
@@ -139,6 +140,7 @@ def change_kind(data):
     return change
 
 
+@not_on_windows("it has no named pipes and devices among the files")
 @cases(50)
 @given(kind=st.sampled_from([change_facts, change_facts, change_latents, change_kind]), data=st.data())
 def test_damaged_references(compare, kind, data):

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from golden import TINY
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tensors import load_file
 
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
 from deepgen_npu.checkpoint.weights import load_part, load_tokenizer, read_tensor

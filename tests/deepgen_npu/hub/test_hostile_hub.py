@@ -15,6 +15,7 @@ import pytest
 from hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub, serve
 from hypothesis import given
 from hypothesis import strategies as st
+from platforms import not_on_windows
 from property_settings import cases, drawn
 
 from deepgen_npu.checkpoint.folder import resolve_model
@@ -266,6 +267,7 @@ def test_names_of_files(name: str) -> None:
         assert not any(part.strip(". ") != part or not part for part in name.split("/"))
 
 
+@not_on_windows("links need rights that users do not have")
 @cases(20)
 @given(data=st.data())
 def test_links_that_lie_in_the_way(data: st.DataObject, hub: Hub, tmp_path: Path) -> None:
@@ -411,6 +413,7 @@ def test_addresses_that_are_none(endpoint: str, hub: Hub, tmp_path: Path, monkey
         download(to=tmp_path / "model")
 
 
+@not_on_windows("Python guesses the home folders of other users")
 def test_folders_that_cannot_be(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "model" / WEIGHTS).mkdir(parents=True)

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub
+from platforms import not_on_windows
 
 from deepgen_npu.hub.download import download
 
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = not_on_windows("signals cannot be sent to other processes")
 
 
 @pytest.fixture
