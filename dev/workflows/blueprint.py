@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 NAME = "DeepGen Generate and Edit"
-DESCRIPTION = "Draws a picture from a prompt with DeepGen 1.0, then edits it as a second prompt says."
+DESCRIPTION = "Generates an image from a prompt with DeepGen 1.0, then edits it as a second prompt says."
 NODES = [
     loader(),
     generate("generate", at(1, 0), "a red circle on the left on a white background"),
@@ -37,6 +37,8 @@ CONVERT = """
     const {app} = window, inner = id => subgraph.getNodeById(id);
     const {subgraph, node} = app.graph.convertToSubgraph(new Set(app.graph._nodes));
     subgraph.name = node.title = name;
+    // Newer front ends make an input of every seed.
+    for (const input of [...subgraph.inputs]) subgraph.removeInput(input);
     for (const [label, key, widget] of widgets) {
         const target = inner(ids[key]), slot = target.inputs.find(input => input.widget?.name === widget);
         subgraph.addInput(label, String(slot.type)).connect(slot, target);

@@ -60,7 +60,7 @@ def decoded(key: str, x: int, y: int, latent: str) -> Node:
 
 def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
     """The graph of each node's help page."""
-    mask = {"samples": ("latent", 0), "mask": ("picture", 1)}
+    mask = {"samples": ("latent", 0), "mask": ("image", 1)}
     return {
         "DeepGenLoader": [
             demo(),
@@ -74,8 +74,8 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
         ],
         "DeepGenEdit": [
             collapsed(demo((0, 0, 260, 0))),
-            load("picture", (0, 70, 260, 360), SOURCE),
-            edit("edit", (310, 0, 320, 520), "picture", texts["background"]),
+            load("image", (0, 70, 260, 360), SOURCE),
+            edit("edit", (310, 0, 320, 520), "image", texts["background"]),
             preview("see", (680, 0, 260, 320), "edit"),
         ],
         "DeepGenEncode": [
@@ -90,8 +90,8 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
         ],
         "DeepGenSample": [
             collapsed(demo((0, 0, 260, 0))),
-            load("picture", (0, 70, 260, 370), MASKED),
-            collapsed(vae_encode("latent", (310, 0, 160, 0), "picture")),
+            load("image", (0, 70, 260, 370), MASKED),
+            collapsed(vae_encode("latent", (310, 0, 160, 0), "image")),
             collapsed(Node("masked", "SetLatentNoiseMask", (310, 60, 220, 0), mask)),
             collapsed(encode("encode", (310, 120, 220, 0), texts["both"])),
             sample("sample", (310, 200, 280, 0), "encode", latent_image=("masked", 0)),
