@@ -60,7 +60,7 @@ class Checkpoint:
     """A checked checkpoint folder in the layout of ``deepgenteam/DeepGen-1.0-diffusers``.
 
     Attributes:
-        folder: The folder that holds ``model_index.json``.
+        folder: The folder with ``model_index.json``.
         configs: What the models are built from, for each of ``vlm``, ``connector``, ``transformer``, ``vae`` and
             ``scheduler``: the known keys of the config files, all of them, checked.
         tensors: For each part in `PARTS`, the stored tensors by name.

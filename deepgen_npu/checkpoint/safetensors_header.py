@@ -67,9 +67,9 @@ def _read(path: Path) -> tuple[int, bytes, bytes]:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if start == b"version ":
+            lfs = f"In a git clone, run in that folder instead:{command('git lfs pull')}".rstrip()
             raise CheckpointError(
-                f"{path} is a Git LFS pointer of {size} bytes, not the weights. Run in its folder:"
-                f"{command('git lfs pull')}Or, if it was not cloned: {download_again()}"
+                f"{path} is a Git LFS pointer of {size} bytes, not the weights. {download_again()} {lfs}"
             )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:

@@ -77,7 +77,7 @@ def filled(model: Module, state: Mapping[str, Tensor], device: torch.device) -> 
     """A model without memory, as `empty_model` makes it, with its weights on ``device``, ready for inference."""
     model.requires_grad_(False)
     model.load_state_dict(state, assign=True)
-    # Rotary frequencies, which no file holds, were computed on the CPU.
+    # Rotary frequencies, which no file contains, were computed on the CPU.
     return model.to(device).eval()
 
 
@@ -220,7 +220,7 @@ def empty_model(part: str, config: Mapping[str, Any]) -> Any:
 
 
 def _make_rotary_buffers(vlm: Any) -> None:
-    """Compute the rotary frequencies, which no file holds, of a VLM that was built on the meta device."""
+    """Compute the rotary frequencies, which no file contains, of a VLM that was built on the meta device."""
     text, vision = vlm.config.get_text_config(), vlm.config.vision_config
     for module in vlm.modules():
         if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):

@@ -94,7 +94,7 @@ def download(
         revision: Branch, tag or commit; the hub's default when None.
 
     Returns:
-        The folder that holds ``model_index.json``.
+        The folder that contains ``model_index.json``.
 
     Raises:
         DownloadError: The files could not be fetched, or differ from the list; the message says what to do.
@@ -209,7 +209,7 @@ def _fetch_missing(client: Client, plan: Plan, model_id: str, complete: list[str
 
     def is_there(file: HubFile) -> bool:
         path = plan.folder / file.name
-        there = is_intact(path, file, plan.root, record, watch.alive) or _taken_over(file, plan, record, watch)
+        there = is_intact(path, file, plan.root, record, watch.alive) or _linked_from_cache(file, plan, record, watch)
         if there:
             record.add(file, path)
             complete.append(file.name)
@@ -245,7 +245,7 @@ def _fetch_missing(client: Client, plan: Plan, model_id: str, complete: list[str
                 unfinished.write_text(plan.folder.name, encoding="ascii")
 
 
-def _taken_over(file: HubFile, plan: Plan, record: Record, watch: Watch) -> bool:
+def _linked_from_cache(file: HubFile, plan: Plan, record: Record, watch: Watch) -> bool:
     """Whether the cache has the content already, for instance of another commit; it is then linked, not copied."""
     if plan.folder == plan.root:
         return False
@@ -317,9 +317,9 @@ def _explain(
     if any(isinstance(item, OSError) and item.errno in DISK_FULL for item in _chain(error)):
         why, advice = "the disk is full", "Free space there; the next run reports how much."
     elif isinstance(error, (BadAnswer, FileError)):
-        why, advice = "its answer is wrong", f"If it stays wrong, use {other}."
+        why, advice = "the hub's answer is wrong", f"If it stays wrong, use {other}."
     elif code == "RevisionNotFound" or (status == 404 and revision and plan is None):
-        why, advice = f"it has no revision {revision!r}", "Check the names of the model and the revision."
+        why, advice = f"the model has no revision {revision!r}", "Check the names of the model and the revision."
     elif code == "GatedRepo" or status == 403:
         why, advice = "access to it is restricted", f"Request access on its page, then {login}"
     elif status in (401, 404):

@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from deepgen_npu import files, image_files
 from deepgen_npu.files import FileError
 from deepgen_npu.image_files import MAX_PIXELS, open_image, output_paths, rehearse, save_image, save_somewhere
+from deepgen_npu.rgb import to_rgb
 
 
 ROOT = Path(__file__).parents[2]
@@ -171,14 +172,17 @@ def test_values_that_are_not_colours_are_refused(tmp_path):
             open_image(tmp_path / "a.tif")
 
 
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"^the image must have at least 1 x 1 pixels, got 0 x 768\.$"):
+        to_rgb(Image.new("RGB", (0, 768)))
+
+
 def test_broken_exif_turns_nothing_and_intact_exif_turns_once(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     gradient().save(tmp_path / "a.jpg", exif=exif)
     opened = open_image(tmp_path / "a.jpg")
     assert opened.size == (20, 40)
-    from deepgen_npu.rgb import to_rgb
-
     assert to_rgb(opened).size == (20, 40), "the image is upright and must not be turned again"
     gradient().save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert open_image(tmp_path / "b.jpg").size == (40, 20)

@@ -85,8 +85,8 @@ def test_a_text_is_refused_with_its_name_or_encoded(pipe, kind, data):
     template = pipe.prompt_template
     tokens = len(text)  # of the longest runs, whose own count takes seconds: far too many in any case
     if not surrogate and len(text) < 10**5:
-        whole = template.for_editing(text, [0]) if editing else template.for_generation(text)
-        tokens = len(pipe.tokenizer(whole)["input_ids"])
+        full = template.for_editing(text, [0]) if editing else template.for_generation(text)
+        tokens = len(pipe.tokenizer(full)["input_ids"])
     try:
         check_prompts(template, lambda: pipe.tokenizer, **texts, editing=editing)
     except ValueError as error:
@@ -284,10 +284,10 @@ def test_a_long_prompt_takes_what_attention_takes(pipe):
     mask = torch.ones(2, 1, length, length, dtype=torch.bool)
     with LargeTensors(length * length) as own:
         ops.attention(q, q, q, mask.clone())
-    with LargeTensors(length * length) as whole, torch.no_grad():
+    with LargeTensors(length * length) as total, torch.no_grad():
         stacked_hidden_states(pipe.vlm, ids, valid, pipe.connector.meta_queries)
     assert own.peak > mask.nbytes
-    assert whole.peak <= own.peak
+    assert total.peak <= own.peak
 
 
 def test_main_memory_that_is_used_up_is_explained(pipe, monkeypatch):

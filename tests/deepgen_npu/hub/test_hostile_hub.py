@@ -55,7 +55,7 @@ def assert_clear(error: DownloadError) -> None:
 
 
 def assert_right_or_refused(source: str, box: Path, to: str | None, some_unlisted: bool = False) -> str:
-    """The invariant of this file, around one download into an empty box beside other files.
+    """The invariant of this file, around one download into an empty box next to other files.
 
     Args:
         some_unlisted: The list may not have all files; those that it names otherwise are skipped.
