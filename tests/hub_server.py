@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from deepgen_npu.errors import DownloadError
+
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -236,3 +238,15 @@ def serve(model_id: str, files: dict[str, bytes]) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def assert_clear(error: DownloadError) -> None:
+    """Printable, of bounded length, and nothing that a hub sends makes a line of its own, least of all a command."""
+    text = str(error)
+    lines = text.splitlines()
+    assert all(line.isprintable() for line in lines), ascii(text)
+    assert 40 < len(text) < 1200
+    if len(lines) > 1:
+        about, command, then = lines
+        assert about.endswith(" log in:") and command in ("    hf auth login", "    modelscope login")
+        assert then.startswith("Then run the download again")
