@@ -98,7 +98,7 @@ def _whole(declared: io.Input, value: Any) -> int:
     found = _any_number(declared, value, wanted)
     if low <= found <= high and found % step == 0:
         return found
-    nearest = f" Nearest: {nearest_sides(found, step, high)}." if step > 1 else ""
+    nearest = f" Nearest: {' or '.join(map(str, nearest_sides(found, step, high)))}." if step > 1 else ""
     raise ValueError(f"{declared.id} is {shown(value)}; {wanted} is wanted.{nearest}")
 
 

@@ -207,11 +207,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"height": 100}, ["height is 100", "16", "96 or 112"]),
-            ({"width": 400}, ["width is 400", "384"]),
-            ({"width": 0}, ["width is 0", "Nearest: 16"]),
-            ({"height": 48, "image": picture()}, ["height is 48", "editing", "32 or 64"]),
-            ({"height": 64.0}, ["height is 64.0", "whole number"]),
+            ({"height": 100}, ["height must be a multiple of 16 from 16 to 384, got 100 (nearest: 96, 112)."]),
+            ({"width": 400}, ["width must be a multiple of 16 from 16 to 384, got 400 (nearest: 384)."]),
+            ({"width": 0}, ["width must be a multiple of 16 from 16 to 384, got 0 (nearest: 16)."]),
+            (
+                {"height": 48, "image": picture()},
+                ["height must be a multiple of 32 from 32 to 384, got 48 (nearest: 32, 64). Editing takes"],
+            ),
+            ({"height": 64.0}, ["height must be a multiple of 16 from 16 to 384, got 64.0."]),
             ({"num_inference_steps": 0}, ["num_inference_steps is 0"]),
             ({"num_images_per_prompt": 0}, ["num_images_per_prompt is 0"]),
             ({"output_type": "jpg"}, ["output_type is 'jpg'", "pil"]),

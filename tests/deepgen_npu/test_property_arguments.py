@@ -124,7 +124,7 @@ def test_numbers(folder, capsys, data):
     low, high = COMMANDS[command][option]
     value = means(text, option in WHOLE)
     if value is None or not low <= value <= high:
-        assert error is not None and option.lstrip("-") in error and "wanted" in error
+        assert error is not None and option.lstrip("-") in error and " must be " in error
     elif option not in ("--height", "--width"):  # which have to be multiples, too
         assert error is None or "free" in error, (text, error)
     else:

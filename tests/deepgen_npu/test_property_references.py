@@ -59,7 +59,7 @@ def compare(tmp_path, whole, monkeypatch, capsys):
             return None
         lines = capsys.readouterr().err.splitlines()
         assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 900, lines
-        assert str(folder) in lines[0] or "made with another model" in lines[0] or "Nearest: " in lines[0], lines
+        assert str(folder) in lines[0] or "made with another model" in lines[0] or "(nearest: " in lines[0], lines
         return lines[0]
 
     return compare

@@ -279,7 +279,7 @@ class TestRefusals:
     def test_a_size_that_this_checkpoint_cannot_make(self, comfy_client):
         graph = {"loader": loader(), "make": generation(width=512), "saved": save("make")}
         result = comfy_client.run(graph)
-        assert "width is 512" in result.error_text and "Nearest: 384" in result.error_text
+        assert "width must be a multiple of 16 from 16 to 384, got 512 (nearest: 384)." in result.error_text
 
 
 class TestSearch:
