@@ -1,4 +1,4 @@
-"""How sizes, bytes and commands are worded, everywhere."""
+"""How sizes, bytes and commands are written in messages."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def format_download(nbytes: int) -> str:
 
 
 def command(line: str) -> str:
-    """A command within a message: on a line of its own, so that it can be copied whole."""
+    """A command within a message: on a line of its own, so that it can be copied."""
     return f"\n    {line}\n"
