@@ -80,10 +80,8 @@ class Components:
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
         if image_token != vlm.config.image_token_id:
-            raise CheckpointError(
-                f"vlm/config.json: image_token_id must be {image_token}, the tokenizer's token for "
-                f"{prompt_template.image_token} of prompt_template.json, got {vlm.config.image_token_id}."
-            )
+            requirement = f"{image_token}, the tokenizer's id of {prompt_template.image_token} (prompt_template.json)"
+            raise CheckpointError(must_be("image_token_id of vlm/config.json", requirement, vlm.config.image_token_id))
 
     @classmethod
     def from_pretrained(

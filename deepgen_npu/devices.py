@@ -49,7 +49,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
 
 
 def _backend(kind: str) -> Any:
-    """PyTorch's module for a kind of device: torch.npu and torch.cuda have the same interface."""
+    """PyTorch's module for a kind of device; all have the same interface."""
     return getattr(torch, kind)
 
 

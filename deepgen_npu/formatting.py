@@ -1,4 +1,4 @@
-"""How sizes, bytes and commands are written in messages."""
+"""How sizes, bytes and commands are worded, everywhere."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def format_download(nbytes: int) -> str:
 
 
 def command(line: str) -> str:
-    """A command within a message: on a line of its own, so that it can be copied."""
+    """A command within a message: on a line of its own, so that it can be copied whole."""
     return f"\n    {line}\n"

@@ -20,7 +20,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 """(latents [b, C, h, w], modulation [rows, vectors, width]) to velocity [rows, C, h, w]."""
 
 _GRAPHS = {"npu": "NPUGraph", "cuda": "CUDAGraph"}
-"""Name of the graph class in ``torch.npu`` and ``torch.cuda``."""
+"""Name of the graph class by kind of device."""
 
 _WARM_UP = 2
 """Evaluations before the capture: the first ones choose kernels and allocate workspaces."""

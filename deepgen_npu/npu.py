@@ -49,7 +49,7 @@ def npu_count() -> int:
         import_torch_npu()
     except DeviceError as error:
         if npu_setup.package_version("torch_npu") is not None:
-            logger.warning("%s", error)
+            logger.warning("%s", str(error).rstrip())
         return 0
     return torch.npu.device_count() if torch.npu.is_available() else 0
 

@@ -66,12 +66,10 @@ class Problem(NamedTuple):
     fix: str
 
     def message(self, alternative: str = "") -> str:
-        """The problem and its fix in words. A command stands on a line of its own, also before the alternative."""
+        """The problem, its fix and, if there is one, the alternative, for an error. See `formatting.command`."""
         if self.fix[:1].isupper():
-            text = f"{self.what}. {self.fix}. {alternative}"
-        else:
-            text = f"{self.what}. To fix it:{command(self.fix)}{alternative}"
-        return text.rstrip()
+            return f"{self.what}. {self.fix}.{' ' if alternative else ''}{alternative}"
+        return f"{self.what}. To fix it:{command(self.fix)}{alternative}"
 
 
 # Versions

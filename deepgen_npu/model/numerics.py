@@ -33,7 +33,7 @@ def require_finite(values: Tensor, what: str, models: Mapping[str, Module]) -> N
     advice = {
         torch.float16: "choose bfloat16 or float32 as dtype (torch_dtype in the library).",
         torch.bfloat16: "choose float32 as dtype (torch_dtype in the library).",
-    }.get(values.dtype, "check the files of the model:\n    python -m deepgen_npu check FOLDER")
+    }.get(values.dtype, "check the files of the model with the command check.")
     raise FloatingPointError(
         f"{what} became NaN or infinite in {values.dtype} on {values.device}; the image would be black. "
         f"Lower the guidance scale, or {advice}"

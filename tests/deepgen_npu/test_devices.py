@@ -45,7 +45,7 @@ def refused(name: str) -> list[str]:
     """The lines of the error for a device: problem, command, alternative, and its command if there is one."""
     with pytest.raises(devices.DeviceError) as raised:
         resolve_device(name)
-    return str(raised.value).split("\n")
+    return str(raised.value).splitlines()
 
 
 def test_a_missing_npu():

@@ -132,7 +132,7 @@ def test_an_error_may_have_braces(tmp_path):
 
 def test_a_message_has_its_command_on_a_line_of_its_own():
     command = npu_setup.Problem("A is wrong", "do this  # now?")
-    assert command.message() == "A is wrong. To fix it:\n    do this  # now?"
+    assert command.message() == "A is wrong. To fix it:\n    do this  # now?\n"
     assert command.message("Or not.") == "A is wrong. To fix it:\n    do this  # now?\nOr not."
     sentence = npu_setup.Problem("A is wrong", "Do this")
     assert sentence.message() == "A is wrong. Do this."
@@ -186,13 +186,13 @@ def test_only_errors_of_imports_are_explained(monkeypatch, tmp_path):
     wrapped.__cause__ = ImportError("libhccl.so: cannot open shared object file: No such file or directory")
     line = npu_setup.explain_import(wrapped, {})
     assert line is not None and "(libhccl.so). " in line
-    assert line.endswith("\n".join(["To run without an NPU:", "    pip uninstall torch_npu"]))
+    assert line.endswith("\n".join(["To run without an NPU:", "    pip uninstall torch_npu\n"]))
     for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), ImportError("y")):
         assert npu_setup.explain_import(other, {}) is None
     monkeypatch.setattr(npu_setup, "package_version", {"torch": "2.13.0"}.get)
     assert npu_setup.explain_import(wrapped, {}) is None
     lacking = npu_setup.explain_import(ModuleNotFoundError("No module named 'diffusers'", name="diffusers"), {})
-    assert lacking == "The package diffusers is not installed. To fix it:\n    pip install -r requirements.txt"
+    assert lacking == "The package diffusers is not installed. To fix it:\n    pip install -r requirements.txt\n"
     # A mistake of this package is not the user's to fix.
     assert npu_setup.explain_import(ModuleNotFoundError("x", name="deepgen_npu.nothing"), {}) is None
     monkeypatch.setattr(npu_setup, "package_version", lambda name: None)

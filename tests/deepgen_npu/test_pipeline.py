@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import torch
 from golden import TINY
 from PIL import Image
 
-from deepgen_npu import DeepGenPipeline
+from deepgen_npu import CheckpointError, DeepGenPipeline
 from deepgen_npu.conditioning import Conditioning
 from deepgen_npu.placement import StayInPlace
 
@@ -217,7 +218,7 @@ class TestRefusals:
             ({"width": 0}, "width must be a multiple of 16 from 16 to 384, got 0 (nearest: 16)."),
             (
                 {"height": 48, "image": random_image()},
-                "height must be a multiple of 32 from 32 to 384, got 48 (nearest: 32, 64).",
+                "height must be a multiple of 32 from 32 to 384, got 48 (nearest: 32, 64). Editing takes",
             ),
             ({"height": 64.0}, "height must be a multiple of 16 from 16 to 384, got 64.0."),
             ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1 to 1000, got 0."),
@@ -271,7 +272,7 @@ class TestRefusals:
         noise[0, 3, 2, 1] = float("nan")
         with pytest.raises(FloatingPointError, match=r"NaN or infinite in torch.float32.*guidance scale") as caught:
             run(pipe, seed=None, latents=noise)
-        assert str(caught.value).endswith("check the files of the model:\n    python -m deepgen_npu check FOLDER")
+        assert str(caught.value).endswith("check the files of the model with the command check.")
 
     def test_the_advice_names_another_dtype(self):
         pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype="float16", device="cpu")
@@ -379,6 +380,12 @@ class TestPlacement:
         again = DeepGenPipeline(**pipe.components)
         again.set_progress_bar_config(disable=True)
         assert torch.equal(run(again), run(pipe))
+
+    def test_components_of_two_models_are_refused(self, pipe):
+        template = dataclasses.replace(pipe.prompt_template, image_token="<|video_pad|>")
+        words = r"^image_token_id of vlm/config\.json must be 269, .* of <\|video_pad\|> .*, got 268\.$"
+        with pytest.raises(CheckpointError, match=words):
+            DeepGenPipeline(**{**pipe.components, "prompt_template": template})
 
     def test_to_names_a_device_that_is_not_there(self, pipe):
         with pytest.raises(RuntimeError, match="torch_npu is not installed"):
