@@ -32,7 +32,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
             name = "cuda" if _backend("cuda").is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("npu", "cuda", "cpu") or (number and not number.isdigit()):
-        raise ValueError(must_be("device", "one of auto, npu, npu:N, cuda, cuda:N, cpu", name))
+        raise ValueError(must_be("device", "auto, npu, npu:N, cuda, cuda:N or cpu", name))
     index = int(number or 0)
     if kind == "cpu":
         return torch.device("cpu")

@@ -24,7 +24,7 @@ def test_devices_of_this_machine():
 def test_unknown_names(name):
     with pytest.raises(ValueError) as raised:
         resolve_device(name)
-    assert str(raised.value) == f"device must be one of auto, npu, npu:N, cuda, cuda:N, cpu, got {name!r}."
+    assert str(raised.value) == f"device must be auto, npu, npu:N, cuda, cuda:N or cpu, got {name!r}."
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
