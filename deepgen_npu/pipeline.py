@@ -85,7 +85,8 @@ class DeepGenPipeline(Components):
 
         Raises:
             TypeError, ValueError: For arguments that cannot work, before anything slow.
-            FloatingPointError: When the latents are not finite.
+            OutOfDeviceMemory: When a device has too little memory for a stage even with all else moved out.
+            FloatingPointError: When latents or pixels are not finite.
         """
         checks.output_type(output_type)
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
@@ -228,6 +229,11 @@ class DeepGenPipeline(Components):
 
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
+
+        Raises:
+            TypeError, ValueError: For arguments that cannot work, also where ``latents`` do not fit ``conditioning``.
+            OutOfDeviceMemory: As in `__call__`.
+            FloatingPointError: When the latents are not finite.
         """
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
         batch = len(conditioning.prompt_embeds)
