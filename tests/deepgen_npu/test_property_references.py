@@ -32,9 +32,9 @@ def whole(tmp_path_factory):
     """A reference that the tiny model could have made."""
     settings = RunSettings("a cat", 64, 96, 7, 2, 4.0)
     named = fingerprint(Checkpoint.open(TINY))
-    latents, picture = torch.zeros(1, 16, 8, 12), Image.new("RGB", (96, 64))
+    latents, image = torch.zeros(1, 16, 8, 12), Image.new("RGB", (96, 64))
     folder = tmp_path_factory.mktemp("references") / "whole"
-    Baseline(latents, picture, settings, "tiny", named, "float32", {"device": "cpu"}).save(folder)
+    Baseline(latents, image, settings, "tiny", named, "float32", {"device": "cpu"}).save(folder)
     return folder
 
 
@@ -131,7 +131,7 @@ def change_kind(data):
             path.mkdir()
         elif kind in ("device", "loop"):
             path.symlink_to("/dev/zero" if kind == "device" else path)
-        elif kind == "cut":  # before the last bytes, without which a picture is whole
+        elif kind == "cut":  # before the last bytes, without which an image still opens
             path.write_bytes(content[: data.draw(st.integers(0, len(content) - 30))])
         elif kind == "large":
             path.write_bytes(b"")
