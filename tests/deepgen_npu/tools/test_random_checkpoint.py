@@ -6,20 +6,22 @@ import copy
 import hashlib
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from deepgen_npu import CheckpointError, DeepGenPipeline
 from deepgen_npu.checkpoint.index_keys import RANDOM_WEIGHTS_KEY
-from deepgen_npu.tools import random_checkpoint, random_values
-from deepgen_npu.tools.layout import weight_files
+from deepgen_npu.tools import random_values
+from deepgen_npu.tools.layout import WeightFile, weight_files
 from deepgen_npu.tools.model_sizes import SIZES
 from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 
@@ -67,6 +69,17 @@ def sha256(folder: Path) -> str:
 def header_of(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(struct.unpack("<Q", file.read(8))[0])
+
+
+def header_length(file: WeightFile) -> int:
+    """Bytes of the JSON before the data, which the format pads to a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}} if file.metadata else {}
+    offset = 0
+    for name, shape in file.shapes.items():
+        end = offset + math.prod(shape) * file.torch_dtype.itemsize
+        entries[name] = {"dtype": file.dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    return -(-len(json.dumps(entries, separators=(",", ":"))) // 8) * 8
 
 
 def keys_of(content: Any, prefix: str = "") -> set[str]:
@@ -214,7 +227,7 @@ def test_the_largest_tensors_come_in_pieces() -> None:
 
 def test_published_size_has_the_published_tensors() -> None:
     files = {file.name: file for file in weight_files("published")}
-    seen = {name: (len(file.shapes), file.elements, len(file.header())) for name, file in files.items()}
+    seen = {name: (len(file.shapes), file.elements, header_length(file)) for name, file in files.items()}
     assert seen == PUBLISHED
     assert sum(file.elements for file in files.values()) == 6_740_556_127
     assert {name: file.dtype for name, file in files.items()} == {
@@ -356,9 +369,20 @@ def test_a_folder_of_empty_folders_is_not_empty(tmp_path: Path) -> None:
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("mine")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match="must be a folder, got a file"):
         write(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are those of POSIX")
+def test_others_may_read_the_weights_as_far_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = write(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o640}
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -366,15 +390,15 @@ def test_nothing_half_written_remains(tmp_path: Path, monkeypatch: pytest.Monkey
     if earlier:
         write(tmp_path / "model")
     seen: list[list[str]] = []
-    write_weights = random_checkpoint._write_weights
+    save_file = safetensors.torch.save_file
 
-    def full_disk(output: Any, file: Any, *arguments: Any) -> None:
-        write_weights(output, file, *arguments)
+    def full_disk(tensors: Any, path: Path, **options: Any) -> None:
+        save_file(tensors, path, **options)
         seen.append(sorted(path.name for path in tmp_path.iterdir()))
-        if file.part == "transformer":
+        if path.parent.name == "transformer":
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(random_checkpoint, "_write_weights", full_disk)
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path / "model", seed=1)
     assert len(seen) == 4
