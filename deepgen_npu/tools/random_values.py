@@ -26,7 +26,9 @@ def random_tensor(
     """A stored tensor, drawn in pieces so that only one of them takes memory on top of it.
 
     Args:
-        name, shape, transformer: As for `random_values`.
+        name: As stored; see `random_values`.
+        shape: Of the tensor.
+        transformer: Config of the DiT.
         generator: Of the CPU, so that all devices get the same values.
         stored: The dtype of its file, to which the values are rounded.
         dtype: Of the result; None for ``stored``.

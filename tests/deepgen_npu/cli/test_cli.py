@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deepgen_npu import cli, locations
-from deepgen_npu.cli import checkpoint, image
+from deepgen_npu.cli import checkpoint, image, options
+from deepgen_npu.formatting import command
 from deepgen_npu.image_files import open_image, save_image
 from deepgen_npu.sizes import SizeRules
 
@@ -114,7 +115,7 @@ def test_generate_then_edit(tmp_path):
         assert line in first.stdout
     for part in ("vlm", "connector", "transformer", "vae"):
         assert f"  {part}: cpu, " in first.stdout
-    assert "Image saved at: output.png (96x64, " in first.stdout
+    assert "Image saved at: output.png (96 x 64, " in first.stdout
     assert "3/3" in first.stderr, "a progress bar over the steps"
 
     second = inference(
@@ -168,11 +169,11 @@ def test_an_edit_can_follow_its_input(tmp_path):
     ("arguments", "words"),
     [
         (["--device", "npu"], "torch_npu is not installed"),
-        (["--device", "tpu"], "wanted auto, npu"),
+        (["--device", "tpu"], "--device must be auto, npu, npu:N, cuda, cuda:N or cpu, got 'tpu'"),
         (["--height", "100"], "Nearest: 96 or 112"),
-        (["--seed", "-1"], "seed is -1"),
-        (["--num_inference_steps", "0"], "num_inference_steps is 0"),
-        (["--num_images", "0"], "num_images is 0"),
+        (["--seed", "-1"], "--seed must be an integer from 0 to 2**64 - 1, got -1"),
+        (["--num_inference_steps", "0"], "--num_inference_steps must be an integer from 1 to 1000, got 0"),
+        (["--num_images", "0"], "--num_images must be an integer from 1 to 1000, got 0"),
         (["--output_image", "a.txt"], "ends in .png"),
         (["--output_image", "."], "is a folder"),
         (["--input_image", "nothing.png"], "there is no such file"),
@@ -180,13 +181,16 @@ def test_an_edit_can_follow_its_input(tmp_path):
         (["--model_path", "nowhere"], "There is no folder nowhere"),
         (["--follow_input"], "needs an --input_image"),
         (["--prompt", "<|image_pad|>"], "stands for a picture"),
-        (["--num_images", "1000000000"], "--num_images is 1000000000; a whole number from 1 to 1000 is wanted"),
-        (["--guidance_scale", "nan"], "--guidance_scale is 'nan'; a number from 0 to 100 is wanted"),
-        (["--device", "npu:\u00b2"], "--device is 'npu:\u00b2'; wanted auto, npu, npu:N"),
-        (["--model_path", ""], "--model_path is empty"),
-        (["--model_path", "a\0b"], r"--model_path is 'a\x00b', which cannot be a file or folder: embedded null byte"),
+        (["--num_images", "1000000000"], "--num_images must be an integer from 1 to 1000, got 1000000000"),
+        (["--guidance_scale", "nan"], "--guidance_scale must be a number from 0 to 100, got 'nan'"),
+        (["--device", "npu:\u00b2"], "--device must be auto, npu, npu:N, cuda, cuda:N or cpu, got 'npu:\u00b2'"),
+        (["--model_path", ""], "--model_path must be the path of a file or folder, got ''"),
+        (
+            ["--model_path", "a\0b"],
+            r"--model_path must be the path of a file or folder, got 'a\x00b'. Embedded null byte.",
+        ),
         (["--model_path", "n" * 256], "File name too long"),
-        (["--model_path", "~nobody-of-that-name"], "the home folder of that user is not known"),
+        (["--model_path", "~nobody-of-that-name"], "The home folder of that user is unknown"),
         (["--model_path", "."], "model_index.json is missing in ."),
         (["--output_image", "/dev/full"], "a name that ends in .png"),
         (["--output_image", "/proc/new/a.png"], "--output_image /proc/new cannot be written"),
@@ -220,10 +224,10 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, cap
     (rescued,) = tmp_path.glob("deepgen_*.png")
     second = tmp_path / "a_2.bmp"
     assert captured.err.splitlines()[-1] == (
-        f"error: {second} cannot be written (No space left on device); the picture is at {rescued}"
+        f"error: {second} cannot be written (No space left on device); the image is at {rescued}"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a_1.bmp", "a_3.bmp", rescued.name])
-    assert captured.out.count("Image saved at: ") == 3 and f"Image saved at: {rescued} (64x64" in captured.out
+    assert captured.out.count("Image saved at: ") == 3 and f"Image saved at: {rescued} (64 x 64" in captured.out
     assert open_image(rescued).size == (64, 64)
 
 
@@ -250,10 +254,42 @@ def test_names_that_are_not_utf8_in_a_process_that_speaks_ascii(tmp_path):
     assert parameters["prompt"] == "caf\u00e9"
 
 
+def test_commands_are_on_lines_of_their_own(capsys):
+    """Text before and after is one line each; only what the library calls a command gets its own."""
+    download = command("python -m deepgen_npu download --to 'new\nfolder'")
+    options.complain(f"a\nb/config.json is missing. Run:{download}Or try:{command('python -m deepgen_npu doctor')}")
+    assert capsys.readouterr().err.splitlines() == [
+        "error: a b/config.json is missing. Run:",
+        "    python -m deepgen_npu download --to 'new folder'",
+        "Or try:",
+        "    python -m deepgen_npu doctor",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\n    rm -rf .\n", "a\r\n    rm -rf .\n", "a\n", "\n    x\n\x1b[2J", "\u2028    x\u2028"]
+)
+def test_a_file_name_adds_no_line(capsys, name):
+    options.complain(f"{name} is missing. Run the download again:{command('python -m deepgen_npu download')}")
+    error = capsys.readouterr().err
+    first, second = error.splitlines()
+    assert first.startswith("error: ") and first.endswith(" is missing. Run the download again:")
+    assert second == "    python -m deepgen_npu download" and "\x1b" not in error
+
+
+def test_what_a_stopped_run_reports_adds_no_line(monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt("Stopped; saved of 1 image(s): a\n    rm -rf .\n.png.")
+
+    monkeypatch.setattr(checkpoint, "_check", stop)
+    assert cli.main(["check", "x"]) == 130
+    assert capsys.readouterr().err == "Stopped; saved of 1 image(s): a     rm -rf . .png.\n"
+
+
 def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
     for error, words in (
         (OSError(5, "Input/output error", "weights\nof.safetensors"), "weights of.safetensors: Input/output error."),
-        (MemoryError(), "The memory of this machine does not suffice."),
+        (MemoryError(), "This machine has not enough memory."),
     ):
 
         def fail(arguments, error=error):
@@ -281,7 +317,7 @@ def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
 
 def test_check(tiny, capsys):
     assert cli.main(["check", str(tiny)]) == 0
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete." in capsys.readouterr().out
     (tiny / "vae" / "config.json").unlink()
     assert cli.main(["check", str(tiny)]) == 2
     assert "vae/config.json is missing" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_while_pictures_are_saved_each_is_whole_or_as_it_was(folder, monkeypatch
 
     monkeypatch.setattr(Path, "write_bytes", write)
     assert cli.main(["generate", *RUN, "--num_images", "3", "--output_image", "b.png"]) == STATUS[number]
-    assert capsys.readouterr().err.splitlines()[-1] == "Stopped; saved of 3 picture(s): b_1.png."
+    assert capsys.readouterr().err.splitlines()[-1] == "Stopped; saved of 3 image(s): b_1.png."
     assert sorted(os.listdir()) == ["a.png", "b_1.png", "b_2.png"]
     assert open_image("b_1.png").size == (64, 64) and Path("b_2.png").read_bytes() == b"old"
 

@@ -19,7 +19,7 @@ from deepgen_npu.dtypes import dtype_name
 from deepgen_npu.tools import bench, doctor, random_checkpoint, specs
 from deepgen_npu.tools.bench import Measurement, Part, Times
 from deepgen_npu.tools.random_model import RandomModel
-from deepgen_npu.tools.runs import STAGES, RunSettings, reference_pictures
+from deepgen_npu.tools.runs import STAGES, RunSettings, reference_images
 
 
 ROOT = Path(__file__).parents[3]
@@ -76,7 +76,7 @@ def test_the_published_size_is_described_without_its_memory():
     assert model.nbytes(torch.bfloat16) == 2 * 6_740_556_127
     assert not list(model.checkpoint.folder.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in model.checkpoint.folder.rglob("*") if path.is_file()) < 10**6
-    with pytest.raises(ValueError, match="wanted one of tiny, benchmark, published"):
+    with pytest.raises(ValueError, match="size must be one of tiny, benchmark, published, got 'huge'"):
         RandomModel.of_size("huge")
 
 
@@ -176,7 +176,7 @@ def test_the_tables():
         "| vlm | npu:0 | 7.00 GiB |",
         "| connector | npu:0 | 1.70 GiB |",
         "| transformer | npu:0 | 4.00 GiB |",
-        "| vae | npu:0 | 100.00 MiB |",
+        "| vae | npu:0 | 100.0 MiB |",
         "| all parts | | 12.80 GiB |",
         "",
         "| What | Median of 1 | First run | Peak memory |",
@@ -187,12 +187,12 @@ def test_the_tables():
         "| whole run | 2.375 s | 8.000 s | 14.00 GiB |",
         "| denoising | 10.00 it/s | 4.00 it/s | |",
         "",
-        "Loading the model took 12.35 s, once (importing the libraries apart).",
+        "Loading the model took 12.35 s (one run, without importing the libraries).",
     ]
     result.load_seconds = result.peaks = None
     lines = bench.as_markdown(result).splitlines()
     assert lines[8] == "| What | Median of 1 | First run |" and lines[14] == "| denoising | 10.00 it/s | 4.00 it/s |"
-    assert lines[-1] == "Loading was not measured: random weights have no files."
+    assert lines[-1] == "Loading was not measured: random weights are not read from files."
 
 
 # The command
@@ -241,7 +241,7 @@ def test_in_a_process_of_its_own_the_result_is_alone_on_stdout():
     assert lines[0].startswith("- Versions: deepgen_npu ") and f"torch {torch.__version__}" in lines[0]
     assert lines[1] == f"- Device: cpu ({doctor.processor()}), {torch_auto()}"
     assert "- Run: generation at 64 x 64, 2 steps, guidance 4, seed 42" in lines
-    assert lines[-1] == "Loading was not measured: random weights have no files."
+    assert lines[-1] == "Loading was not measured: random weights are not read from files."
     for word in ("Drawing weights", "Warming up", "Run 1 of 1"):
         assert word in told.stderr and word not in told.stdout
 
@@ -259,14 +259,26 @@ def test_variables_that_matter_are_told(monkeypatch):
     ("arguments", "words"),
     [
         (["--random-weights", "tiny", "--device", "npu"], r"torch_npu is not installed.*--device auto"),
-        (["--random-weights", "tiny", "--runs", "0"], "runs is 0"),
-        (["--random-weights", "tiny", "--references", "-1"], "references is -1"),
-        (["--random-weights", "tiny", "--runs", "1000000000"], "runs is 1000000000; a whole number from 1 to 1000 is"),
-        (["--random-weights", "tiny", "--references", "1000000000"], "references is .* from 0 to 16 is wanted"),
-        (["--random-weights", "tiny", "--num_inference_steps", "1000000000"], "num_inference_steps is .* to 1000"),
-        (["--random-weights", "tiny", "--guidance_scale", "nan"], "guidance_scale is 'nan'; a number from 0 to 100"),
+        (["--random-weights", "tiny", "--runs", "0"], "--runs must be an integer from 1 to 1000, got 0"),
+        (["--random-weights", "tiny", "--references", "-1"], "--references must be an integer from 0 to 16, got -1"),
+        (
+            ["--random-weights", "tiny", "--runs", "1000000000"],
+            "--runs must be an integer from 1 to 1000, got 1000000000",
+        ),
+        (
+            ["--random-weights", "tiny", "--references", "1000000000"],
+            "--references must be an integer from 0 to 16, got 1000000000",
+        ),
+        (
+            ["--random-weights", "tiny", "--num_inference_steps", "1000000000"],
+            "num_inference_steps must be an integer from 1 to 1000, got",
+        ),
+        (
+            ["--random-weights", "tiny", "--guidance_scale", "nan"],
+            "guidance_scale must be a number from 0 to 100, got 'nan'",
+        ),
         (["--random-weights", "tiny", "--height", "100"], "Nearest: 96 or 112"),
-        (["--random-weights", "tiny", "--model_path", "x"], "both given"),
+        (["--random-weights", "tiny", "--model_path", "x"], "--model_path and --random-weights cannot be combined"),
         (["--model_path", "nowhere"], "There is no folder nowhere"),
     ],
 )
@@ -282,7 +294,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_drawn(monkeypatch, 
     monkeypatch.setattr(RandomModel, "load", None)  # 25 GiB are never allocated, whatever goes wrong here
     assert cli.main(["bench", *SMALL, "--random-weights", "--dtype", "float32"]) == 2
     error = capsys.readouterr().err
-    assert "need 25.1 GiB on cpu in float32, of which 1.0 GiB are free" in error
+    assert "need 25.11 GiB on cpu in float32, but only 1.00 GiB are free" in error
     assert "Drawing" not in error
 
 
@@ -293,8 +305,8 @@ def test_without_a_model_the_demo_is_named(monkeypatch, capsys):
 
 
 def test_made_up_references_differ_and_fill_the_picture():
-    first, second = reference_pictures(2, 64, 96)
+    first, second = reference_images(2, 64, 96)
     assert first.size == (96, 64) and first.mode == "RGB"
     assert first.tobytes() != second.tobytes()
     assert all(low < 30 and high > 200 for low, high in first.getextrema()[:2])
-    assert reference_pictures(1, 64, 96)[0].tobytes() == first.tobytes()
+    assert reference_images(1, 64, 96)[0].tobytes() == first.tobytes()

@@ -140,7 +140,7 @@ def test_json_is_for_scripts(capsys):
 @pytest.mark.parametrize("name", ["gpu", "npu:", "cpu:0", "auto", ""])
 def test_unknown_devices_are_a_usage_error(name, capsys):
     assert cli.main(["doctor", "--device", name]) == 2
-    assert "wanted npu, npu:N, cuda" in capsys.readouterr().err
+    assert "device must be npu, npu:N, cuda, cuda:N or cpu, got" in capsys.readouterr().err
 
 
 def test_torch_is_not_imported():
@@ -158,14 +158,14 @@ def test_a_healthy_host_shows_its_cards_and_their_free_memory(tmp_path):
     environment = host(tmp_path, TORCH + AUTOLOAD, CARDS=npus(60 * GIB, 31 * GIB // 2), **BEST)
     told = run("doctor", "--device", "npu:1", environment=environment)
     assert told.returncode == 0, told.stdout + told.stderr
-    assert re.search(r"npu:0 +Ascend910B3, 60.0 of 64.0 GiB free", told.stdout)
-    assert re.search(r"npu:1 +Ascend910B3, 15.5 of 64.0 GiB free", told.stdout)
+    assert re.search(r"npu:0 +Ascend910B3, 60.00 GiB of 64.00 GiB free", told.stdout)
+    assert re.search(r"npu:1 +Ascend910B3, 15.50 GiB of 64.00 GiB free", told.stdout)
     assert re.search(r"torch_npu +2.9.0.post2", told.stdout)
     assert "ADVICE" not in told.stdout
 
     told = run("doctor", "--device", "npu:2", environment=environment)
     assert told.returncode == 1
-    assert "PROBLEM: npu:2 was asked for; torch finds npu:0, npu:1" in told.stdout
+    assert "PROBLEM: npu:2 does not exist: this machine has npu:0, npu:1" in told.stdout
 
 
 def test_a_card_that_does_not_answer_hides_no_other(tmp_path):
@@ -237,7 +237,7 @@ def test_a_card_and_no_torch_npu():
     for wanted in (None, "npu"):
         found = examined(packages={"torch_npu": None}, devices=[], wanted=wanted)
         (problem,) = problems(found)
-        assert "/dev/davinci0, /dev/davinci1 is there" in problem[0]
+        assert "but there is /dev/davinci0, /dev/davinci1" in problem[0]
         assert problem[1] == 'pip install "torch_npu==2.9.0.*"'
 
 
@@ -290,7 +290,7 @@ def test_cuda():
     for wanted, count in ((None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("npu", 1)):
         assert len(problems(examined(**cuda, devices=[card], wanted=wanted))) == count, wanted
     (problem,) = problems(examined(**cuda, devices=[], wanted="cuda"))
-    assert problem[0] == "cuda was asked for; torch finds no CUDA device" and "nvidia-smi" in problem[1]
+    assert problem[0] == "cuda does not exist: torch finds no CUDA device" and "nvidia-smi" in problem[1]
 
 
 def test_packages_that_are_missing_or_too_old():
@@ -299,7 +299,7 @@ def test_packages_that_are_missing_or_too_old():
     assert {"diffusers", "transformers", "huggingface_hub"} <= set(oldest)
     (problem,) = problems(examined(packages={"diffusers": "0.32.2"}))
     assert problem == (
-        f"diffusers is 0.32.2; {oldest['diffusers']} or later is wanted",
+        f"diffusers must be {oldest['diffusers']} or later, got 0.32.2",
         f'pip install "diffusers>={oldest["diffusers"]}"',
     )
     assert problems(examined(packages={"diffusers": f"{oldest['diffusers']}.dev0"})) == []
