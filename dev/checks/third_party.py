@@ -2,12 +2,12 @@
 
     python -m dev.checks.third_party [--release]
 
-Every run validates and packs the pack with comfy-cli, lints it with comfy-test, and checks it against each ComfyUI with
-comfy-import-guard and comfy-lint. With ``--release`` also nodesafe looks for suspicious code, and comfy-test for the
-pack in a running ComfyUI; both take long and rarely find anything new.
+Every run validates and packs the pack with comfy-cli, lints it with comfy-test, and checks it against each ComfyUI
+with comfy-import-guard and comfy-lint. ``--release`` adds nodesafe, which looks for suspicious code, and comfy-test in
+a running ComfyUI.
 
-Run it in an environment with dev/requirements/checks.txt. The exit status is 1 if any check fails. ComfyUI checkouts and
-their interpreters are found as the tests find them.
+Run it in an environment with dev/requirements/checks.txt. The exit status is 1 if any check fails. ComfyUI checkouts
+and their interpreters are found as the tests find them.
 """
 
 from __future__ import annotations
