@@ -72,7 +72,7 @@ def test_the_latents_of_the_vae_are_centred(work):
 
 
 def test_encoding_is_that_of_the_pipeline(work):
-    """Rows of a batch in which every row has its own picture, against the pipeline's call for one."""
+    """Rows of a batch in which every row has its own image, against the pipeline's call for one."""
     import random
 
     from PIL import Image
@@ -88,8 +88,8 @@ def test_encoding_is_that_of_the_pipeline(work):
         with torch.no_grad():
             sequence, pooled = embed(pipe, texts, edits)
         for row, edit in enumerate(edits):
-            pictures = [Image.fromarray(pixels(scene)) for scene in edit.sources]
-            conditioning = pipe.encode("make it blue", pictures, "", 64, 64)
+            images = [Image.fromarray(pixels(scene)) for scene in edit.sources]
+            conditioning = pipe.encode("make it blue", images, "", 64, 64)
             torch.testing.assert_close(conditioning.prompt_embeds[0], sequence[row], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(conditioning.pooled_prompt_embeds[0], pooled[row], atol=1e-4, rtol=1e-4)
             for reference, scene in zip(conditioning.reference_latents, edit.sources, strict=True):

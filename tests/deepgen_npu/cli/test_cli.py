@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_report(monkeypatch):
 
 
 def enlarge_grid(folder: Path, cells: int) -> None:
-    """Positions for pictures of so many patches a side."""
+    """Positions for images of the given number of patches per side."""
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": cells}))
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -64,8 +64,8 @@ def enlarge_grid(folder: Path, cells: int) -> None:
     save_file(tensors, weights)
 
 
-def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
-    """512 for DeepGen 1.0, which says nothing about it; another checkpoint tells its own."""
+def test_the_size_is_that_of_the_model_by_default(monkeypatch, tiny):
+    """512 for DeepGen 1.0, whose files do not contain it; other checkpoints store their own."""
 
     class Stopped(Exception):
         pass
@@ -78,12 +78,12 @@ def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
     monkeypatch.setattr(SizeRules, "check", stop)
     enlarge_grid(tiny, 64)
     index = tiny / "model_index.json"
-    for told, arguments in (
+    for stored, arguments in (
         ({}, []),
         ({"_deepgen_trained_side": 64}, []),
         ({"_deepgen_trained_side": 64}, ["--height", "96"]),
     ):
-        index.write_text(json.dumps({**json.loads(index.read_text()), **told}))
+        index.write_text(json.dumps({**json.loads(index.read_text()), **stored}))
         with pytest.raises(Stopped):
             cli.inference(["--model_path", str(tiny), *arguments])
     assert seen == [(512, 512), (64, 64), (96, 64)]
@@ -140,7 +140,7 @@ def test_generate_then_edit(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output.png", "output_edit.png"]
 
 
-def test_the_picture_is_the_pipelines(pipe, tmp_path):
+def test_the_image_is_the_pipelines(pipe, tmp_path):
     output = tmp_path / "new" / "a.png"
     assert (
         cli.main(["generate", *SMALL, "--dtype", "float32", "--prompt", "a cat", "--output_image", str(output)]) == 0
@@ -149,7 +149,7 @@ def test_the_picture_is_the_pipelines(pipe, tmp_path):
     assert np.array_equal(np.asarray(Image.open(output)), np.asarray(expected))
 
 
-def test_several_pictures_and_references(tmp_path):
+def test_several_images_and_references(tmp_path):
     reference = tmp_path / "photo.jpg"
     Image.open(ROOT / "assets" / "coffee.jpg").save(reference)
     output = tmp_path / "a.jpg"
@@ -207,13 +207,13 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
 
 
 def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, capsys):
-    """All but what belongs in the second place is saved there; where that is now, is told."""
+    """Only the second image is saved elsewhere, and the error says where."""
     true_write = Path.write_bytes
     parts: list[Path] = []
 
     def write(path, content):
         parts.append(path)
-        if len(parts) == 4:  # two rehearsals and the first picture came before
+        if len(parts) == 4:  # two rehearsals and the first image came before
             raise OSError(28, "No space left on device")
         return true_write(path, content)
 
@@ -234,21 +234,21 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, cap
 def test_names_that_are_not_utf8_in_a_process_that_speaks_ascii(tmp_path):
     """On Linux, from an archive of another country. The input is the output."""
     name = b"\xc4\xe3\xba\xc3"
-    picture = tmp_path / os.fsdecode(name + b".png")
-    Image.new("RGB", (64, 64), "blue").save(picture)
-    old = picture.read_bytes()
+    file = tmp_path / os.fsdecode(name + b".png")
+    Image.new("RGB", (64, 64), "blue").save(file)
+    old = file.read_bytes()
     arguments = ["edit", *SMALL, "--prompt", "caf\u00e9".encode()]
-    told = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-m", "deepgen_npu", *arguments, "--input_image", name + b".png"]
         + ["--output_image", name + b".png"],
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
     )
-    assert told.returncode == 0, told.stderr
-    assert rb"Image saved at: \udcc4\udce3" in told.stdout and told.stdout.isascii()
-    assert picture.read_bytes() != old and len(list(tmp_path.iterdir())) == 1
-    with Image.open(picture) as opened:
+    assert outcome.returncode == 0, outcome.stderr
+    assert rb"Image saved at: \udcc4\udce3" in outcome.stdout and outcome.stdout.isascii()
+    assert file.read_bytes() != old and len(list(tmp_path.iterdir())) == 1
+    with Image.open(file) as opened:
         parameters = json.loads(opened.info["deepgen"])
     assert os.fsencode(parameters["input_images"][0]) == name + b".png"
     assert parameters["prompt"] == "caf\u00e9"
@@ -300,7 +300,7 @@ def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
         assert capsys.readouterr().err == f"error: {words}\n"
 
 
-def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_image(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4), "red").save(path)
     old = path.read_bytes()

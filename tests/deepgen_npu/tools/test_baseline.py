@@ -57,8 +57,8 @@ def test_a_reference_has_all_that_another_machine_needs(reference, pipe):
     call = {"height": 64, "width": 64, "num_inference_steps": 2, "seed": 7}
     latents = load_file(reference / "latents.safetensors")["latents"]
     assert torch.equal(latents, pipe("caf\u00e9", **call, output_type="latent").images)
-    with Image.open(reference / "picture.png") as picture:
-        assert picture.tobytes() == pipe("caf\u00e9", **call).images[0].tobytes()
+    with Image.open(reference / "picture.png") as image:
+        assert image.tobytes() == pipe("caf\u00e9", **call).images[0].tobytes()
 
 
 def test_comparing_with_a_reference_uses_its_settings(reference, capsys):
@@ -74,11 +74,11 @@ def test_comparing_with_a_reference_uses_its_settings(reference, capsys):
     latents = load_file(reference / "latents.safetensors")["latents"]
     latents[0, 3, 2, 1] -= 2
     save_file({"latents": latents}, reference / "latents.safetensors")
-    with Image.open(reference / "picture.png") as picture:
-        picture.load()
-    red, green, blue = picture.getpixel((1, 2))
-    picture.putpixel((1, 2), (red ^ 64, green, blue))
-    picture.save(reference / "picture.png")
+    with Image.open(reference / "picture.png") as image:
+        image.load()
+    red, green, blue = image.getpixel((1, 2))
+    image.putpixel((1, 2), (red ^ 64, green, blue))
+    image.save(reference / "picture.png")
     assert cli.main(command) == 0
     found = rows(capsys.readouterr().out)
     assert found["latents"][1] == "2" and found["latents"][3] == "no"
@@ -140,8 +140,8 @@ def test_random_weights_have_references_too(tmp_path, capsys):
 
 def test_a_reference_is_whole_or_not_there(tmp_path, pipe, monkeypatch):
     settings = RunSettings("x", 64, 64, 1, 2, 4.0)
-    latents, picture = torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64))
-    reference = Baseline(latents, picture, settings, "m", "f" * 64, "float32", {"device": "cpu"})
+    latents, image = torch.zeros(1, 16, 8, 8), Image.new("RGB", (64, 64))
+    reference = Baseline(latents, image, settings, "m", "f" * 64, "float32", {"device": "cpu"})
     folder = tmp_path / "reference"
     folder.mkdir()
 

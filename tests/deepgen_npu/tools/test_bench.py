@@ -115,9 +115,9 @@ def test_medians_without_the_first_run(monkeypatch, pipe):
     """A run's median is that of the runs, not the sum of the stages' medians."""
     durations = [seconds(50, 60, 70), seconds(1, 20, 3), seconds(3, 10, 4), seconds(2, 8, 9)]
     events = fake_runs(monkeypatch, durations)
-    told = []
-    result = bench.measure(pipe, CPU, SETTINGS, 3, load_seconds=1.5, on_run=told.append)
-    assert told == [0, 1, 2, 3]
+    numbers = []
+    result = bench.measure(pipe, CPU, SETTINGS, 3, load_seconds=1.5, on_run=numbers.append)
+    assert numbers == [0, 1, 2, 3]
     assert result.warm_up.stages == durations[0] and result.warm_up.run == 180
     assert result.stages == {"encode": 2, "denoise": 10, "decode": 4}
     assert result.run == 19  # of 24, 17 and 19
@@ -199,19 +199,19 @@ def test_the_tables():
 
 
 def test_json_agrees_with_itself_and_the_model(capsys):
-    told = measured(["--random-weights", "tiny", "--runs", "3", "--dtype", "float32"], capsys)
-    assert len(told["runs"]) == 3
+    outcome = measured(["--random-weights", "tiny", "--runs", "3", "--dtype", "float32"], capsys)
+    assert len(outcome["runs"]) == 3
     for stage in (*STAGES, "run"):
-        assert told["median"][stage] == statistics.median(run[stage] for run in told["runs"])
-        assert told["warm_up"][stage] > 0
-    assert told["median"]["steps_per_second"] == 2 / told["median"]["denoise"]
-    for run in (*told["runs"], told["warm_up"]):
+        assert outcome["median"][stage] == statistics.median(run[stage] for run in outcome["runs"])
+        assert outcome["warm_up"][stage] > 0
+    assert outcome["median"]["steps_per_second"] == 2 / outcome["median"]["denoise"]
+    for run in (*outcome["runs"], outcome["warm_up"]):
         assert run["run"] == pytest.approx(sum(run[stage] for stage in STAGES))
-    assert told["load_seconds"] is None and told["peaks"] is None
-    assert told["model"] == "random weights of the size tiny" and told["dtype"] == "float32"
-    assert told["versions"]["torch"] == torch.__version__
-    assert told["device"] == {"device": "cpu", "name": doctor.processor()}
-    assert told["settings"]["height"] == told["settings"]["width"] == 64
+    assert outcome["load_seconds"] is None and outcome["peaks"] is None
+    assert outcome["model"] == "random weights of the size tiny" and outcome["dtype"] == "float32"
+    assert outcome["versions"]["torch"] == torch.__version__
+    assert outcome["device"] == {"device": "cpu", "name": doctor.processor()}
+    assert outcome["settings"]["height"] == outcome["settings"]["width"] == 64
 
 
 def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
@@ -219,11 +219,11 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda pipe, *rest: seen.append(pipe) or measure(pipe, *rest))
     arguments = ["--model_path", str(TINY), "--runs", "1", "--references", "2", "--offload", "--capture_graph"]
-    told = measured([*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1"], capsys)
-    assert told["load_seconds"] > 0 and told["model"] == "tiny"
-    assert told["offload"] is told["capture_graph"] is True
+    outcome = measured([*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1"], capsys)
+    assert outcome["load_seconds"] > 0 and outcome["model"] == "tiny"
+    assert outcome["offload"] is outcome["capture_graph"] is True
     assert type(seen[0].placement).__name__ == "ModelOffload" and seen[0].capture_graph
-    assert told["settings"] == {
+    assert outcome["settings"] == {
         "prompt": "blue",
         "height": 64,
         "width": 64,
@@ -236,14 +236,14 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
 
 def test_in_a_process_of_its_own_the_result_is_alone_on_stdout():
     command = [sys.executable, "-m", "deepgen_npu", "bench", "--random-weights", "tiny", "--runs", "1", *SMALL]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    lines = told.stdout.splitlines()
+    outcome = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    lines = outcome.stdout.splitlines()
     assert lines[0].startswith("- Versions: deepgen_npu ") and f"torch {torch.__version__}" in lines[0]
     assert lines[1] == f"- Device: cpu ({doctor.processor()}), {torch_auto()}"
     assert "- Run: generation at 64 x 64, 2 steps, guidance 4, seed 42" in lines
     assert lines[-1] == "Loading was not measured: random weights are not read from files."
     for word in ("Drawing weights", "Warming up", "Run 1 of 1"):
-        assert word in told.stderr and word not in told.stdout
+        assert word in outcome.stderr and word not in outcome.stdout
 
 
 def torch_auto() -> str:
@@ -304,7 +304,7 @@ def test_without_a_model_the_demo_is_named(monkeypatch, capsys):
     assert "demo_checkpoint" in capsys.readouterr().err
 
 
-def test_made_up_references_differ_and_fill_the_picture():
+def test_made_up_references_differ_and_fill_the_image():
     first, second = reference_images(2, 64, 96)
     assert first.size == (96, 64) and first.mode == "RGB"
     assert first.tobytes() != second.tobytes()

@@ -91,7 +91,7 @@ def keys_of(content: Any, prefix: str = "") -> set[str]:
     )
 
 
-def reference_picture(side: int, red: int, green: int, blue: int) -> Image.Image:
+def reference_image(side: int, red: int, green: int, blue: int) -> Image.Image:
     pixels = np.full((side, side, 3), (red, green, blue), dtype=np.uint8)
     pixels[: side // 2, : side // 3] = 255 - pixels[0, -1]
     return Image.fromarray(pixels)
@@ -275,10 +275,10 @@ def test_an_unknown_size_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# Pictures
+# Images
 
 
-def picture(pipe: DeepGenPipeline, prompt: str, side: int, image: Image.Image | None = None) -> np.ndarray:
+def generated(pipe: DeepGenPipeline, prompt: str, side: int, image: Image.Image | None = None) -> np.ndarray:
     output = pipe(prompt, image=image, height=side, width=side, num_inference_steps=2, seed=0, output_type="np")
     pixels = np.asarray(output.images)
     assert pixels.shape == (1, side, side, 3)
@@ -288,24 +288,24 @@ def picture(pipe: DeepGenPipeline, prompt: str, side: int, image: Image.Image | 
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean absolute difference in steps of 8-bit pictures."""
+    """Mean absolute difference in steps of 8-bit images."""
     return float(np.abs(first - second).mean() * 255)
 
 
 @pytest.mark.parametrize("side", [64, 512])
-def test_pictures_follow_the_prompt(pipe: DeepGenPipeline, side: int) -> None:
-    first = picture(pipe, "a red cube", side)
-    assert difference(first, picture(pipe, "two dogs in the snow", side)) > 8
-    assert difference(first, picture(pipe, "a red cube", side)) == 0
+def test_images_follow_the_prompt(pipe: DeepGenPipeline, side: int) -> None:
+    first = generated(pipe, "a red cube", side)
+    assert difference(first, generated(pipe, "two dogs in the snow", side)) > 8
+    assert difference(first, generated(pipe, "a red cube", side)) == 0
 
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_edits_follow_prompt_and_reference(pipe: DeepGenPipeline, side: int) -> None:
-    red, blue = reference_picture(side, 200, 30, 30), reference_picture(side, 20, 130, 230)
-    first = picture(pipe, "make it blue", side, red)
-    assert difference(first, picture(pipe, "make it blue", side, blue)) > 8
-    assert difference(first, picture(pipe, "add a hat", side, red)) > 8
-    assert difference(first, picture(pipe, "make it blue", side)) > 8
+    red, blue = reference_image(side, 200, 30, 30), reference_image(side, 20, 130, 230)
+    first = generated(pipe, "make it blue", side, red)
+    assert difference(first, generated(pipe, "make it blue", side, blue)) > 8
+    assert difference(first, generated(pipe, "add a hat", side, red)) > 8
+    assert difference(first, generated(pipe, "make it blue", side)) > 8
 
 
 def test_default_and_largest_sizes_are_allowed(pipe: DeepGenPipeline) -> None:
@@ -313,11 +313,11 @@ def test_default_and_largest_sizes_are_allowed(pipe: DeepGenPipeline) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pictures_are_finite_in_half_precision(tiny: Path, dtype: torch.dtype) -> None:
+def test_images_are_finite_in_half_precision(tiny: Path, dtype: torch.dtype) -> None:
     pipe = DeepGenPipeline.from_pretrained(tiny, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    picture(pipe, "a red cube", 64)
-    picture(pipe, "make it blue", 64, reference_picture(64, 200, 30, 30))
+    generated(pipe, "a red cube", 64)
+    generated(pipe, "make it blue", 64, reference_image(64, 200, 30, 30))
 
 
 # The folder

@@ -33,8 +33,8 @@ def noise(seed: int, height: int = 24, width: int = 16) -> np.ndarray:
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Wang et al. 2004 with windows of 7 x 7 and unbiased variances: the mean over windows and channels."""
     one, two = (
-        np.lib.stride_tricks.sliding_window_view(picture.astype(np.float64), (7, 7), axis=(0, 1)).reshape(-1, 49)
-        for picture in (first, second)
+        np.lib.stride_tricks.sliding_window_view(image.astype(np.float64), (7, 7), axis=(0, 1)).reshape(-1, 49)
+        for image in (first, second)
     )
     means = one.mean(axis=1), two.mean(axis=1)
     covariance = ((one - means[0][:, None]) * (two - means[1][:, None])).sum(axis=1) / 48
@@ -60,7 +60,7 @@ def test_one_changed_pixel_by_hand():
     assert found.ssim == pytest.approx(ssim(before, after)) and found.ssim < 1
 
 
-def test_unlike_pictures():
+def test_unlike_images():
     first, second = noise(1), noise(2)
     found = compare_images(Image.fromarray(first), Image.fromarray(second))
     error = first.astype(int) - second.astype(int)
@@ -70,12 +70,12 @@ def test_unlike_pictures():
     assert found.ssim == pytest.approx(ssim(first, second)) and found.ssim < 0.2
 
 
-def test_equal_pictures():
-    picture = Image.fromarray(noise(3))
-    assert compare_images(picture, picture.copy()) == Difference(0, 0, 0, True, math.inf, 1.0)
+def test_equal_images():
+    image = Image.fromarray(noise(3))
+    assert compare_images(image, image.copy()) == Difference(0, 0, 0, True, math.inf, 1.0)
 
 
-def test_pictures_that_cannot_be_compared():
+def test_images_that_cannot_be_compared():
     with pytest.raises(ValueError, match="The images must have the same size, got 16 x 24 and 24 x 16"):
         compare_images(Image.fromarray(noise(0)), Image.fromarray(noise(0, 16, 24)))
     small = Image.fromarray(noise(0, 6, 16))
@@ -113,7 +113,7 @@ def test_the_table():
     ]
 
 
-# Pictures
+# Images
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def two_files(tmp_path) -> tuple[str, str]:
     before[0, 0, 0] = 100
     after = before.copy()
     after[0, 0, 0] = 120
-    for name, picture in (("a.png", before), ("b.png", after)):
-        Image.fromarray(picture).save(tmp_path / name)
+    for name, image in (("a.png", before), ("b.png", after)):
+        Image.fromarray(image).save(tmp_path / name)
     return str(tmp_path / "a.png"), str(tmp_path / "b.png")
 
 
-def test_pictures(two_files, capsys):
+def test_images(two_files, capsys):
     assert cli.main(["verify", "--pictures", *two_files]) == 0
     text = capsys.readouterr().out
     assert text.startswith("- Versions: deepgen_npu ")
@@ -164,7 +164,7 @@ def test_a_measure_that_is_no_number_is_within_no_limit(two_files, capsys, monke
         assert "Failed: " in capsys.readouterr().out
 
 
-def test_pictures_are_compared_as_they_are_shown(tmp_path, capsys):
+def test_images_are_compared_as_they_are_shown(tmp_path, capsys):
     """Of any mode: 16-bit grey is not cut off at 255."""
     grey = noise(5)[:, :, 0]
     Image.fromarray(grey).save(tmp_path / "a.png")
@@ -173,18 +173,18 @@ def test_pictures_are_compared_as_they_are_shown(tmp_path, capsys):
     assert cli.main(["verify", "--pictures", *names, "--max_difference", "0"]) == 0
 
 
-def test_equal_pictures_pass_every_limit(two_files, capsys):
+def test_equal_images_pass_every_limit(two_files, capsys):
     first = two_files[0]
     assert cli.main(["verify", "--pictures", first, first, "--min_psnr", "200", "--max_difference", "0"]) == 0
 
 
-def test_pictures_need_no_torch(two_files):
+def test_images_need_no_torch(two_files):
     """Which does not load on a host whose CANN is not sourced."""
     command = ["verify", "--pictures", *two_files]
     code = f"import sys; sys.modules['torch'] = None; from deepgen_npu.cli import main; main({command!r})"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert told.returncode == 0, told.stderr
-    assert "| images | " in told.stdout
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "| images | " in outcome.stdout
 
 
 # Two runs
@@ -203,8 +203,8 @@ def test_two_runs_are_identical(capsys, monkeypatch):
     assert text.endswith("\nPassed.\n")
     assert "- Run: generation at 64 x 64, 2 steps, guidance 4, seed 42\n" in text
     assert re.search(r"^- Model: tiny, fingerprint [0-9a-f]{12}$", text, re.MULTILINE)
-    # They are two runs, of the pipeline's own pictures.
-    (first, picture), (second, _) = seen
+    # They are two runs, of the pipeline's own images.
+    (first, image), (second, _) = seen
     assert first is not second
     pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
     prompt = "a photo of a blue pizza and a yellow baseball glove"
@@ -212,22 +212,22 @@ def test_two_runs_are_identical(capsys, monkeypatch):
         first, pipe(prompt, height=64, width=64, num_inference_steps=2, seed=42, output_type="latent").images
     )
     (expected,) = pipe(prompt, height=64, width=64, num_inference_steps=2, seed=42).images
-    assert picture.tobytes() == expected.tobytes()
+    assert image.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("what", ["latents", "picture"])
+@pytest.mark.parametrize("what", ["latents", "image"])
 def test_two_runs_that_are_not(capsys, monkeypatch, what):
     count = []
 
     def run(*arguments):
-        latents, picture = true_run(*arguments)
+        latents, image = true_run(*arguments)
         count.append(1)
         if len(count) == 2 and what == "latents":
             latents = latents.clone()
             latents[0, 0, 0, 0] += 0.5
-        if len(count) == 2 and what == "picture":
-            picture.putpixel((5, 5), tuple(value ^ 1 for value in picture.getpixel((5, 5))))
-        return latents, picture
+        if len(count) == 2 and what == "image":
+            image.putpixel((5, 5), tuple(value ^ 1 for value in image.getpixel((5, 5))))
+        return latents, image
 
     true_run = runs.run
     monkeypatch.setattr(runs, "run", run)
@@ -245,13 +245,13 @@ def test_two_runs_that_are_not(capsys, monkeypatch, what):
 
 def test_an_edit_with_random_weights_in_a_process_of_its_own():
     command = [sys.executable, "-m", "deepgen_npu", "verify", "--random-weights", "tiny", "--references", "1"]
-    told = subprocess.run(
+    outcome = subprocess.run(
         [*command, "--device", "cpu", "--dtype", "float32", *RUN], capture_output=True, text=True, cwd=ROOT
     )
-    assert told.returncode == 0, told.stderr
-    assert "- Run: editing with 1 reference(s) at 64 x 64" in told.stdout
-    assert rows(told.stdout)["image"][3] == "yes"
-    assert "Running it again" in told.stderr
+    assert outcome.returncode == 0, outcome.stderr
+    assert "- Run: editing with 1 reference(s) at 64 x 64" in outcome.stdout
+    assert rows(outcome.stdout)["image"][3] == "yes"
+    assert "Running it again" in outcome.stderr
 
 
 # Two devices
