@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def format_size(width: int, height: int) -> str:
     """A size in pixels, width first, as every interface names it: ``768 x 512``."""
@@ -24,6 +26,19 @@ def format_download(nbytes: int) -> str:
     return f"{nbytes / 10**9:.1f} GB ({nbytes / 2**30:.1f} GiB)"
 
 
+_commands: set[str] = set()
+
+
 def command(line: str) -> str:
     """A command within a message: on a line of its own, so that it can be copied whole."""
+    _commands.add(line)
     return f"\n    {line}\n"
+
+
+def split_commands(message: str) -> list[str]:
+    """A message as text, command, text, command and so on, without the line breaks between them.
+
+    Only what `command` made counts as a command: a file name cannot pass for one.
+    """
+    known = "|".join(map(re.escape, sorted(_commands, key=len, reverse=True)))
+    return re.split(rf"\n    ({known})\n", message) if known else [message]

@@ -1,1 +1,1 @@
-"""Tools for developers, never published: they may import the library and `nodes.names`, never the tests."""
+"""Tools for developers, never published. They may import the library and `nodes.names`, never the tests."""

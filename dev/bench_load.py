@@ -1,4 +1,4 @@
-"""Memory and time of loading: `DeepGenPipeline.from_pretrained` beside the libraries' own loaders.
+"""Memory and time of loading: `DeepGenPipeline.from_pretrained` against the loaders of the libraries.
 
     python -m dev.bench_load [--folder FOLDER] [--dtypes bfloat16 float32] [--repeats 3]
 
@@ -7,7 +7,7 @@ Weights are random (`deepgen_npu.tools.random_checkpoint`, size ``benchmark``, 2
 page cache. Prints a Markdown table; the exit status is 1 when `DeepGenPipeline.from_pretrained` needs more
 than `LIMIT` times the weights in the target dtype. Linux only: it reads ``/proc/self``.
 
-Columns: *resident* is the peak of all memory in the process above its state after the imports, *anonymous*
+Columns: *resident* is the peak of all memory of the process above its state after the imports, *anonymous*
 the peak without mapped files, *ratio* the resident peak divided by the weights, *seconds* the load alone.
 With ``--repeats``, memory is that of the worst run and seconds are the median.
 """
@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from deepgen_npu.checks import must_be
+
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.15
@@ -35,9 +37,18 @@ _SAMPLE_SECONDS = 0.002
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; see the text at the top of this file for the exit status."""
+    """Measure and print.
+
+    Args:
+        arguments: Of the command line; None for those of the process.
+
+    Returns:
+        The exit status.
+    """
     parser = argparse.ArgumentParser(description="Peak memory and time of loading a checkpoint. Linux only.")
-    parser.add_argument("--folder", type=Path, help="where the checkpoint is or will be kept")
+    parser.add_argument(
+        "--folder", type=Path, help="where the checkpoint is, or will be (default: a temporary folder)"
+    )
     parser.add_argument("--size", default="benchmark", help="size of the checkpoint (default: %(default)s)")
     parser.add_argument(
         "--dtypes",
@@ -51,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):
         print(
-            f"bench_load.py reads peak memory from /proc/self, which {sys.platform} does not have. Run it on Linux.",
+            f"dev.bench_load reads peak memory from /proc/self, which {sys.platform} does not have. Run it on Linux.",
             file=sys.stderr,
         )
         return 2
@@ -59,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(measure(options.child, options.folder, options.dtypes[0])))
         return 0
     if options.repeats < 1:
-        parser.error("--repeats must be at least 1")
+        parser.error(must_be("--repeats", "at least 1", options.repeats))
     if options.folder is not None:
         return _report(options.folder, options)
     with tempfile.TemporaryDirectory(prefix="deepgen-bench-") as temporary:
@@ -87,22 +98,21 @@ def _report(folder: Path, options: argparse.Namespace) -> int:
 
 
 def _checkpoint(folder: Path, size: str) -> Path:
-    """The checkpoint in ``folder`` if it is a random one of that size, or else a new one."""
-    sys.path.insert(0, str(ROOT))
+    """The checkpoint in ``folder`` if it is a random one of that size, otherwise a new one."""
     from deepgen_npu.checkpoint.folder import Checkpoint
     from deepgen_npu.errors import CheckpointError
     from deepgen_npu.tools.layout import weight_files
     from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 
     if is_random_checkpoint(folder):
-        wanted: dict[str, Any] = {}
+        expected: dict[str, Any] = {}
         for file in weight_files(size):
-            wanted.setdefault(file.part, {}).update(file.shapes)
+            expected.setdefault(file.part, {}).update(file.shapes)
         try:
             stored = Checkpoint.open(folder).tensors
         except CheckpointError:
             stored = {}
-        if wanted == {
+        if expected == {
             part: {name: tensor.shape for name, tensor in tensors.items()} for part, tensors in stored.items()
         }:
             return folder
@@ -116,7 +126,7 @@ def _checkpoint(folder: Path, size: str) -> Path:
 
 
 def _read_once(folder: Path) -> None:
-    """Bring the files into the page cache, so that every run finds them there."""
+    """Read the files once, so that every run finds them in the page cache."""
     buffer = bytearray(16 * 1024 * 1024)
     for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
@@ -125,9 +135,9 @@ def _read_once(folder: Path) -> None:
 
 
 def _measure_in_child(way: str, folder: Path, dtype: str) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", way]
-    command += ["--folder", str(folder), "--dtypes", dtype]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "dev.bench_load", "--child", way]
+    command += ["--folder", str(folder.resolve()), "--dtypes", dtype]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{way} with {dtype} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -151,11 +161,12 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
 
     Args:
         way: A key of `WAYS`.
+        folder: The checkpoint.
+        dtype_name: Of the loaded weights.
 
     Returns:
         Bytes of ``weights``, ``resident`` and ``anonymous``, their ``ratio``, ``seconds`` and ``versions``.
     """
-    sys.path.insert(0, str(ROOT))
     import diffusers
     import torch
     import transformers
@@ -173,10 +184,10 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
         start = time.perf_counter()
         models = load(folder, dtype)
         seconds = time.perf_counter() - start
-        # Mapped weights that nobody has read yet would be missing in the peak.
+        # Mapped weights that were not read yet would be missing in the peak.
         elements = _touch(models, dtype)
     if elements * dtype.itemsize != weights:
-        raise RuntimeError(f"{way} loaded {elements} elements in {dtype}, the files hold {weights} bytes of it.")
+        raise RuntimeError(f"{way} loaded {elements} elements in {dtype}, but the files have {weights} bytes of it.")
     return {
         "weights": weights,
         "resident": peak.resident,
@@ -206,7 +217,7 @@ def _ours() -> Loader:
 
 
 def _libraries() -> Loader:
-    """What the libraries offer for each part; the connector as the published script loads it."""
+    """The loaders of the libraries for each part; the connector as the published script loads it."""
     import torch
     from safetensors.torch import load_file
 
@@ -234,7 +245,7 @@ def _libraries() -> Loader:
 
 
 def _import_models() -> tuple[Any, ...]:
-    """Both libraries import a class's module on first use only: use them all, before the measurement."""
+    """Both libraries import the module of a class on first use: import them all before the measurement."""
     import accelerate  # noqa: F401
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel  # noqa: F401
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
@@ -245,13 +256,13 @@ def _import_models() -> tuple[Any, ...]:
 def _touch(models: list[Any], dtype: Any) -> int:
     """Read one element of every memory page of the weights; returns the number of elements in ``dtype``.
 
-    Tied weights (lm_head) count once; rotary frequencies are no weights and are not in a state dict.
+    Tied weights (lm_head) count once; rotary frequencies are not in a state dict.
     """
-    seen: dict[int, Any] = {}
+    by_address: dict[int, Any] = {}
     for model in models:
         for tensor in model.state_dict().values():
-            seen.setdefault(tensor.data_ptr(), tensor)
-    tensors = [tensor for tensor in seen.values() if tensor.dtype == dtype]
+            by_address.setdefault(tensor.data_ptr(), tensor)
+    tensors = [tensor for tensor in by_address.values() if tensor.dtype == dtype]
     for tensor in tensors:
         tensor.reshape(-1)[:: 4096 // tensor.element_size()].float().sum().item()
     return sum(tensor.numel() for tensor in tensors)
@@ -273,7 +284,7 @@ class _Peak:
     def __enter__(self) -> _Peak:
         self._sampled: dict[str, int] = {"VmRSS": 0, "RssAnon": 0}
         try:
-            # 5 sets the kernel's high-water mark back to what is resident now.
+            # 5 resets the high-water mark of the kernel to what is resident now.
             Path("/proc/self/clear_refs").write_text("5")
             self.source = "VmHWM"
         except OSError:
@@ -289,7 +300,7 @@ class _Peak:
         self._thread.join()
         end = _status()
         highest = self._sampled["VmRSS"]
-        # A mark that was not set back still tells the peak, where the load has pushed it higher.
+        # A mark that was not reset is still the peak if loading has raised it.
         if self.source == "VmHWM" or end["VmHWM"] > self._start["VmHWM"]:
             highest = max(highest, end["VmHWM"])
         self.resident = highest - self._start["VmRSS"]

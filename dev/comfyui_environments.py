@@ -1,9 +1,11 @@
 """Virtual environments for the ComfyUI checkouts that the tests run against.
 
+    python -m dev.comfyui_environments
+
 A checkout whose interpreter is known (COMFYUI_PYTHON, or an environment of its own) is left alone. For every
-other one ``.venv-comfyui-<version>`` is made here, with ComfyUI's requirements and a library pair each:
-ComfyUI 0.3.64 with that of the Ascend stack, newer ones with the newer pair. Only for the versions that the tests
-run on: see DEEPGEN_ALL_COMFYUI in dev/comfyui/checkouts.py. A newer front end lies beside them.
+other one ``.venv-comfyui-<version>`` is made here, with the requirements of ComfyUI and a library pair: ComfyUI
+0.3.64 gets that of the Ascend stack, newer ones the newer pair. Only the versions that the tests run on get one: see
+DEEPGEN_ALL_COMFYUI in dev/comfyui/checkouts.py. A newer front end is downloaded as well.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ REQUIREMENTS = Path(__file__).with_name("requirements")
 # Compiled against CUDA builds of torch where pip offers no other; the tests' launcher copes with that, and
 # their dependencies would replace torch.
 _WITHOUT_DEPENDENCIES = {"torchvision": "torchvision==0.28.0", "kornia": "kornia", "spandrel": "spandrel"}
-# What these need beside torch.
+# What these need besides torch.
 _THEIR_DEPENDENCIES = ("kornia_rs",)
 _LEFT_OUT = {"torchaudio"}
 
 
 def make(checkout: Checkout) -> None:
+    """Make the environment of one checkout, unless it exists."""
     assert checkout.version is not None
     folder = ROOT / f".venv-comfyui-{checkout.version}"
     done = folder / "installed"
@@ -57,7 +60,7 @@ def make(checkout: Checkout) -> None:
 
 
 def add_front_end() -> None:
-    """Files for the browser: nothing of them runs in Python, so they need no environment."""
+    """Download the newer front end: files for the browser, which need no environment."""
     if not NEXT_FRONT_END_FILES.is_dir():
         wanted = ["--no-deps", "--target", str(NEXT_FRONT_END_FOLDER), f"comfyui-frontend-package=={NEXT_FRONT_END}"]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -1,4 +1,7 @@
-"""``make demo``: draw pictures with the demo checkpoint on the CPU, edit them, and put both on one sheet."""
+"""Generate images with the demo checkpoint on the CPU, edit them, and show both on one sheet.
+
+python -m dev.demo [--sheet FILE]
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ PAIRS = (
     ("a small orange circle at the bottom on a brown background", "move it to the top"),
     ("a blue circle on the left and a red square on the right, white background", "remove the blue circle"),
 )
-"""What is drawn, and how it is then edited."""
+"""What is generated, and how it is then edited."""
 
 ENLARGED = 4
 COLUMNS = 2
@@ -37,6 +40,7 @@ FONT_SIZE = 13
 
 
 def main() -> None:
+    """Make the sheet that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sheet", type=Path, default=FOLDER / "contact_sheet.png", help="(default: %(default)s)")
     arguments = parser.parse_args()
@@ -50,19 +54,20 @@ def main() -> None:
     rows = []
     for number, (prompt, instruction) in enumerate(PAIRS, start=1):
         start = time.perf_counter()
-        picture = only(pipe(prompt, height=side, width=side, seed=SEED).images)
-        drawn = time.perf_counter()
-        edited = only(pipe(instruction, image=picture, height=side, width=side, seed=SEED).images)
+        image = only(pipe(prompt, height=side, width=side, seed=SEED).images)
+        generated = time.perf_counter()
+        edited = only(pipe(instruction, image=image, height=side, width=side, seed=SEED).images)
         end = time.perf_counter()
-        print(f"{drawn - start:5.2f} s  {prompt}\n{end - drawn:5.2f} s    {instruction}")
-        picture.save(arguments.sheet.parent / f"{number}_generated.png")
+        print(f"{generated - start:5.2f} s  {prompt}\n{end - generated:5.2f} s    {instruction}")
+        image.save(arguments.sheet.parent / f"{number}_generated.png")
         edited.save(arguments.sheet.parent / f"{number}_edited.png")
-        rows.append(((prompt, picture), (instruction, edited)))
+        rows.append(((prompt, image), (instruction, edited)))
     contact_sheet(rows).save(arguments.sheet)
-    print(f"Done in {time.perf_counter() - START:.1f} s. The pictures: {arguments.sheet}")
+    print(f"Done in {time.perf_counter() - START:.1f} s. The images: {arguments.sheet}")
 
 
 def only(images) -> Image.Image:
+    """The only image of a batch."""
     (image,) = images
     return image
 
@@ -80,9 +85,9 @@ def contact_sheet(pairs) -> Image.Image:
     for number, pair in enumerate(pairs):
         left = MARGIN + (number % COLUMNS) * (width + 2 * MARGIN)
         top = MARGIN + (number // COLUMNS) * (height + MARGIN)
-        for column, (text, picture) in enumerate(pair):
+        for column, (text, image) in enumerate(pair):
             x = left + column * (cell + MARGIN)
-            big = picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST)
+            big = image.resize((image.width * ENLARGED, image.height * ENLARGED), Image.Resampling.NEAREST)
             sheet.paste(big, (x, top))
             for row, words in enumerate(wrap(text, font, cell)):
                 draw.text((x, top + cell + 4 + row * line), words, font=font, fill=(20, 24, 28))

@@ -1,8 +1,8 @@
-"""Make ``locales/en`` from the nodes themselves, and tell where ``locales/zh`` is out of step.
+"""Export ``locales/en`` from the nodes, and list what ``locales/zh`` lacks or has too many of.
 
     python -m dev.export_locale_en
 
-Run it after a name, a description or a tooltip of a node has changed. It needs a ComfyUI checkout.
+Run it after changing a name, a description or a tooltip of a node. It needs a ComfyUI checkout.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a locale file as the front end has them."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
+    """Export and compare."""
     checkout = next((found for found in find_checkouts() if not found.problem), None)
     if checkout is None:
-        raise SystemExit("no ComfyUI checkout that can be run; see COMFYUI_PATH in the README")
+        raise SystemExit("No ComfyUI checkout can be run: see COMFYUI_PATH in the README.")
     with ComfyServer(checkout) as server:
         english = texts_of(server.get("/object_info").json())
     write_json(ROOT / "locales" / "en" / "nodeDefs.json", english)

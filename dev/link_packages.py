@@ -1,9 +1,9 @@
-"""Give a new virtual environment the packages that `.venv` already has, by hard links; pip then adds what is missing.
+"""Hard-link packages of `.venv` into a new virtual environment; pip then adds what is missing.
 
-    .venv/bin/python -m dev.link_packages .venv-ascend CONSTRAINTS REQUIREMENTS...
+    .venv/bin/python -m dev.link_packages ENVIRONMENT CONSTRAINTS REQUIREMENTS...
 
-Linked is what the requirement files ask for, and what that needs, in the version that the constraints give, unless the
-environment has the package already. The half dozen environments of the tests have most of their gigabytes in common.
+It links what the requirement files ask for, and what that needs, in the version that the constraints allow, unless the
+environment already has the package. The environments of the tests share most of their gigabytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def requirements(path: Path) -> Iterator[Requirement]:
-    """Of a requirements or constraints file and those that it includes; markers that do not hold are left out."""
+    """The requirements of a file and of those that it includes, without those whose markers do not apply."""
     for line in path.read_text(encoding="utf-8").splitlines():
         line = re.split(r"(?:^|\s)#", line)[0].strip()
         if line.startswith("-r "):
@@ -36,11 +36,11 @@ def requirements(path: Path) -> Iterator[Requirement]:
                 yield requirement
 
 
-def wanted(asked: Iterable[Requirement], constraints: Iterable[Requirement]) -> dict[str, Distribution]:
-    """Packages of this interpreter that those who asked and their packages need, where the version is right."""
+def needed(required: Iterable[Requirement], constraints: Iterable[Requirement]) -> dict[str, Distribution]:
+    """Packages of this interpreter that the requirements need, directly or not, where the version is right."""
     bounds = {canonicalize_name(one.name): one.specifier for one in constraints}
     found: dict[str, Distribution] = {}
-    waiting = [(requirement, "") for requirement in asked]
+    waiting = [(requirement, "") for requirement in required]
     while waiting:
         requirement, extra = waiting.pop()
         name = canonicalize_name(requirement.name)
@@ -59,7 +59,7 @@ def wanted(asked: Iterable[Requirement], constraints: Iterable[Requirement]) -> 
 
 
 def link(package: Distribution, target: Path) -> None:
-    """All files of a package but those outside its folder, such as programs, which name their interpreter."""
+    """Link all files of a package except those outside its folder, such as programs, which name their interpreter."""
     for file in package.files or ():
         if ".." not in file.parts and (source := Path(str(package.locate_file(file)))).is_file():
             place = target / file
@@ -69,16 +69,17 @@ def link(package: Distribution, target: Path) -> None:
 
 
 def main(environment: Path, constraints: Path, *files: Path) -> None:
+    """Link into an environment what some requirement files need."""
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     target = site_packages(python.absolute())[0]
-    packages = wanted((one for file in files for one in requirements(file)), requirements(constraints))
-    for there in distributions(path=[str(target)]):
-        packages.pop(canonicalize_name(there.metadata["Name"]), None)
+    packages = needed((one for file in files for one in requirements(file)), requirements(constraints))
+    for installed in distributions(path=[str(target)]):
+        packages.pop(canonicalize_name(installed.metadata["Name"]), None)
     try:
         for package in packages.values():
             link(package, target)
     except OSError as error:
-        print(f"{error}: pip installs what could not be linked")
+        print(f"{error}. pip installs what could not be linked.")
     print(f"{len(packages)} packages of {Path(sys.prefix).name} linked into {environment.name}")
 
 

@@ -1,8 +1,10 @@
-"""Cancel latency, and what a second seed costs, in a real ComfyUI on the CPU: ``python -m dev.measure``.
+"""Measure cancel latency, and the cost of a second seed, in a real ComfyUI on the CPU.
+
+    python -m dev.measure [--repeats 3] [--comfyui VERSION]
 
 Prints Markdown tables for each ComfyUI that is found (COMFYUI_PATH, COMFYUI_PYTHON, as for the tests) and for two
-models: the demo, and one with random weights whose text side takes seconds. How often layers ran is counted in the
-server by a second pack of ours, which looks on and changes nothing.
+models: the demo, and one with random weights whose text encoder takes seconds. A second pack in the server counts how
+often layers run (`dev.comfyui.probe`); it changes nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ COUNTED = {
 
 @dataclass(frozen=True)
 class Model:
+    """A model in ComfyUI, its size in pixels and its steps."""
+
     name: str
     title: str
     side: int
@@ -50,6 +54,7 @@ MODELS = (Model(DEMO, "demo", 1024, 10), Model(NAME, "random weights, 137 M para
 
 
 def prepare(base: Path) -> None:
+    """Write the larger model into the folder of a server."""
     write(base / "models" / "deepgen" / NAME, LARGER)
 
 
@@ -61,6 +66,7 @@ class Session:
         self.probe = Probe(server)
 
     def graph(self, **changes) -> Graph:
+        """An edit with the model's settings, changed."""
         settings = {"width": self.model.side, "height": self.model.side, "steps": self.model.steps, **changes}
         return {
             "loader": loader(self.model.name),
@@ -70,31 +76,33 @@ class Session:
         }
 
     def run(self, **changes) -> RunResult:
+        """Run `graph`."""
         result = self.client.run(self.graph(**changes), timeout=600)
         if not result.ok:
             raise RuntimeError(result.error_text)
         return result
 
     def forget_all(self) -> None:
+        """Unload all models."""
         loaded = self.probe.memory()["tensors"]
         self.server.free()
-        # The worker does it when it has nothing else to do, and a prompt that comes first is run first.
-        wait_until(lambda: self.probe.memory()["tensors"] < 0.6 * loaded, "the weights' end", timeout=30)
+        # The worker does so when its queue is empty; a prompt that arrives earlier would run first.
+        wait_until(lambda: self.probe.memory()["tensors"] < 0.6 * loaded, "the weights to be unloaded", timeout=30)
         self.probe.new_calls()
 
     def cancelled(self, when: Callable[[Job], object]) -> float:
         """Seconds from the request to the end of the prompt."""
         job = self.client.start(self.graph())
         when(job)
-        asked = time.monotonic()
+        start = time.monotonic()
         job.interrupt()
         if job.wait().status != "interrupted":
             raise RuntimeError("the run ended before it could be cancelled")
-        return time.monotonic() - asked
+        return time.monotonic() - start
 
 
 def phases(session: Session) -> dict[str, float]:
-    """Seconds from a phase's first layer to the next one's, in a run that has to do everything."""
+    """Seconds from the first layer of a phase to that of the next, in a run without anything cached."""
     session.forget_all()
     marks = {"start": time.monotonic()}
     job = session.client.start(session.graph())
@@ -107,11 +115,12 @@ def phases(session: Session) -> dict[str, float]:
         "weights are read": marks[VISION_LAYER] - marks["start"],
         "the prompt is encoded": marks[VAE_ENCODER] - marks[VISION_LAYER],
         "denoising": marks[VAE_DECODER] - marks[DIT],
-        "the picture is decoded": end - marks[VAE_DECODER],
+        "the image is decoded": end - marks[VAE_DECODER],
     }
 
 
 def cancel_table(session: Session, repeats: int) -> list[str]:
+    """The latency of cancelling in each phase, and whether the next image is right."""
     probe = session.probe
     step = session.model.steps
 
@@ -130,9 +139,9 @@ def cancel_table(session: Session, repeats: int) -> list[str]:
         "weights are read": reading,
         "the prompt is encoded": reaches(VLM_LAYER),
         "denoising": reaches(DIT),
-        "the picture is decoded": reaches(VAE_DECODER),
+        "the image is decoded": reaches(VAE_DECODER),
     }
-    lines = ["| cancelled while | seconds to the end: median, most | the phase takes | the next picture |"]
+    lines = ["| cancelled while | seconds to the end: median, most | the phase takes | the next image |"]
     lines += ["|---|---|---|---|"]
     for phase, when in whens.items():
         seconds, same = [], True
@@ -143,16 +152,17 @@ def cancel_table(session: Session, repeats: int) -> list[str]:
         length = f"{lengths[phase]:.2f} s"
         if phase == "denoising":
             length += f", a step {lengths[phase] / step:.2f} s"
-        told = "the same to the bit" if same else "DIFFERS"
-        lines.append(f"| {phase} | {statistics.median(seconds):.2f}, {max(seconds):.2f} | {length} | {told} |")
+        verdict = "identical" if same else "DIFFERS"
+        lines.append(f"| {phase} | {statistics.median(seconds):.2f}, {max(seconds):.2f} | {length} | {verdict} |")
     return lines
 
 
 def seed_table(session: Session, repeats: int) -> list[str]:
+    """Seconds and layers of runs that have more or less in common with the one before."""
     cases = (
         ("the first run", {}),
         ("another seed", {"seed": 43}),
-        ("another prompt, the same picture", {"seed": 43, "prompt": "make it green"}),
+        ("another prompt, the same image", {"seed": 43, "prompt": "make it green"}),
         ("the first prompt and seed again", {}),
         ("nothing changed", {}),
     )
@@ -171,6 +181,7 @@ def seed_table(session: Session, repeats: int) -> list[str]:
 
 
 def main() -> int:
+    """Measure what the command line says; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--comfyui", help="version to use, e.g. 0.8.0 (default: those that the tests run on)")

@@ -1,4 +1,4 @@
-"""The pack as the registry publishes it: the files that git tracks, less those that .comfyignore names.
+"""Write the pack as the registry publishes it: the files that git tracks, without those that .comfyignore names.
 
 python -m dev.published_tree FOLDER
 """
@@ -21,12 +21,13 @@ def _tracked(*options: str) -> set[str]:
 
 
 def published_files() -> list[str]:
-    """Paths below the root, sorted; git itself reads .comfyignore, which has the syntax of its own ignore files."""
+    """Sorted paths below the root. git reads .comfyignore, whose syntax is that of .gitignore."""
     left_out = _tracked("--cached", "--ignored", "--exclude-from", str(ROOT / ".comfyignore"))
     return sorted(name for name in _tracked("--cached") - left_out if (ROOT / name).is_file())
 
 
 def write_published_tree(folder: Path) -> Path:
+    """Copy the published files into a folder, and return it."""
     for name in published_files():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

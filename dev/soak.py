@@ -1,15 +1,17 @@
-"""Many different runs in one ComfyUI, to see whether memory leaks: ``python -m dev.soak [--runs 50] [--on npu]``.
+"""Many different runs in one ComfyUI, to find memory leaks.
 
-The prompts differ in nodes, seed, prompt, size, pictures, dtype and model; some are cancelled, and after some
-everything is unloaded (``/free``). Prints a line for each run, a curve, and what it is judged by:
+    python -m dev.soak [--runs 50] [--on npu] [--comfyui VERSION]
 
-- after each unloading the device holds as many bytes as before the first run: not one more;
-- main memory does not grow any more in the second half: the least-squares line over it rises by less than `BOUND_MB`
-  altogether. Memory is taken after a garbage collection and after the allocator gave back what it keeps free;
-- as many tensors are alive as in the same run of the cycle before.
+The runs differ in nodes, seed, prompt, size, images, dtype and model; some are cancelled, and after some everything is
+unloaded (``/free``). Prints a line for each run, a chart, and the criteria:
 
-The exit status is 1 if one of them is not so. Linux only. COMFYUI_PATH and COMFYUI_PYTHON name the checkouts, as for
-the tests; the NPU is the simulated one of the tests.
+- after each unloading, the device has exactly as many bytes in use as before the first run;
+- main memory does not grow in the second half: its least-squares line rises by less than `BOUND_MB` in total. It is
+  measured after a garbage collection and after the allocator has returned its free memory;
+- on average, no more than `BOUND_TENSORS` more tensors are alive than in the same run of the previous cycle.
+
+The exit status is 1 if one of them fails. Linux only. COMFYUI_PATH and COMFYUI_PYTHON name the checkouts, as for the
+tests; the NPU is the simulated one of the tests.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ NPU_MIB = 64 * 1024
 
 @dataclass
 class Row:
-    """After one run. ``device_after`` is what the device held once everything was unloaded, where it was."""
+    """After one run. ``device_after`` is what the device had in use after unloading, if everything was unloaded."""
 
     what: str
     status: str
@@ -61,7 +63,7 @@ class Row:
 
 
 def prepare(base: Path) -> None:
-    """Two small models with random weights, and pictures to edit."""
+    """Write two small models with random weights, and images to edit."""
     for seed, name in enumerate(MODELS):
         write(base / "models" / "deepgen" / name, "tiny", seed)
     (base / "input").mkdir(exist_ok=True)
@@ -72,8 +74,8 @@ def prepare(base: Path) -> None:
 def prompts(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """What to run: (description, graph).
 
-    But for the seed, all comes again after `CYCLE` runs: the kernels that the CPU's library keeps for each shape, the
-    encodings that are kept to be reused, and the allocator's pieces then grow no more.
+    Except for the seed, runs repeat after `CYCLE`: from then on, the kernels that the CPU library caches by shape, the
+    cached encodings and the pieces of the allocator do not grow.
     """
     for number in range(count):
         colour, other = COLOURS[number % 4], COLOURS[(number + 1) % 4]
@@ -102,7 +104,11 @@ def prompts(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def soak(server: ComfyServer, runs: int) -> list[Row]:
-    """Run and record. Raises ServerError when a run fails that was not cancelled."""
+    """Run and record.
+
+    Raises:
+        ServerError: When a run that was not cancelled fails.
+    """
     probe, rows = Probe(server), []
     at_start = device_bytes(server)
     with Client(server) as client:
@@ -138,7 +144,7 @@ def soak(server: ComfyServer, runs: int) -> list[Row]:
 
 
 def unload(server: ComfyServer, wanted: int) -> int:
-    """Unload everything; returns the bytes of the device that stay in use when nothing more is given back."""
+    """Unload everything and return the bytes of the device that stay in use; ``wanted`` ends the waiting earlier."""
     server.free()
     try:  # the worker thread does it when it next looks at its queue
         wait_until(lambda: device_bytes(server) <= wanted, "the device's memory", timeout=5)
@@ -148,7 +154,7 @@ def unload(server: ComfyServer, wanted: int) -> int:
 
 
 def slope(values: Sequence[float]) -> float:
-    """Of the least-squares line, for each step."""
+    """The slope of the least-squares line, per step."""
     middle = (len(values) - 1) / 2
     mean = sum(values) / len(values)
     across = sum((index - middle) ** 2 for index in range(len(values)))
@@ -156,19 +162,20 @@ def slope(values: Sequence[float]) -> float:
 
 
 def growth(rows: Sequence[Row]) -> tuple[float, float]:
-    """(MB a run, MB altogether) of what is held in the second half."""
+    """(MB per run, MB in total) of main memory in the second half."""
     half = [row.held_mb for row in rows[len(rows) // 2 :]]
     rise = slope(half)
     return rise, rise * (len(half) - 1)
 
 
 def more_tensors(rows: Sequence[Row]) -> int:
-    """How many more are alive than a cycle before, on average over the last cycle."""
+    """How many more tensors are alive than a cycle before, on average over the last cycle."""
     pairs = list(zip(rows[-CYCLE:], rows[-2 * CYCLE : -CYCLE], strict=False))
     return round(sum(now.tensors - before.tensors for now, before in pairs) / max(1, len(pairs)))
 
 
 def chart(values: Sequence[float], height: int = 10) -> str:
+    """A chart in characters."""
     low, high = min(values), max(values)
     scale = (high - low) or 1.0
     levels = [round((value - low) / scale * (height - 1)) for value in values]
@@ -180,9 +187,9 @@ def chart(values: Sequence[float], height: int = 10) -> str:
 
 
 def report(rows: Sequence[Row], at_start: int) -> bool:
-    """Print it; whether nothing leaks."""
+    """Print the result; whether nothing leaks."""
     print(
-        f"{'run':>3} {'seconds':>7} {'resident':>8} {'held MB':>8} {'tensors':>7} {'device':>11} {'unloaded':>8}  what"
+        f"{'run':>3} {'seconds':>7} {'resident':>8} {'used MB':>8} {'tensors':>7} {'device':>11} {'unloaded':>8}  what"
     )
     for number, row in enumerate(rows, start=1):
         after = "" if row.device_after is None else f"{row.device_after}"
@@ -190,16 +197,17 @@ def report(rows: Sequence[Row], at_start: int) -> bool:
             f"{number:3} {row.seconds:7.2f} {row.resident_mb:8.1f} {row.held_mb:8.1f} {row.tensors:7} {row.device:11} "
             f"{after:>8}  {row.what}{'' if row.status == 'success' else ' ' + row.status}"
         )
-    print("\nMB of main memory held after each run:\n" + chart([row.held_mb for row in rows]))
+    print("\nMB of main memory in use after each run:\n" + chart([row.held_mb for row in rows]))
     rise, total = growth(rows)
     stays = {row.device_after for row in rows if row.device_after is not None}
-    print(f"\nsecond half: {rise:+.3f} MB a run, {total:+.1f} MB altogether (bound: {BOUND_MB})")
+    print(f"\nsecond half: {rise:+.3f} MB per run, {total:+.1f} MB in total (bound: {BOUND_MB})")
     print(f"tensors alive more than a cycle before, on average: {more_tensors(rows)} (bound: {BOUND_TENSORS})")
     print(f"bytes on the device before the first run: {at_start}; after unloading: {sorted(stays)}")
     return total < BOUND_MB and more_tensors(rows) < BOUND_TENSORS and stays <= {at_start}
 
 
 def main() -> int:
+    """Run what the command line says; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--on", choices=("npu", "cpu"), default="npu", help="the simulated NPU, or the CPU")

@@ -1,9 +1,11 @@
-"""Run a part of CI and note what it took: ``python -m dev.timed PART COMMAND...``.
+"""Run a part of CI and record its time.
 
-Without arguments it shows the notes.
+    python -m dev.timed PART COMMAND...
+    python -m dev.timed
 
-Commands of the same part are added up, in build/times.txt. CPU seconds are those of the command and of all that it
-started and waited for: on a busy machine they tell more than the clock. Linux and macOS only.
+The second form shows the records of build/times.txt; commands of the same part are summed. CPU seconds include the
+processes that the command started and waited for: on a busy machine they say more than the clock. Linux and macOS
+only.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ NOTES = Path(__file__).resolve().parents[1] / "build" / "times.txt"
 
 
 def run(part: str, command: list[str]) -> int:
+    """Run a command and record it; its exit status."""
     began = time.monotonic()
     status = subprocess.run(command, check=False).returncode
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -32,6 +35,7 @@ def run(part: str, command: list[str]) -> int:
 
 
 def show() -> None:
+    """Print the records."""
     seconds: defaultdict[str, float] = defaultdict(float)
     cpu_seconds: defaultdict[str, float] = defaultdict(float)
     failed = set()

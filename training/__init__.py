@@ -1,1 +1,1 @@
-"""How the demo checkpoint is made: its pictures, its words, its training and its evaluation."""
+"""How the demo checkpoint is made: its images, its words, its training and its evaluation."""

@@ -1,6 +1,6 @@
 """``python -m training STAGE``."""
 
-# Apart from `cli`, whose functions other processes have to find under their name.
+# Not in `cli` itself: other processes have to find its functions under their module name.
 from .cli import main
 
 

@@ -1,4 +1,4 @@
-"""What is evaluated: prompts and edits on scenes that training never saw."""
+"""The evaluation set: prompts and edits on scenes that training never saw."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 
 from .edits import Edit, random_edit
 from .scenes import Domain, Scene, random_scene
-from .wording import LANGUAGES, Told, as_sentence, caption, instruction
+from .wording import LANGUAGES, Mentioned, as_sentence, caption, instruction
 
 
 HELD_OUT = Domain(held_out=True)
-# Everything at once would ask more than the second ring: each group leaves the first ring in one way.
-JUDGED = {"first ring": Domain(held_out=None), "both rings": Domain(0.5, 0.3, 0.3, 0.0, None)}
-"""What judge and VAE are measured on: nobody holds anything out from them."""
-SENTENCES = "first ring, as sentences"
+JUDGED = {"core": Domain(held_out=None), "core and extended": Domain(0.5, 0.3, 0.3, 0.0, None)}
+"""Scenes for judge and VAE, from which nothing is held out."""
+SENTENCES = "core, as sentences"
 GROUPS: dict[str, Domain] = {
-    "first ring": HELD_OUT,
+    "core": HELD_OUT,
     SENTENCES: HELD_OUT,
     "star and ring": replace(HELD_OUT, further_shapes=1.0),
     "small and big": replace(HELD_OUT, other_sizes=1.0),
@@ -24,15 +23,20 @@ GROUPS: dict[str, Domain] = {
     "96 x 64 and 64 x 96": replace(HELD_OUT, other_formats=1.0, formats=((96, 64), (64, 96))),
     "96 x 96": replace(HELD_OUT, other_formats=1.0, formats=((96, 96),)),
 }
+"""Scenes by row of the table. Each extends the core in one way only."""
+_SEED_NAMES = {"core": "first ring", SENTENCES: "first ring, as sentences"}
+"""Part of the seeds, where it is not the group's name: the published numbers are of the scenes drawn with these."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to make.
+    """One image to make.
 
     Attributes:
         group: The row of the table.
-        scene: What the picture has to show.
+        language: Of the text.
+        text: Caption or instruction.
+        scene: What the image has to show.
         edit: None for generation.
         seed: Of the noise.
     """
@@ -46,8 +50,8 @@ class Case:
 
 
 def generation(group: str, count: int, seed: int) -> list[Case]:
-    """``count`` captions that leave nothing open, half of them in each language, of the same scenes."""
-    rng = random.Random(f"generate {group} {seed}")
+    """``count`` captions that mention everything: of each scene one in each language."""
+    rng = random.Random(f"generate {_SEED_NAMES.get(group, group)} {seed}")
     cases = []
     for number in range(0, count, len(LANGUAGES)):
         scene = random_scene(rng, GROUPS[group])
@@ -60,7 +64,7 @@ def generation(group: str, count: int, seed: int) -> list[Case]:
 
 
 def editing(kind: str, count: int, seed: int, domain: Domain = HELD_OUT) -> list[Case]:
-    """``count`` edits of one kind, half of them in each language."""
+    """``count`` edits of one kind: each in both languages."""
     rng = random.Random(f"edit {kind} {seed}")
     cases = []
     for number in range(0, count, len(LANGUAGES)):
@@ -72,10 +76,10 @@ def editing(kind: str, count: int, seed: int, domain: Domain = HELD_OUT) -> list
 
 
 def open_colour(count: int, seed: int) -> list[Case]:
-    """Captions that name no colour, for what a negative prompt does."""
+    """Captions that name no colour, to measure the effect of a negative prompt."""
     rng = random.Random(f"open {seed}")
     scenes = [random_scene(rng, Domain(held_out=None)) for _ in range(count)]
     return [
-        Case("open colour", "en", caption(rng, scene, "en", Told(colour=False)), scene, None, seed + number)
+        Case("open colour", "en", caption(rng, scene, "en", Mentioned(colour=False)), scene, None, seed + number)
         for number, scene in enumerate(scenes)
     ]

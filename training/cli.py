@@ -1,4 +1,4 @@
-"""``python -m training STAGE``: the demo checkpoint, stage by stage. ``make demo-checkpoint`` runs them all."""
+"""``python -m training STAGE`` makes the demo checkpoint, stage by stage; ``make demo-checkpoint`` runs all stages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo_checkpoint"
 RESULT = ROOT / "training" / "EVALUATION.md"
 MINUTES = {"vae": 9.0, "text": 9.0, "dit": 66.0, "decoder": 6.0}
-"""How long the stages train that the checkpoint in the repository has gone through."""
+"""Length of each training stage; the checkpoint in the repository was trained that long."""
 STAGES = ("create", "vae", "text", "latents", "dit", "decoder", "evaluate", "publish")
 
 
 def main() -> None:
+    """Run one stage, as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
@@ -28,11 +29,11 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, help=f"length of a training stage (default: {MINUTES})")
     parser.add_argument("--samples", type=int, default=80_000, help="captions and edits of the stage latents")
-    parser.add_argument("--model", type=Path, help="folder to evaluate, if not that of the run")
+    parser.add_argument("--model", type=Path, help="folder to evaluate (default: that of the run)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch, in each process")
-    parser.add_argument("--pictures", type=int, help="number of each look at what was learnt")
-    parser.add_argument("--processes", type=int, default=2, help="of the stages latents and dit")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch in each process")
+    parser.add_argument("--pictures", type=int, help="number of images in each evaluation during the training")
+    parser.add_argument("--processes", type=int, default=2, help="processes of the stages latents and dit")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -52,9 +53,9 @@ def main() -> None:
 
         train(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
     elif arguments.stage == "decoder":
-        from .vae import polish
+        from .vae import finetune_decoder
 
-        polish(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
+        finetune_decoder(folder, state, seconds, arguments.seed, log, arguments.pictures or 1000)
     elif arguments.stage == "text":
         from .text import train
 
@@ -73,9 +74,9 @@ def _evaluate(model: Path, work: Path) -> None:
     from .evaluate import everything
     from .model import load
     from .report import read_log, table
-    from .speed import measure
+    from .speed import measure_times
 
-    result = {"speed": measure(model), **everything(load(model))}
+    result = {"speed": measure_times(model), **everything(load(model))}
     (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     RESULT.write_text(table(result, read_log(work / "log.jsonl")), encoding="utf-8")
     print(RESULT.read_text(encoding="utf-8"))

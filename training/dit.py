@@ -1,7 +1,7 @@
 """Stage 4: the DiT. ``python -m training dit``.
 
-Flow matching on the encoded training set. Processes of one thread each share the work: threads of one process
-wait for each other whenever the machine does something else.
+Flow matching on the encoded training set. The work is shared by processes of one thread each: threads of one process
+wait for each other whenever the machine is busy with something else.
 """
 
 from __future__ import annotations
@@ -36,15 +36,21 @@ COOLDOWN = 0.3
 """The last part of the time, in which the learning rate falls to zero. A longer run resumes from before it."""
 EMA = 0.998
 EDIT_PART = 0.55
-"""Part of the steps that train edits, which are longer and harder; half of it in the first eighth of the time."""
+"""Part of the steps that train edits, which are longer and harder; half as much in the first eighth of the time."""
 EVALUATE_SECONDS = 420
 
 
-def train(work: Path, process: int, processes: int, seconds: float, seed: int, log: Log, pictures: int = 60) -> None:
-    """Train, from the last saved state if there is one, until ``seconds`` of training are reached in all.
+def train(work: Path, process: int, processes: int, seconds: float, seed: int, log: Log, images: int = 60) -> None:
+    """Train, from the last saved state if there is one, up to ``seconds`` of training in total.
 
     Args:
-        pictures: Number of pictures in each look at what the model can do.
+        work: Folder of the run.
+        process: Number of this process.
+        processes: Number of all processes.
+        seconds: Of training, over all runs.
+        seed: Of weights, data and noise.
+        log: For losses and evaluations.
+        images: Number of images in each evaluation.
     """
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29511")
@@ -58,7 +64,7 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
     recent: dict[str, list[float]] = {"generate": [], "edit": []}
     while run.saved.seconds < seconds:
         part = run.saved.seconds / seconds
-        # The same for all processes: edits take longer, and nobody should wait.
+        # The same for all processes: edits take longer, and no process should wait.
         editing = random.Random(f"{seed} {run.saved.step}").random() < EDIT_PART * (0.5 if part < 0.125 else 1)
         task = "edit" if editing else "generate"
         batch = _draw(data[task], generator)
@@ -66,7 +72,7 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
         recent[task].append(run.train_step(batch, shift, generator))
 
         now = time.monotonic()
-        # Every process must go by the same clock, or one of them stops before the others.
+        # All processes must use the same clock, or one of them stops before the others.
         clock = torch.tensor([now - last, now - saved, now - evaluated], dtype=torch.float64)
         dist.broadcast(clock, 0)
         run.saved.seconds += float(clock[0])
@@ -80,17 +86,17 @@ def train(work: Path, process: int, processes: int, seconds: float, seed: int, l
             run.save()
         if clock[2] > EVALUATE_SECONDS:
             evaluated = now
-            run.evaluate(log, pictures)
+            run.evaluate(log, images)
             dist.barrier()
-            last = time.monotonic()  # looking is not training
+            last = time.monotonic()  # evaluation is not training
     run.save()
-    run.evaluate(log, pictures)
+    run.evaluate(log, images)
     dist.barrier()
     dist.destroy_process_group()
 
 
 def initialise(transformer: SD3Transformer2DModel) -> None:
-    """As DiT and SD3 begin: every block is the identity, and the output zero (arXiv 2212.09748, section 3.2)."""
+    """Initialise as DiT and SD3: every block is the identity, the output zero (arXiv 2212.09748, section 3.2)."""
     for name, module in transformer.named_modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -102,7 +108,7 @@ def initialise(transformer: SD3Transformer2DModel) -> None:
 
 
 class _Run:
-    """The model in training, and all that is saved of it."""
+    """The model in training, and everything that is saved of it."""
 
     def __init__(self, work: Path, process: int, seed: int):
         self.work, self.process = work, process
@@ -115,10 +121,10 @@ class _Run:
         self.average.load_state_dict(self.model.state_dict())
         hidden, other = [], []
         for name, parameter in self.model.named_parameters():
-            # Muon is for the matrices inside the blocks; modulation, embeddings and output are not of that kind.
+            # Muon is for the matrices inside the blocks, not for modulation, embeddings and output.
             inside = parameter.ndim == 2 and name.startswith("transformer_blocks.") and "norm" not in name
             (hidden if inside else other).append(parameter)
-        # Its matrix iteration is dear, so each process steps its own share of the matrices and tells the others.
+        # Its matrix iteration is expensive, so each process updates a share of the matrices and broadcasts it.
         processes = dist.get_world_size()
         hidden.sort(key=lambda parameter: -parameter.numel())
         self.shares = [hidden[number::processes] for number in range(processes)]
@@ -133,11 +139,11 @@ class _Run:
             torch.optim.AdamW(other, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
         ]
         muon, adamw = self.optimizers
-        # Of each process its own: they differ in their share of the matrices.
+        # One file for each process: they differ in their share of the matrices.
         self.saved = Saved(work / f"dit-{process}.pt", model=self.model, average=self.average, muon=muon, adamw=adamw)
 
     def agree_on_step(self) -> None:
-        """Let all processes go on from the same step: a run may have been stopped while some had saved already.
+        """Let all processes continue from the same step: a run may have been stopped when only some had saved.
 
         Raises:
             ValueError: When their states do not belong together.
@@ -148,8 +154,8 @@ class _Run:
         least, most = self._steps()
         if least != most:
             raise ValueError(
-                f"The states in {self.work} are of step {least} and of step {most}. A run is resumed with as many "
-                "processes as it was begun with; to begin anew, remove dit-*.pt there."
+                f"The states in {self.work} must be of one step, got steps {least} to {most}. Resume with the same "
+                "number of processes, or remove dit-*.pt there to start from scratch."
             )
 
     def _steps(self) -> tuple[int, int]:
@@ -208,8 +214,8 @@ class _Run:
             if owner != self.process:
                 _spread(flat, [parameter.data for parameter in parameters])
 
-    def evaluate(self, log: Log, pictures: int) -> None:
-        """One process looks at generation and another at edits."""
+    def evaluate(self, log: Log, images: int) -> None:
+        """Evaluate generation in one process and edits in another."""
         self.pipe.transformer.load_state_dict(self.average.state_dict())
         for number, task in enumerate(("generate", "edit")):
             if number % dist.get_world_size() == self.process:
@@ -218,7 +224,7 @@ class _Run:
                     step=self.saved.step,
                     seconds=self.saved.seconds,
                     task=task,
-                    **quick(self.pipe, task, pictures),
+                    **quick(self.pipe, task, images),
                 )
 
 
@@ -230,7 +236,7 @@ def _spread(flat: Tensor, tensors: list[Tensor]) -> None:
 
 
 def _draw(chunks: list[Chunk], generator: torch.Generator) -> Chunk:
-    """Rows of a random chunk; a chunk is drawn as often as its number of rows calls for."""
+    """Rows of a random chunk, each chunk with a probability proportional to its number of rows."""
     sizes = torch.tensor([len(chunk.target) for chunk in chunks], dtype=torch.float)
     chunk = chunks[int(torch.multinomial(sizes, 1, generator=generator))]
     return chunk.rows(torch.randperm(len(chunk.target), generator=generator)[:BATCH])

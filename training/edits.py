@@ -1,4 +1,4 @@
-"""Edits: what is asked of a picture, and the picture that is right."""
+"""Edits: a source, an instruction and the right result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Edit:
         kind: One of `KINDS`.
         sources: The references, in order: one scene, two for ``combine`` (the thing of the first, the
             background of the second).
-        target: The scene that is right.
-        subject: The number in ``sources[0].things`` of the thing that is spoken of.
+        target: The right result.
+        subject: The index in ``sources[0].things`` of the thing that the instruction is about.
     """
 
     kind: str
@@ -34,8 +34,8 @@ class Edit:
 def random_edit(rng: random.Random, kind: str, domain: Domain) -> Edit:
     """An edit between random scenes.
 
-    Where ``domain`` is that of training, neither source nor target is held out; where it is that of the
-    evaluation, one of them is.
+    In the domain of the training, neither source nor target is held out; in that of the evaluation, one of
+    them is.
     """
     while True:
         edit = _DRAW[kind](rng, replace(domain, held_out=None, other_formats=0.0))
@@ -57,7 +57,7 @@ def _change(scene: Scene, number: int, **changes) -> Scene:
 def _recolour(rng: random.Random, domain: Domain) -> Edit:
     source = random_scene(rng, domain)
     number = rng.randrange(len(source.things))
-    # Two things keep different colours: colour is what tells them apart.
+    # Two things keep different colours, by which they are distinguished.
     colour = _other(rng, COLOURS, *(thing.colour for thing in source.things))
     return Edit("recolour", (source,), _change(source, number, colour=colour), number)
 

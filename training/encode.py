@@ -1,4 +1,4 @@
-"""The pipeline's own way from texts and references to embeddings, for batches in which every row is different."""
+"""The stage 1 of the pipeline, from texts and references to embeddings, for batches of different rows."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from .scenes import Scene, pixels
 NEGATIVES = ("", EDIT_NEGATIVE_PROMPT)
 
 
-def picture_tensor(scenes: Sequence[Scene]) -> Tensor:
-    """[n, 3, H, W] in [-1, 1], as the pipeline's ``to_pixels`` gives it."""
+def image_tensor(scenes: Sequence[Scene]) -> Tensor:
+    """Rendered scenes [n, 3, H, W] in [-1, 1], as ``to_pixels`` of the pipeline returns images."""
     return to_tensor([pixels(scene) for scene in scenes])
 
 
-def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
-    """Pictures [H, W, 3] (uint8) as [n, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """Images [H, W, 3] (uint8) as [n, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
 
 
 def texts_of_captions(pipe: DeepGenPipeline, captions: Sequence[str]) -> list[str]:
+    """Captions in the prompt template."""
     return [pipe.prompt_template.for_generation(caption) for caption in captions]
 
 
 def texts_of_edits(pipe: DeepGenPipeline, instructions: Sequence[str], edits: Sequence[Edit]) -> list[str]:
+    """Instructions in the prompt template, with the image tokens of the references of their edits."""
     cells = image_cells(pipe, edits)
     return [
         pipe.prompt_template.for_editing(instruction, [rows * columns for rows, columns in cells])
@@ -49,18 +51,20 @@ def image_cells(pipe: DeepGenPipeline, edits: Sequence[Edit]) -> list[tuple[int,
 
 
 def length(pipe: DeepGenPipeline, text: str) -> int:
+    """Number of tokens."""
     return len(pipe.tokenizer(text)["input_ids"])
 
 
 def embed(
     pipe: DeepGenPipeline, texts: Sequence[str], edits: Sequence[Edit] = (), pad_to: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """VLM and connector.
+    """Run VLM and connector.
 
     Args:
-        texts: With the prompt template around them.
-        edits: Those that the texts belong to, if any: their sources are the references. All have as many.
-        pad_to: Left-pad to this many tokens at least, as a longer text in the batch would.
+        pipe: The pipeline.
+        texts: In the prompt template.
+        edits: Of the texts, if any. Their sources are the references, the same number for all.
+        pad_to: Left-pad to at least this number of tokens, as a longer text in the batch would.
 
     Returns:
         The sequence [n, L + queries, joint_attention_dim] and the pooled vector [n, pooled_projection_dim].
@@ -72,7 +76,7 @@ def embed(
     features, cells = None, []
     if edits:
         cells = image_cells(pipe, edits)
-        references = picture_tensor([scene for edit in edits for scene in edit.sources])
+        references = image_tensor([scene for edit in edits for scene in edit.sources])
         features = encode_references(pipe.vlm, references)  # [edits x references, tokens, hidden]
         features = features.reshape(len(edits), -1, features.shape[-1])
     states = stacked_hidden_states(pipe.vlm, input_ids, valid, pipe.connector.meta_queries, features, cells)

@@ -1,6 +1,6 @@
-"""The judge: what a picture shows, by plain measurement of its pixels.
+"""The judge: recognises what an image shows, by measuring its pixels.
 
-Nothing here is learned, so the judge cannot share the model's mistakes.
+Nothing here is learned, so the judge cannot share the mistakes of the model.
 """
 
 from __future__ import annotations
@@ -16,33 +16,35 @@ from scipy import ndimage
 from .scenes import BACKGROUNDS, COLOURS, PLACES, RADII, SHAPES, SIDE, Scene, draw_shape
 
 
-_SMALLEST_PART = 0.008  # of the picture's area: less is a speck, not a thing
+_SMALLEST_PART = 0.008  # of the area of the image: less is a speck, not a thing
 _TEMPLATE_SIDE = 48
 
 
 @dataclass(frozen=True)
-class SeenThing:
+class RecognisedThing:
+    """One shape in an image."""
+
     shape: str
     colour: str
     place: str
     size: str
     area: float
-    """Part of the picture's area."""
+    """Part of the area of the image."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a picture shows; ``things`` from the largest to the smallest."""
+class Recognised:
+    """What an image shows; ``things`` from the largest to the smallest."""
 
     background: str
-    things: tuple[SeenThing, ...]
+    things: tuple[RecognisedThing, ...]
 
 
-def look(picture: Image.Image | np.ndarray) -> Seen:
-    """Judge an RGB picture ([H, W, 3] uint8, or PIL)."""
-    if not isinstance(picture, np.ndarray):
-        picture = np.asarray(picture.convert("RGB"))
-    pixels = picture.astype(np.float32)
+def recognise(image: Image.Image | np.ndarray) -> Recognised:
+    """What an RGB image ([H, W, 3] uint8, or PIL) shows."""
+    if not isinstance(image, np.ndarray):
+        image = np.asarray(image.convert("RGB"))
+    pixels = image.astype(np.float32)
     height, width = pixels.shape[:2]
     frame = np.ones((height, width), dtype=bool)
     frame[2:-2, 2:-2] = False
@@ -54,20 +56,20 @@ def look(picture: Image.Image | np.ndarray) -> Seen:
         part = labels == number
         if part.sum() < _SMALLEST_PART * height * width:
             continue
-        thing = _judge_thing(pixels, distance, ndimage.binary_dilation(part, iterations=2), height, width)
+        thing = _recognise_thing(pixels, distance, ndimage.binary_dilation(part, iterations=2), height, width)
         if thing is not None:
             things.append(thing)
     things.sort(key=lambda thing: -thing.area)
-    return Seen(_nearest(ground, BACKGROUNDS), tuple(things))
+    return Recognised(_nearest(ground, BACKGROUNDS), tuple(things))
 
 
-def _judge_thing(pixels: np.ndarray, distance: np.ndarray, part: np.ndarray, height: int, width: int):
+def _recognise_thing(pixels: np.ndarray, distance: np.ndarray, part: np.ndarray, height: int, width: int):
     strength = np.percentile(distance[part], 90)
     core = part & (distance > 0.8 * strength)
     if not core.any():
         return None
     colour = np.median(pixels[core], axis=0)
-    # The edge runs where the picture is half thing, half background.
+    # The edge is where colours are half thing, half background.
     mask = part & (distance > 0.5 * strength)
     rows, columns = np.nonzero(mask)
     if len(rows) < _SMALLEST_PART * height * width / 2:
@@ -76,10 +78,10 @@ def _judge_thing(pixels: np.ndarray, distance: np.ndarray, part: np.ndarray, hei
     centre = ((left + right) / 2 / width, (top + bottom) / 2 / height)
     place = min(PLACES, key=lambda name: math.dist(PLACES[name], centre))
     shape = _best_template(mask[top:bottom, left:right])
-    # In units of SIDE. The bounding box tells the size of a ring and of a star better than their area.
+    # In units of SIDE. For a ring or a star, the bounding box shows the size better than the area does.
     extent = math.sqrt((bottom - top) * (right - left)) / min(height, width) * SIDE
     size = min(RADII, key=lambda name: abs(math.log(extent / _extent(shape, RADII[name]))))
-    return SeenThing(shape, _nearest(colour, COLOURS), place, size, float(mask.sum()) / (height * width))
+    return RecognisedThing(shape, _nearest(colour, COLOURS), place, size, float(mask.sum()) / (height * width))
 
 
 def _nearest(colour: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
@@ -87,7 +89,7 @@ def _nearest(colour: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
 
 
 def _best_template(mask: np.ndarray) -> str:
-    """The shape whose template overlaps best when both fill the same box."""
+    """The shape whose template overlaps most when both fill the same box."""
     box = Image.fromarray(mask.astype(np.uint8) * 255).resize(
         (_TEMPLATE_SIDE, _TEMPLATE_SIDE), Image.Resampling.BILINEAR
     )
@@ -101,7 +103,7 @@ def _best_template(mask: np.ndarray) -> str:
 
 
 def _drawn(shape: str, radius: float) -> Image.Image:
-    """The shape alone, as a mask cut at its bounding box."""
+    """The shape alone, as a mask cropped to its bounding box."""
     side = int(radius * 4)
     image = Image.new("L", (side, side), 0)
     draw_shape(ImageDraw.Draw(image), shape, (side / 2, side / 2), radius, 255)
@@ -122,7 +124,7 @@ def _extent(shape: str, radius: float) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a scene a picture shows rightly. Where the number of things is wrong, so is all about them."""
+    """Which facts of a scene an image shows. If the number of things is wrong, so is everything about them."""
 
     background: bool
     count: bool
@@ -133,15 +135,17 @@ class Verdict:
 
     @property
     def right(self) -> bool:
+        """Whether all of them are."""
         return self.background and self.count and self.shape and self.colour and self.place and self.size
 
 
-def compare(seen: Seen, wanted: Scene) -> Verdict:
-    count = len(seen.things) == len(wanted.things)
+def compare(found: Recognised, wanted: Scene) -> Verdict:
+    """The verdict on an image: what it shows against what it should show."""
+    count = len(found.things) == len(wanted.things)
     pairs = []
     if count:
-        # By place first: two wanted things never share one.
-        free = list(seen.things)
+        # By place first: two things of a scene never share one.
+        free = list(found.things)
         for thing in wanted.things:
             best = max(free, key=lambda one: (one.place == thing.place) * 2 + (one.colour == thing.colour))
             free.remove(best)
@@ -151,7 +155,7 @@ def compare(seen: Seen, wanted: Scene) -> Verdict:
         return count and all(getattr(one, name) == getattr(thing, name) for one, thing in pairs)
 
     return Verdict(
-        background=seen.background == wanted.background,
+        background=found.background == wanted.background,
         count=count,
         shape=all_equal("shape"),
         colour=all_equal("colour"),

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from deepgen_npu import DeepGenPipeline
 from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY, RANDOM_WEIGHTS_KEY, TRAINED_SIDE_KEY
 from deepgen_npu.checkpoint.tokenizer_files import byte_symbols
+from deepgen_npu.files import new_folder, replacing
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from deepgen_npu.tools.layout import WeightFile, legacy_vlm_name, weight_files
 from deepgen_npu.tools.model_sizes import PROMPT_TEMPLATE, Size, Vocabulary, make_size
@@ -31,11 +31,11 @@ LONGEST_TOKEN = 12
 
 
 def vocabulary() -> Vocabulary:
-    """Byte-level BPE with the words of the demo, so that a word is a token; anything else is spelt in bytes."""
+    """Byte-level BPE with one token for each word of the demo; anything else is spelt in bytes."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    # Words are split here already; a regular expression would tear the blank off.
+    # Words are already split; a regular expression would separate the space before them.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = all_words() + [" " + word for word in EDIT_NEGATIVE_PROMPT.replace(".", "").replace(",", "").split()]
     trainer = trainers.BpeTrainer(
@@ -52,7 +52,7 @@ def vocabulary() -> Vocabulary:
     def symbols() -> list[str]:
         return list(dict.fromkeys([*byte_symbols(), *("".join(pair) for pair in pairs)]))
 
-    # The first words of sentences and the marks at their ends come behind the others and change none of them
+    # Capitalised words and the marks that end sentences come last and leave the other ids as they are
     # (`text.begin_and_end_sentences`).
     for word in (*STOPS, *capitalised_words()):
         first, *others = tokenizer.encode(word).tokens
@@ -107,7 +107,7 @@ def demo_size() -> Size:
         },
         shard_bytes=1_400_000,
         vocabulary=words,
-        # Few words that are always the same leave more for those that differ.
+        # Short templates, so that most tokens are those of the prompt.
         prompt_template={
             **PROMPT_TEMPLATE,
             "INSTRUCTION": "<|im_start|>{input}<|im_end|>",
@@ -132,6 +132,8 @@ def save_part(folder: str | os.PathLike[str], part: str, state: Mapping[str, Ten
     """Replace the weights of one part, with the names, files and dtypes of the published layout.
 
     Args:
+        folder: Of the checkpoint.
+        part: ``vlm``, ``connector``, ``transformer`` or ``vae``.
         state: The model's state dict; tensors that no file holds (buffers) are left out.
         config: Settings of the part's ``config.json`` that the training found.
     """
@@ -139,16 +141,15 @@ def save_part(folder: str | os.PathLike[str], part: str, state: Mapping[str, Ten
     if part == "vlm":
         state = {legacy_vlm_name(name): tensor for name, tensor in state.items()}
     for file in _files(part):
-        tensors = {name: state[name].detach().to(file.torch_dtype).contiguous() for name in file.shapes}
-        path = folder / file.name
-        temporary = path.with_suffix(".partial")
-        save_file(tensors, temporary, metadata={"format": "pt"} if file.metadata else None)
-        temporary.chmod(0o644)  # safetensors lets nobody else read what it writes
-        os.replace(temporary, path)
+        with replacing(folder / file.name) as unfinished:
+            file.save(unfinished, state)
     if config:
         path = folder / part / "config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) | config
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+        with replacing(path) as unfinished:
+            unfinished.write_text(
+                json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n"
+            )
 
 
 def _files(part: str) -> list[WeightFile]:
@@ -167,15 +168,20 @@ Licence: that of the node pack, Apache-2.0.
 
 
 def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """Copy a trained folder to where the pack has it, and say in it what it is."""
+    """Copy a trained folder to its place in the pack, and describe the model in its README and index.
+
+    Args:
+        source: The trained folder.
+        target: New, or a folder to replace.
+    """
     source, target = Path(source), Path(target)
     index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     index.pop(RANDOM_WEIGHTS_KEY, None)
     index[TRAINED_SIDE_KEY] = SIDE
     index[LATENT_RGB_FACTORS_KEY] = fit_preview_colours(load(source))
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(source, target)
-    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8", newline="\n")
-    (target / "README.md").write_text(README, encoding="utf-8", newline="\n")
+    with new_folder(target, replace=True) as unfinished:
+        shutil.copytree(source, unfinished, dirs_exist_ok=True)
+        text = json.dumps(index, indent=2) + "\n"
+        (unfinished / "model_index.json").write_text(text, encoding="utf-8", newline="\n")
+        (unfinished / "README.md").write_text(README, encoding="utf-8", newline="\n")
     return target

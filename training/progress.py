@@ -1,4 +1,4 @@
-"""What the stages share: a learning rate that falls, and a log that can be read while it grows."""
+"""What the stages share: the schedule of the learning rate, one optimizer step, and the log."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def cosine(part: float, floor: float = 0.02) -> float:
     return floor + (1 - floor) * (1 + math.cos(math.pi * min(part, 1.0))) / 2
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
-    """One step of one optimizer, with gradients of at most the norm 1."""
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
+    """One step of an optimizer, with the gradient norm clipped to 1."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     loss.backward()
@@ -28,12 +28,17 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float
 
 
 class Log:
-    """One JSON object a line, on the screen and in a file."""
+    """One JSON object per line, on the screen and in a file.
+
+    Args:
+        path: The file; None for the screen alone.
+    """
 
     def __init__(self, path: Path | None):
         self.path = path
 
     def write(self, **values: Any) -> None:
+        """Add a line."""
         values = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
         line = json.dumps({"at": time.strftime("%H:%M:%S"), **values})
         print(line, flush=True)

@@ -1,8 +1,7 @@
-"""The state of a training stage, so that a run that was stopped goes on where it was."""
+"""The state of a training stage, so that a stopped run resumes where it was."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +9,25 @@ from typing import Any, Protocol
 
 import torch
 
+from deepgen_npu.files import replacing
+
 
 SAVE_SECONDS = 120
 
 
 class Stateful(Protocol):
+    """A model or an optimizer."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 class Saved:
-    """What a stage trains, how far it is, and the file that keeps both.
+    """What a stage trains, its progress, and the file that stores both.
 
     Args:
-        path: The file. If it is there, its state is taken up.
+        path: The file. If it exists, its state is restored.
         parts: Models and optimizers by name.
 
     Attributes:
@@ -49,21 +52,20 @@ class Saved:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def go_back(self) -> None:
-        """Take up the state that was saved before the last one, if it is there."""
+        """Restore the state that was saved before the last one, if it exists."""
         if self._earlier.exists():
             self._restore(self._earlier)
 
     def save(self) -> None:
-        """Save the state; the one before it is kept, too."""
+        """Save the state. The one before it is kept as well."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        temporary = self.path.with_suffix(".partial")
-        torch.save({**state, "step": self.step, "seconds": self.seconds}, temporary)
-        if self.path.exists():
-            os.replace(self.path, self._earlier)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as unfinished:
+            torch.save({**state, "step": self.step, "seconds": self.seconds}, unfinished)
+            if self.path.exists():
+                self.path.replace(self._earlier)
 
     def until(self, seconds: float) -> Iterator[float]:
-        """Before each step the part of the time that is over, in [0, 1); saves now and then and at the end."""
+        """Before each step, the part of the time that is over, in [0, 1). Saves from time to time and at the end."""
         last = saved = time.monotonic()
         while self.seconds < seconds:
             yield self.seconds / seconds

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw
 
+from deepgen_npu.checks import must_be
+
 
 SIDE = 64
-"""Pixels: the size at which the demo checkpoint is trained. Measures below are for this side."""
+"""Pixels: the training size of the demo checkpoint. Lengths below are for this side."""
 
 Colour = tuple[int, int, int]
 
@@ -31,15 +33,15 @@ BACKGROUNDS: dict[str, Colour] = {
     "brown": (105, 65, 40),
 }
 PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "centre": (0.5, 0.5)}
-"""Centre of the shape as a part of width and height."""
+"""Centre of the shape, as parts of width and height."""
 
 FIRST_SHAPES = ("circle", "square", "triangle")
 SHAPES = (*FIRST_SHAPES, "star", "ring")
 RADII = {"small": 7.5, "normal": 11.0, "big": 13.5}
-"""Radius of the circle whose area the shape has, about, in pixels of a picture with the side `SIDE`."""
+"""Radius of the circle with about the same area, in pixels of an image with the side `SIDE`."""
 
 JITTER = 1.5
-"""Pixels by which a shape may stand beside its place."""
+"""The largest offset of a shape from its place, in pixels."""
 
 _SUPERSAMPLING = 4
 _RING_HOLE = 0.5
@@ -48,7 +50,7 @@ _STAR_INNER = 0.45
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape. ``offset`` [pixels] and ``scale`` are the small differences that no caption tells."""
+    """One shape. ``offset`` [pixels] and ``scale`` are small variations that no caption mentions."""
 
     shape: str
     colour: str
@@ -59,11 +61,14 @@ class Thing:
 
     @property
     def radius(self) -> float:
+        """See `RADII`, in pixels."""
         return RADII[self.size] * self.scale
 
 
 @dataclass(frozen=True)
 class Scene:
+    """One or two shapes on a background; the size is in pixels."""
+
     things: tuple[Thing, ...]
     background: str
     width: int = SIDE
@@ -89,7 +94,7 @@ def _combination(thing: Thing, background: str) -> int:
 
 @dataclass(frozen=True)
 class Domain:
-    """What `random_scene` draws from. The probabilities are those of leaving the first ring, each on its own."""
+    """What `random_scene` draws from: the core, extended with independent probabilities."""
 
     further_shapes: float = 0.0
     other_sizes: float = 0.0
@@ -100,11 +105,12 @@ class Domain:
     """(width, height) in pixels."""
 
 
-FIRST_RING = Domain()
-BOTH_RINGS = Domain(further_shapes=0.2, other_sizes=0.15, two_things=0.2, other_formats=0.04)
+CORE = Domain()
+CORE_AND_EXTENDED = Domain(further_shapes=0.2, other_sizes=0.15, two_things=0.2, other_formats=0.04)
 
 
-def random_scene(rng: random.Random, domain: Domain = FIRST_RING) -> Scene:
+def random_scene(rng: random.Random, domain: Domain = CORE) -> Scene:
+    """A scene of a domain."""
     while True:
         scene = _draw(rng, domain)
         if domain.held_out is None or is_held_out(scene) == domain.held_out:
@@ -124,7 +130,7 @@ def _draw(rng: random.Random, domain: Domain) -> Scene:
             random_thing(rng, domain, place=place, colour=colour)
             for place, colour in zip(places, colours, strict=True)
         )
-        # Two things of which one is big would touch.
+        # Big things would touch.
         things = tuple(replace(thing, size="normal") if thing.size == "big" else thing for thing in things)
     else:
         things = (random_thing(rng, domain),)
@@ -134,6 +140,7 @@ def _draw(rng: random.Random, domain: Domain) -> Scene:
 def random_thing(
     rng: random.Random, domain: Domain, place: str | None = None, colour: str | None = None, shape: str | None = None
 ) -> Thing:
+    """A shape; of what is None, a random one."""
     if shape is None:
         further = rng.random() < domain.further_shapes
         shape = rng.choice(SHAPES[len(FIRST_SHAPES) :] if further else FIRST_SHAPES)
@@ -150,7 +157,7 @@ def random_thing(
 def render(
     scene: Scene, colours: Mapping[str, Colour] = COLOURS, backgrounds: Mapping[str, Colour] = BACKGROUNDS
 ) -> Image.Image:
-    """The scene as an RGB picture, with smooth edges."""
+    """The scene as an RGB image, with smooth edges."""
     ground = backgrounds[scene.background]
     factor = _SUPERSAMPLING
     image = Image.new("RGB", (scene.width * factor, scene.height * factor), ground)
@@ -174,17 +181,20 @@ def draw_shape(
     colour: Colour | int,
     background: Colour | int = 0,
 ) -> None:
-    """Draw one shape into a picture.
+    """Draw one shape into an image.
 
     Args:
-        centre: The middle of its bounding box, in pixels.
+        draw: Of the image.
+        shape: One of `SHAPES`.
+        centre: Of its bounding box, in pixels.
         radius: See `RADII`, in pixels.
-        background: What is seen through the ring.
+        colour: Of the shape.
+        background: The colour inside a ring.
     """
     x, y = centre
 
     def disc(size: float, fill) -> None:
-        # PIL counts both ends of the box to the disc.
+        # PIL includes both ends of the box.
         draw.ellipse((x - size, y - size, x + size - 1, y + size - 1), fill=fill)
 
     if shape == "circle":
@@ -196,7 +206,7 @@ def draw_shape(
         half = radius * math.sqrt(math.pi) / 2
         draw.rectangle((x - half, y - half, x + half - 1, y + half - 1), fill=colour)
     elif shape == "triangle":
-        # Equilateral, in the middle of its bounding box. A little less than the circle's area keeps it inside.
+        # Equilateral, in the middle of its bounding box. A little smaller than the circle, so that it stays inside.
         outer = radius * 1.4
         half_width, half_height = outer * math.sqrt(3) / 2, outer * 0.75
         draw.polygon(
@@ -211,9 +221,9 @@ def draw_shape(
             points.append((x + size * math.cos(angle), y + size * math.sin(angle)))
         draw.polygon(points, colour)
     else:
-        raise ValueError(f"shape is {shape!r}; one of {', '.join(SHAPES)} is wanted.")
+        raise ValueError(must_be("shape", f"one of {', '.join(SHAPES)}", shape))
 
 
 def pixels(scene: Scene) -> np.ndarray:
-    """[H, W, 3] uint8."""
+    """The scene as [H, W, 3] uint8."""
     return np.asarray(render(scene))

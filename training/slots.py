@@ -1,14 +1,14 @@
-"""What a text tells, as numbers: the targets of the text stage."""
+"""The facts of a text as classes: the targets of the text stage."""
 
 from __future__ import annotations
 
 from .edits import KINDS, Edit
 from .scenes import BACKGROUNDS, COLOURS, PLACES, RADII, SHAPES, Scene
-from .wording import Told
+from .wording import Mentioned
 
 
 OPEN = "open"
-"""The class of what a caption does not tell."""
+"""The class of what a caption does not mention."""
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "count": ("1", "2"),
@@ -30,21 +30,22 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 
 
-def of_caption(scene: Scene, told: Told) -> dict[str, str]:
-    """Class by slot; slots of which nothing is asked are left out."""
+def of_caption(scene: Scene, mentioned: Mentioned) -> dict[str, str]:
+    """Class by slot, without the slots that the scene does not have."""
     slots = {
         "count": str(len(scene.things)),
-        "background": scene.background if told.background else OPEN,
+        "background": scene.background if mentioned.background else OPEN,
     }
     for number, thing in enumerate(scene.things, start=1):
         slots[f"shape_{number}"] = thing.shape
-        slots[f"colour_{number}"] = thing.colour if told.colour else OPEN
-        slots[f"place_{number}"] = thing.place if told.place else OPEN
+        slots[f"colour_{number}"] = thing.colour if mentioned.colour else OPEN
+        slots[f"place_{number}"] = thing.place if mentioned.place else OPEN
         slots[f"size_{number}"] = thing.size
     return slots
 
 
 def of_edit(edit: Edit) -> dict[str, str]:
+    """Class by slot, without the slots that the edit does not have."""
     source = edit.sources[0]
     slots = {"kind": edit.kind, "source_background": source.background}
     if len(source.things) == 1:

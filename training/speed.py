@@ -1,4 +1,4 @@
-"""How long a picture of the demo checkpoint takes on this machine's CPU."""
+"""How long an image of the demo checkpoint takes on the CPU of this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ RUNS = 5
 PROMPT = "a red circle on the left on a white background"
 
 
-def measure(folder: Path) -> dict[str, float]:
-    """Seconds at the default steps and guidance: medians of `RUNS` after one for warming up.
+def measure_times(folder: Path) -> dict[str, float]:
+    """Seconds at the default steps and guidance: medians of `RUNS` runs after a warm-up.
 
     ``command`` is the whole command line, from its start to the written file.
     """
     pipe = load(folder)
-    picture = render(Scene((Thing("circle", "red", "left"),), "white"))
+    source = render(Scene((Thing("circle", "red", "left"),), "white"))
     return {
         "threads": torch.get_num_threads(),
         "generate": _median(lambda: pipe(PROMPT, height=SIDE, width=SIDE, seed=1)),
-        "edit": _median(lambda: pipe("make it blue", picture, height=SIDE, width=SIDE, seed=1)),
+        "edit": _median(lambda: pipe("make it blue", source, height=SIDE, width=SIDE, seed=1)),
         "command": _command(folder),
     }
 

@@ -1,4 +1,4 @@
-"""Stage 1, the VAE, and stage 5, its decoder once more. ``python -m training vae``, ``... decoder``."""
+"""Stage 1, the VAE, and stage 5, finetuning its decoder. ``python -m training vae``, ``... decoder``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from deepgen_npu.images import from_pixels
 
 from . import judge
 from .cases import JUDGED
-from .encode import picture_tensor, to_tensor
+from .encode import image_tensor, to_tensor
 from .model import load, save_part
-from .progress import Log, cosine, descend
+from .progress import Log, cosine, optimizer_step
 from .resume import Saved
-from .scenes import BACKGROUNDS, BOTH_RINGS, COLOURS, SIDE, Colour, Domain, pixels, random_scene, render
+from .scenes import BACKGROUNDS, COLOURS, CORE_AND_EXTENDED, SIDE, Colour, Domain, pixels, random_scene, render
 
 
 BATCH = 32
@@ -29,19 +29,24 @@ LEARNING_RATE = 1.5e-3
 KL_WEIGHT = 3e-4
 DECODER_LEARNING_RATE = 1e-3
 DECODER_NOISE = 0.15
-"""Largest standard deviation of what is added to latents in scaled space while the decoder is polished."""
+"""Largest standard deviation of the noise on the latents, in scaled space, while the decoder is finetuned."""
 OBJECT_WEIGHT = 4.0
 """How much more a pixel of a thing or its edge counts than one of the plain background."""
 
-# Half of the scenes have what a VAE finds hard: stars, rings, small things, two things.
 SCENES = Domain(further_shapes=0.4, other_sizes=0.4, two_things=0.4)
+"""Most scenes have something that is hard for a VAE: a star, a ring, a small thing or two things."""
 
 
-def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictures: int = 1000) -> None:
+def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, images: int = 1000) -> None:
     """Train the VAE of ``folder`` and write weights, shift and scaling factor.
 
     Args:
-        state: The file that keeps the state of the training.
+        folder: The checkpoint.
+        state: The file with the state of the training.
+        seconds: Of training, over all runs.
+        seed: Of weights, scenes and noise.
+        log: For losses and results.
+        images: Number of images to evaluate with.
     """
     torch.manual_seed(seed)
     pipe = load(folder)
@@ -61,16 +66,16 @@ def train(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictur
         loss = _loss(restored, batch)
         divergence = posterior.kl().mean() / batch[0, 0].numel()
         rate = LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part)
-        descend(optimizer, loss + KL_WEIGHT * divergence, rate)
+        optimizer_step(optimizer, loss + KL_WEIGHT * divergence, rate)
         if run.step % 100 == 0:
             log.write(stage="vae", step=run.step, seconds=run.seconds, loss=float(loss.detach()))
-    finish(folder, vae, seed, log, pictures)
+    finish(folder, vae, seed, log, images)
 
 
 def initialise(vae: AutoencoderKL) -> None:
-    """A start that is nearly linear: residual branches at zero, resampling that keeps what it gets.
+    """Initialise nearly linear: residual branches at zero, resampling close to the identity.
 
-    From diffusers' own start, a VAE of this size learns wrong hues first.
+    From the initialisation of diffusers, a VAE of this size first learns wrong hues.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -91,13 +96,18 @@ def initialise(vae: AutoencoderKL) -> None:
     vae.encoder.conv_out.bias.data[latent:] = -4.0
 
 
-def polish(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictures: int = 1000) -> None:
-    """Train the decoder of ``folder`` alone: latents that are stored or learnt by the DiT stay valid.
+def finetune_decoder(folder: Path, state: Path, seconds: float, seed: int, log: Log, images: int = 1000) -> None:
+    """Train the decoder of ``folder`` alone, so that latents that are stored or learned by the DiT stay valid.
 
-    It gets latents that are a little wrong, as the DiT's are, and makes clean pictures of them.
+    It learns to decode slightly noisy latents, as those of the DiT are, to clean images.
 
     Args:
-        state: The file that keeps the state of the training.
+        folder: The checkpoint.
+        state: The file with the state of the training.
+        seconds: Of training, over all runs.
+        seed: Of scenes and noise.
+        log: For losses and results.
+        images: Number of images to evaluate with.
     """
     torch.manual_seed(seed)
     vae = load(folder).vae
@@ -114,16 +124,16 @@ def polish(folder: Path, state: Path, seconds: float, seed: int, log: Log, pictu
             latents = vae.encode(batch).latent_dist.mode()
             latents += noise * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
         loss = _loss(vae.decode(latents).sample, batch)
-        descend(optimizer, loss, DECODER_LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part))
+        optimizer_step(optimizer, loss, DECODER_LEARNING_RATE * min(1.0, (run.step + 1) / 50) * cosine(part))
         if run.step % 100 == 0:
             log.write(stage="decoder", step=run.step, seconds=run.seconds, loss=float(loss.detach()))
     vae.to(torch.bfloat16).float()
     save_part(folder, "vae", vae.state_dict())
-    log.write(stage="decoder", **measure(vae, seed + 2, pictures))
+    log.write(stage="decoder", **measure_reconstruction(vae, seed + 2, images))
 
 
 def _training_batch(rng: random.Random) -> Tensor:
-    return to_tensor([_training_picture(rng) for _ in range(BATCH)])
+    return to_tensor([_training_image(rng) for _ in range(BATCH)])
 
 
 def _loss(restored: Tensor, batch: Tensor) -> Tensor:
@@ -132,8 +142,8 @@ def _loss(restored: Tensor, batch: Tensor) -> Tensor:
     return (weight * (error.abs() + 3 * error.square())).sum() / weight.sum() / 3
 
 
-def _training_picture(rng: random.Random) -> np.ndarray:
-    """[SIDE, SIDE, 3]: a scene, in two of five with colours that have no name."""
+def _training_image(rng: random.Random) -> np.ndarray:
+    """[SIDE, SIDE, 3]: a scene; two of five have random colours."""
     scene = random_scene(rng, SCENES)
     if rng.random() < 0.6:
         return pixels(scene)
@@ -145,36 +155,36 @@ def _training_picture(rng: random.Random) -> np.ndarray:
 
 
 def _weight(batch: Tensor) -> Tensor:
-    """[b, 1, H, W]: things and what surrounds them count more. The corner shows the background."""
+    """[b, 1, H, W]: things and their surroundings count more. The corner shows the background."""
     differs = ((batch - batch[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05).float()
     return 1 + (OBJECT_WEIGHT - 1) * F.max_pool2d(differs, 5, stride=1, padding=2)
 
 
 @torch.no_grad()
-def finish(folder: Path, vae: AutoencoderKL, seed: int, log: Log, pictures: int) -> None:
-    """Round the weights to what is stored, measure the latents, and save both."""
+def finish(folder: Path, vae: AutoencoderKL, seed: int, log: Log, images: int) -> None:
+    """Round the weights to the stored dtype, measure mean and scale of the latents, and save both."""
     vae.eval()
     vae.to(torch.bfloat16).float()
     rng = random.Random(seed + 1)
-    scenes = [random_scene(rng, replace(BOTH_RINGS, other_formats=0.0)) for _ in range(500)]
-    latents = torch.cat([vae.encode(picture_tensor([scene])).latent_dist.mode() for scene in scenes])
+    scenes = [random_scene(rng, replace(CORE_AND_EXTENDED, other_formats=0.0)) for _ in range(500)]
+    latents = torch.cat([vae.encode(image_tensor([scene])).latent_dist.mode() for scene in scenes])
     shift, scaling = round(float(latents.mean()), 5), round(float(1 / latents.std()), 5)
     save_part(folder, "vae", vae.state_dict(), shift_factor=shift, scaling_factor=scaling)
-    log.write(stage="vae", shift_factor=shift, scaling_factor=scaling, **measure(vae, seed + 2, pictures))
+    log.write(stage="vae", shift_factor=shift, scaling_factor=scaling, **measure_reconstruction(vae, seed + 2, images))
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKL, seed: int, count: int = 1000) -> dict[str, float]:
-    """PSNR [dB] of reconstructions, and the part of which the judge reads rightly: first ring, and all."""
+def measure_reconstruction(vae: AutoencoderKL, seed: int, count: int = 1000) -> dict[str, float]:
+    """PSNR [dB] of reconstructions, and the part of them that the judge reads correctly, by key of `JUDGED`."""
     rng = random.Random(seed)
     right = dict.fromkeys(JUDGED, 0)
     error = 0.0
     for name, domain in JUDGED.items():
         for _ in range(count):
             scene = random_scene(rng, domain)
-            picture = picture_tensor([scene])
-            restored = vae.decode(vae.encode(picture).latent_dist.mode()).sample.clamp(-1, 1)
-            error += float((restored - picture).square().mean()) / 4 / (2 * count)
-            (restored_picture,) = from_pixels(restored, "pil")
-            right[name] += judge.compare(judge.look(restored_picture), scene).right
+            image = image_tensor([scene])
+            restored = vae.decode(vae.encode(image).latent_dist.mode()).sample.clamp(-1, 1)
+            error += float((restored - image).square().mean()) / 4 / (2 * count)
+            (restored_image,) = from_pixels(restored, "pil")
+            right[name] += judge.compare(judge.recognise(restored_image), scene).right
     return {"psnr": -10 * float(np.log10(error)), **{name: value / count for name, value in right.items()}}

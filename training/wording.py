@@ -17,40 +17,40 @@ LANGUAGES = ("en", "zh")
 WORDS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("wording.json").read_text(encoding="utf-8"))
 
 STOPS = (".", "\u3002")
-"""What ends a sentence: the full stop and the Chinese one."""
+"""The full stop and the Chinese one, by language."""
 
 _SLOT = re.compile(r"\{([a-z ]+)\}")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a caption tells. What it leaves open may be anything in the picture."""
+class Mentioned:
+    """What a caption mentions. The rest is open: the image may show anything."""
 
     colour: bool = True
     place: bool = True
     background: bool = True
 
 
-EVERYTHING = Told()
+EVERYTHING = Mentioned()
 
 
-def random_told(rng: random.Random, open_part: float) -> Told:
+def random_mentioned(rng: random.Random, open_part: float) -> Mentioned:
     """Leave one thing open with the probability ``open_part``."""
     if rng.random() >= open_part:
         return EVERYTHING
     return replace(EVERYTHING, **{rng.choice(("colour", "place", "background")): False})
 
 
-def caption(rng: random.Random, scene: Scene, language: str, told: Told = EVERYTHING) -> str:
-    """What `scene` shows, in words."""
+def caption(rng: random.Random, scene: Scene, language: str, mentioned: Mentioned = EVERYTHING) -> str:
+    """A caption of a scene."""
     words = WORDS[language]
-    things = rng.choice(words["and"]).join(_thing(rng, thing, language, told) for thing in scene.things)
-    template = rng.choice(words["captions" if told.background else "captions_without_ground"])
+    things = rng.choice(words["and"]).join(_thing(rng, thing, language, mentioned) for thing in scene.things)
+    template = rng.choice(words["captions" if mentioned.background else "captions_without_ground"])
     return _finish(rng, template, language, things=things, ground=rng.choice(words["backgrounds"][scene.background]))
 
 
 def instruction(rng: random.Random, edit: Edit, language: str) -> str:
-    """What `edit` asks for, in words."""
+    """An instruction for an edit."""
     words = WORDS[language]
     template = rng.choice(words["instructions"][edit.kind])
     slots: dict[str, str] = {"ground": rng.choice(words["backgrounds"][edit.target.background])}
@@ -60,7 +60,7 @@ def instruction(rng: random.Random, edit: Edit, language: str) -> str:
         subject = edit.sources[0].things[edit.subject]
         forms = words["it" if len(edit.sources[0].things) == 1 else "it_of_two"]
         slots["it"] = _finish(rng, rng.choice(forms), language, **_slots(rng, subject, language))
-        # In an instruction, shape and colour are those of the target; a combination has only the first's shape.
+        # An instruction names shape and colour of the target; for combine, the shape of the first reference.
         wanted = subject if edit.kind in ("remove", "combine") else edit.target.things[edit.subject]
         slots |= _slots(rng, wanted, language)
         slots["goal"] = rng.choice(words["goals"][wanted.place])
@@ -77,18 +77,18 @@ def _slots(rng: random.Random, thing: Thing, language: str) -> dict[str, str]:
     }
 
 
-def _thing(rng: random.Random, thing: Thing, language: str, told: Told) -> str:
+def _thing(rng: random.Random, thing: Thing, language: str, mentioned: Mentioned) -> str:
     slots = _slots(rng, thing, language)
-    if not told.colour:
+    if not mentioned.colour:
         slots["colour"] = ""
     kind = "thing_without_place"
-    if told.place:
+    if mentioned.place:
         kind = "bare_thing" if rng.random() < 0.2 else "thing"
     return _finish(rng, rng.choice(WORDS[language][kind]), language, **slots)
 
 
 def _finish(rng: random.Random, template: str, language: str, **slots: str) -> str:
-    """Fill a template. ``{a colour shape}`` is the words of two slots with the article that suits."""
+    """Fill a template. ``{a colour shape}`` stands for the words of two slots after the right article."""
 
     def fill(match: re.Match[str]) -> str:
         names = match[1].split()
@@ -105,13 +105,16 @@ def _finish(rng: random.Random, template: str, language: str, **slots: str) -> s
 
 
 def as_sentence(text: str, language: str) -> str:
-    """The text as a sentence: a capital at the beginning, a stop at the end."""
+    """The text as a sentence: a capital at the start, a full stop at the end."""
     return text[0].upper() + text[1:] + STOPS[LANGUAGES.index(language)]
 
 
 def all_words() -> list[str]:
-    """What the tokenizer learns: every English word, alone and with the blank before it; the Chinese words for
-    what a picture shows, and every further Chinese character and mark alone."""
+    """What the tokenizer learns.
+
+    Every English word, alone and after a space; the Chinese words for what an image shows, and every other Chinese
+    character and mark.
+    """
     found: set[str] = set()
     for text in _strings(WORDS["en"]):
         for piece in filter(None, re.split(r"[\s,;]|\{[a-z ]+\}", text)):
@@ -125,7 +128,7 @@ def all_words() -> list[str]:
 
 
 def capitalised_words() -> list[str]:
-    """English words as they begin a sentence."""
+    """English words as at the start of a sentence."""
     return sorted({word.capitalize() for word in all_words() if word.isascii() and word.isalpha()})
 
 

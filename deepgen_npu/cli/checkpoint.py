@@ -16,27 +16,27 @@ from . import options
 
 def add_commands(commands: Any) -> None:
     """Register the commands with those of `entry`."""
-    check = commands.add_parser("check", help="check that a model folder is whole")
+    check = commands.add_parser("check", help="check that a model folder is complete")
     check.add_argument(
-        "model_path", type=options.path("model_path"), help="the folder, or a Hugging Face id that was downloaded"
+        "model_path", type=options.path("model_path"), help="a folder, or the Hugging Face id of a downloaded model"
     )
     check.set_defaults(run=_check)
 
-    download = commands.add_parser("download", help="download DeepGen 1.0 (14 GB), or complete a download")
+    download = commands.add_parser("download", help="download DeepGen 1.0 (13.5 GB), or complete a download")
     download.add_argument("--source", choices=SOURCES, default="huggingface")
     download.add_argument(
         "--to",
         metavar="DIR",
         type=options.path("--to"),
-        help="folder that receives the files; by default models/deepgen of the ComfyUI this pack is installed in, "
-        "or else the hub's own cache",
+        help="folder for the files (default: models/deepgen of the ComfyUI this pack is installed in, otherwise the "
+        "hub's own cache)",
     )
     download.set_defaults(run=_download)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path))
-    print(f"{checkpoint.folder} is whole.")
+    print(f"{checkpoint.folder} is complete.")
     for part in PARTS:
         print(f"  {part}: {len(checkpoint.tensors[part])} tensors, {format_bytes(checkpoint.nbytes(part))}")
 
@@ -50,7 +50,7 @@ def _download(arguments: argparse.Namespace) -> None:
     try:
         checkpoint = Checkpoint.open(folder)
     except CheckpointError as error:
-        raise CheckpointError(f"The download ended, but: {error}") from None
+        raise CheckpointError(f"The download finished, but the folder is not valid: {error}") from None
     except KeyboardInterrupt:
-        raise DownloadStopped(f"Stopped; all files are in {folder}, but were not checked as a model.") from None
+        raise DownloadStopped(f"Stopped. All files are in {folder}, but they were not checked.") from None
     print(f"Complete: {checkpoint.folder}")

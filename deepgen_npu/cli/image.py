@@ -1,6 +1,6 @@
 """The commands ``generate`` and ``edit``, and ``inference.py``, which is both.
 
-Arguments are checked, and the checkpoint's headers read, before torch is imported.
+Arguments are checked and the headers of the checkpoint read before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..checkpoint.folder import Checkpoint, resolve_model
 from ..checkpoint.prompt_check import check_prompts_for
 from ..dtypes import dtype_name
 from ..errors import UsageError
-from ..formatting import format_bytes
+from ..formatting import format_bytes, format_size
 from ..locations import downloaded_model
 from . import options
 from .options import DEFAULT_PROMPT, add_model_option, add_placement_options, add_run_options, complain
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None:
+    """Add the options of a command.
+
+    Args:
+        parser: Of the command.
+        editing: Whether it edits; None where the options decide.
+    """
     add = parser.add_argument
     add_model_option(parser)
     if editing:
@@ -41,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None
             type=options.path("--input_image"),
             metavar="FILE",
             required=bool(editing),
-            help="picture to edit; further files are further references",
+            help="image to edit; further files are further references",
         )
         add(
             "--follow_input",
             action="store_true",
-            help="keep the shape of the input, at the area the model was trained at, instead of height and width",
+            help="keep the aspect ratio of the input, at the training area of the model, instead of height and width",
         )
-    add("--negative_prompt", default="", help="what to keep away from")
+    add("--negative_prompt", default="", help="what to avoid")
     add(
         "--output_image",
         default="output_deepgen.png",
@@ -59,23 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None
     add_run_options(parser)
     add(
         "--num_images",
-        type=options.whole("--num_images", 1, checks.MAX_IMAGES),
+        type=options.integer("--num_images", 1, checks.MAX_IMAGES),
         default=1,
-        help="number of pictures (default: %(default)s)",
+        help="number of images (default: %(default)s)",
     )
     add_placement_options(parser)
     add(
         "--vae_tiling",
         action="store_true",
-        help="decode in tiles where a picture is larger than the VAE's training size: less memory, slightly "
-        "different pictures",
+        help="decode images larger than the VAE's training size in tiles: less memory, slightly different images",
     )
     add(
         "--noise",
         choices=("cpu", "device"),
         default="cpu",
-        help="where a seed's noise is drawn: cpu gives the same picture on every device, device the noise of the "
-        "original implementation (default: %(default)s)",
+        help="where noise is drawn: cpu gives the same noise on every device, device that of the original "
+        "implementation (default: %(default)s)",
     )
     parser.set_defaults(run=_run, input_image=None, follow_input=False)
 
@@ -85,9 +90,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     names = arguments.input_image or []
     if arguments.follow_input and not names:
-        raise UsageError("--follow_input needs an --input_image.")
+        raise UsageError("--follow_input needs an --input_image: add one.")
     if len(names) > checks.MAX_REFERENCES:
-        raise UsageError(f"--input_image names {len(names)} files; at most {checks.MAX_REFERENCES} are wanted.")
+        found = checks.Named(f"{len(names)} files")
+        raise UsageError(checks.must_be("--input_image", f"at most {checks.MAX_REFERENCES} files", found))
     outputs = image_files.output_paths(arguments.output_image, arguments.num_images, "--output_image")
     references = [image_files.open_image(Path(name).expanduser(), "--input_image") for name in names]
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path or downloaded_model()))
@@ -160,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _save_all(images: Any, outputs: Sequence[Path], parameters: dict[str, Any], times: str) -> int:
-    """Save the pictures, each whatever becomes of the others, and tell where they are; the exit status."""
+    """Save each image, whether or not the others can be saved, and report where they are; the exit status."""
     from ..image_files import save_somewhere
 
     saved, troubles = [], []
@@ -173,16 +179,17 @@ def _save_all(images: Any, outputs: Sequence[Path], parameters: dict[str, Any], 
                 continue
             saved.append((place, image))
             if trouble is not None:
-                troubles.append(f"{path} cannot be written ({trouble}); the picture is at {place}")
+                troubles.append(f"{path} cannot be written ({trouble}); the image is at {place}")
     except KeyboardInterrupt as stopped:
-        told = ", ".join(str(place) for place, _ in saved)
-        raise type(stopped)(f"Stopped; saved of {len(outputs)} picture(s): {told or 'none'}.") from None
+        places = ", ".join(str(place) for place, _ in saved)
+        raise type(stopped)(f"Stopped; saved of {len(outputs)} image(s): {places or 'none'}.") from None
     for trouble in troubles:
         complain(trouble)
-    # After all is saved: whoever reads the output may have left.
+    # Only now that all images are saved: whoever reads the output may have closed it.
     print(times)
     for place, image in saved:
-        print(f"Image saved at: {place} ({image.width}x{image.height}, {place.stat().st_size / 1000:.0f} kB)")
+        size = format_size(image.width, image.height)
+        print(f"Image saved at: {place} ({size}, {format_bytes(place.stat().st_size)})")
     return 2 if troubles else 0
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands have in common, and how their values are read: strictly, and before anything else."""
+"""Options that commands share, how their values are read, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from .. import checks
+from ..checks import must_be
 from ..dtypes import CHOICES
+from ..formatting import split_commands
 
 
 DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
@@ -19,32 +21,43 @@ Value = TypeVar("Value")
 
 
 class OptionError(Exception):
-    """A value that an option cannot have. No ValueError, of which argparse would tell its own words and the usage."""
+    """A value that an option cannot have. Not a ValueError, whose message argparse would replace by its own."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose errors are one line each, whatever was given."""
+    """A parser whose errors are one line each, whatever was given."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
         super().error(one_line(message))
 
 
 def complain(message: str) -> None:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    """Print an error to stderr."""
+    print(f"error: {in_lines(message)}", file=sys.stderr)
+
+
+def in_lines(message: str) -> str:
+    """A message for the terminal: one line of text, but each command on a line of its own, indented by 4."""
+    pieces = [one_line(piece).strip() for piece in split_commands(message)]
+    lines = [f"    {piece}" if number % 2 else piece for number, piece in enumerate(pieces)]
+    return "\n".join(line for line in lines if line)
 
 
 def one_line(text: str) -> str:
-    """A message in one line without control characters, which file names may have; for the standard streams."""
+    """Text in one line without control characters, both of which file names may have."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.splitlines()))
 
 
-# Kinds of values, for `argparse`. Each error names the option, what was found and what is wanted.
+# The ``type`` of options
 
 
 def option_type(read: Callable[[str], object], check: Callable[[object], Value]) -> Callable[[str], Value]:
-    """The ``type`` of an option, from what makes a value of its text and what checks the value.
+    """The ``type`` of an option, for argparse. Errors of the check become an `OptionError`.
 
-    What the check refuses becomes an `OptionError`.
+    Args:
+        read: Makes a value of the option's text; of unreadable text it returns the text.
+        check: Returns the checked value, or raises TypeError or ValueError.
     """
 
     def convert(text: str) -> Value:
@@ -56,44 +69,51 @@ def option_type(read: Callable[[str], object], check: Callable[[object], Value])
     return convert
 
 
-def whole(name: str, low: int, high: int, wanted: str = "") -> Callable[[str], int]:
-    """A whole number in decimal digits."""
-    return option_type(_as_int, lambda value: checks.whole(name, value, low, high, wanted))  # pyright: ignore
+def integer(name: str, low: int, high: int, requirement: str = "") -> Callable[[str], int]:
+    """An integer in decimal digits, from ``low`` to ``high``."""
+    return option_type(_as_int, lambda value: checks.whole(name, value, low, high, requirement))  # pyright: ignore
 
 
 def number(name: str, low: float, high: float) -> Callable[[str], float]:
-    """A finite decimal number."""
+    """A finite decimal number, from ``low`` to ``high``."""
     return option_type(_as_float, lambda value: checks.number(name, value, low, high))
 
 
 def path(name: str) -> Callable[[str], str]:
-    """The name of a file or folder that may be there or not."""
+    """The path of a file or folder, which need not exist."""
+    requirement = "the path of a file or folder"
 
     def check(text: object) -> str:
         text = str(text)
         if not text:
-            raise ValueError(f"{name} is empty; the name of a file or folder is wanted.")
+            raise ValueError(must_be(name, requirement, text))
         try:
             os.stat(Path(text).expanduser())
         except (FileNotFoundError, NotADirectoryError):
             pass
         except RuntimeError:
-            raise ValueError(f"{name} is {checks.shown(text)}; the home folder of that user is not known.") from None
+            advice = "The home folder of that user is unknown."
+            raise ValueError(must_be(name, requirement, text, advice=advice)) from None
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"{name} is {checks.shown(text)}, which cannot be a file or folder: {reason}.") from None
+            reason = str(getattr(error, "strerror", None) or error)
+            raise ValueError(must_be(name, requirement, text, advice=f"{reason[0].upper()}{reason[1:]}.")) from None
         return text
 
     return option_type(str, check)
 
 
 def device(name: str, automatic: bool = True) -> Callable[[str], str]:
-    """The name of a device, which may be there or not."""
-    wanted = "auto, npu, npu:N, cuda, cuda:N or cpu" if automatic else "npu, npu:N, cuda, cuda:N or cpu"
+    """The name of a device, which need not exist.
+
+    Args:
+        name: Of the option.
+        automatic: Whether it may be ``auto``.
+    """
+    requirement = "auto, npu, npu:N, cuda, cuda:N or cpu" if automatic else "npu, npu:N, cuda, cuda:N or cpu"
 
     def check(text: object) -> str:
         if not re.fullmatch(r"(npu|cuda|cpu)(:[0-9]{1,4})?" + ("|auto" if automatic else ""), str(text)):
-            raise ValueError(f"{name} is {checks.shown(text)}; wanted {wanted}.")
+            raise ValueError(must_be(name, requirement, text))
         return str(text)
 
     return option_type(str, check)
@@ -112,25 +132,26 @@ def _as_float(text: str) -> object:
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model_path``."""
     parser.add_argument(
         "--model_path",
         metavar="DIR",
         type=path("--model_path"),
-        help="folder in the layout of DeepGen-1.0-diffusers, or a Hugging Face id, which is downloaded if need be "
+        help="folder in the layout of DeepGen-1.0-diffusers, or a Hugging Face id, which is downloaded if needed "
         "(default: where `python -m deepgen_npu download` puts the model)",
     )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """What decides about a picture beside model and prompt, and where it is made."""
+    """Add what determines an image besides model and prompt, and the device."""
     add = parser.add_argument
-    pixels = f"a whole number of pixels from 1 to {checks.MAX_SIDE}"
+    pixels = f"an integer from 1 to {checks.MAX_SIDE} (pixels)"
     add(
         "--height",
-        type=whole("--height", 1, checks.MAX_SIDE, pixels),
-        help="in pixels (default: what the model was trained at, 512 for DeepGen 1.0)",
+        type=integer("--height", 1, checks.MAX_SIDE, pixels),
+        help="in pixels (default: the training size of the model, 512 for DeepGen 1.0)",
     )
-    add("--width", type=whole("--width", 1, checks.MAX_SIDE, pixels), help="in pixels (default: as for the height)")
+    add("--width", type=integer("--width", 1, checks.MAX_SIDE, pixels), help="in pixels (default: as --height)")
     add(
         "--seed",
         type=option_type(_as_int, lambda value: checks.seed(value, "--seed")),  # pyright: ignore
@@ -139,7 +160,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--num_inference_steps",
-        type=whole("--num_inference_steps", 1, checks.MAX_STEPS),
+        type=integer("--num_inference_steps", 1, checks.MAX_STEPS),
         default=50,
         help="(default: %(default)s)",
     )
@@ -153,24 +174,23 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="npu",
         type=device("--device"),
-        help="npu, npu:N, cuda, cuda:N, cpu, or auto for the best there is (default: %(default)s)",
+        help="npu, npu:N, cuda, cuda:N, cpu, or auto for the best available (default: %(default)s)",
     )
     add("--dtype", default="auto", choices=CHOICES, help="precision (default: %(default)s)")
 
 
 def add_placement_options(parser: argparse.ArgumentParser) -> None:
-    """Where the parts are, and how the host launches the work."""
+    """Add where the parts are placed, and how the host launches the work."""
     memory = parser.add_mutually_exclusive_group()
     memory.add_argument(
-        "--offload", action="store_true", help="keep only the running part on the device, to save its memory"
+        "--offload", action="store_true", help="keep only the running part on the device, to save memory"
     )
     memory.add_argument(
         "--text_encoder_device",
         metavar="DEVICE",
         type=device("--text_encoder_device"),
-        help="another device for VLM and connector, for instance a second card: --device npu:0 "
-        "--text_encoder_device npu:1",
+        help="another device for VLM and connector, such as a second card: --device npu:0 --text_encoder_device npu:1",
     )
     parser.add_argument(
-        "--capture_graph", action="store_true", help="capture the denoising step in a graph of the NPU or GPU"
+        "--capture_graph", action="store_true", help="capture the denoising step as an NPU or CUDA graph"
     )

@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: so that whatever is half-written is removed first."""
+"""How a command ends on Ctrl-C or SIGTERM: whatever is half-written is removed first."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ``kill``, the end of a container or of a job."""
+    """SIGTERM: ``kill``, the end of a container or of a batch job."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """A block that Ctrl-C and SIGTERM leave as exceptions; a second one ends the process at once.
+    """A block in which Ctrl-C and SIGTERM raise an exception; a second one ends the process immediately.
 
-    A signal that is ignored, as in background jobs of a shell, or that somebody else handles, stays so.
+    A signal that is ignored, as in background jobs of a shell, or that has another handler, is left alone.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -40,6 +40,6 @@ def stoppable() -> Iterator[None]:
 
 
 def exit_status(stopped: KeyboardInterrupt) -> int:
-    """As of a process that the signal ended itself, in the words of a shell: 143 or 130."""
+    """The status that shells report for a process ended by the signal: 143 or 130."""
     terminated = isinstance(stopped, Terminated) or isinstance(stopped.__cause__, Terminated)
     return 128 + (signal.SIGTERM if terminated else signal.SIGINT)

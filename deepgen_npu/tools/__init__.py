@@ -1,1 +1,1 @@
-"""What is not needed to draw an image: diagnosis, measurements, random models."""
+"""What is not needed to generate an image: diagnosis, measurements, random models."""

@@ -1,4 +1,4 @@
-"""References: a run written down on one machine, to be repeated and compared on another.
+"""Baselines: runs that are saved on one machine, to be repeated and compared on another.
 
 A folder with ``latents.safetensors``, ``picture.png`` and ``reference.json``: settings, the model's fingerprint,
 versions and device.
@@ -11,10 +11,7 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +20,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoint.folder import PARTS, Checkpoint
-from ..checks import shown
-from ..dtypes import CHOICES
-from ..files import FileError, Rehearsed, as_json, made, open_regular, read_bytes, read_json, reason_of, require_room
+from ..checks import Named, must, must_be, one_of
+from ..dtypes import CHOICES, dtype_name
+from ..files import (
+    FileError,
+    Rehearsed,
+    as_json,
+    new_folder,
+    open_regular,
+    read_bytes,
+    read_json,
+    reason_of,
+    require_room,
+)
+from ..formatting import format_size
 from ..image_files import open_image, save_image
 from .runs import RunSettings
 
@@ -34,10 +42,11 @@ FORMAT = 1
 """Of ``reference.json``."""
 
 _FILES = ("reference.json", "latents.safetensors", "picture.png")
-# The latents of 6144 x 6144 pixels have 38 MB in float32.
 _MAX_LATENTS_BYTES = 256 << 20
+"""The latents of 6144 x 6144 pixels have 36 MiB in float32."""
 _MAX_FACTS_BYTES = 1 << 20
-_SAMPLE_BYTES = 64  # from the begin of each tensor
+_SAMPLE_BYTES = 64
+"""From the start of each tensor."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Baseline:
 
     Attributes:
         latents: [1, C, H/8, W/8], the final ones in scaled space.
+        image: What they decode to.
         settings: What to run again.
         model: Its name, for people.
         fingerprint: See `fingerprint`.
@@ -54,7 +64,7 @@ class Baseline:
     """
 
     latents: Tensor
-    picture: Image.Image
+    image: Image.Image
     settings: RunSettings
     model: str
     fingerprint: str
@@ -62,10 +72,13 @@ class Baseline:
     machine: Mapping[str, str]
 
     def save(self, folder: Path) -> None:
-        """Write a new folder, whole or not at all.
+        """Write a folder completely or not at all.
+
+        Args:
+            folder: New or empty.
 
         Raises:
-            ValueError: When there is something of that name.
+            FileError: When there is something else of that name.
             OSError: When it cannot be written.
         """
         from safetensors.torch import save
@@ -78,76 +91,56 @@ class Baseline:
             "settings": vars(self.settings),
             "machine": dict(self.machine),
         }
-        with _new_folder(folder) as unfinished:
-            # Written by Python, whose errors tell a full disk from other trouble.
+        with new_folder(folder) as unfinished:
+            # Written by Python, whose errors name a full disk.
             (unfinished / "latents.safetensors").write_bytes(
                 save({"latents": self.latents.detach().cpu().contiguous()})
             )
-            save_image(self.picture, unfinished / "picture.png", {})
+            save_image(self.image, unfinished / "picture.png", {})
             (unfinished / "reference.json").write_text(as_json(facts, indent=2) + "\n", encoding="utf-8")
-
-    def save_somewhere(self, folder: Path) -> tuple[Path, str | None]:
-        """`save`, or else to a new folder in that of temporary files.
-
-        Returns:
-            Where the reference is, and why it is not at ``folder``; None when it is.
-
-        Raises:
-            FileError: When it could not be written anywhere.
-        """
-        try:
-            self.save(folder)
-            return folder, None
-        except Exception as error:
-            reason = reason_of(error)
-        with contextlib.suppress(Exception):
-            place = Path(tempfile.gettempdir()) / f"deepgen_reference_{secrets.token_hex(4)}"
-            self.save(place)
-            return place, reason
-        raise FileError(f"{folder} cannot be written ({reason}), nor can the folder of temporary files.")
 
     @classmethod
     def load(cls, folder: Path) -> Baseline:
-        """Read a folder, which may hold anything.
+        """Read a folder, which may contain anything.
+
+        Args:
+            folder: That `save` wrote.
 
         Raises:
             FileError: Naming what is missing or damaged.
         """
         for name in _FILES:
             if not os.path.lexists(folder / name):
-                raise FileError(f"There is no {folder / name}; a folder that `verify --save` wrote is wanted.")
+                raise FileError(f"{folder / name} is missing. Name a folder that verify --save wrote.")
         where = folder / "reference.json"
         facts = read_json(where, _MAX_FACTS_BYTES)
         try:
             settings = _checked(facts)
         except (ValueError, TypeError) as error:
-            raise FileError(f"{where} is not a reference's: {error}") from None
-        picture = open_image(folder / "picture.png")
-        if picture.size != (settings.width, settings.height):
-            raise FileError(
-                f"{folder / 'picture.png'} has {picture.width} x {picture.height} pixels; its settings say "
-                f"{settings.width} x {settings.height}."
-            )
+            raise FileError(f"{where}: {error}") from None
+        image = open_image(folder / "picture.png")
+        if image.size != (settings.width, settings.height):
+            expected, found = format_size(settings.width, settings.height), Named(format_size(*image.size))
+            raise FileError(must_be(f"{folder / 'picture.png'}", f"{expected} pixels, as in its settings", found))
         latents = _read_latents(folder / "latents.safetensors")
-        return cls(latents, picture, settings, facts["model"], facts["fingerprint"], facts["dtype"], facts["machine"])
+        return cls(latents, image, settings, facts["model"], facts["fingerprint"], facts["dtype"], facts["machine"])
 
 
 def _checked(facts: Mapping[str, Any]) -> RunSettings:
-    """The settings in ``reference.json``, after a look at all the rest of it."""
+    """The settings in ``reference.json``; everything else in it is checked, too."""
     if type(facts.get("format")) is not int or facts["format"] != FORMAT:
-        raise ValueError(f"its format is {shown(facts.get('format'))}, this version reads {FORMAT}.")
+        raise ValueError(must_be("format", f"{FORMAT}", facts.get("format")))
     settings, machine = facts.get("settings"), facts.get("machine")
     if not isinstance(settings, dict):
-        raise TypeError(f"settings is {shown(settings)}; an object is wanted.")
-    for name, pattern, wanted in (
-        ("model", r".*", "a string"),
-        ("fingerprint", r"[0-9a-f]{64}", "64 hexadecimal digits"),
-        ("dtype", "|".join(CHOICES[1:]), f"one of {', '.join(CHOICES[1:])}"),
-    ):
-        if not isinstance(facts.get(name), str) or not re.fullmatch(pattern, facts[name], re.DOTALL):
-            raise ValueError(f"{name} is {shown(facts.get(name))}; {wanted} is wanted.")
+        raise TypeError(must_be("settings", "an object", settings))
+    if not isinstance(facts.get("model"), str):
+        raise ValueError(must_be("model", "a string", facts.get("model")))
+    name = facts.get("fingerprint")
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{64}", name):
+        raise ValueError(must_be("fingerprint", "64 hexadecimal digits", name))
+    one_of("dtype", facts.get("dtype"), CHOICES[1:])
     if not isinstance(machine, dict) or not all(isinstance(value, str) for value in machine.values()):
-        raise TypeError(f"machine is {shown(machine)}; an object of strings is wanted.")
+        raise TypeError(must_be("machine", "an object of strings", machine))
     return RunSettings.of(settings)
 
 
@@ -157,37 +150,36 @@ def _read_latents(path: Path) -> Tensor:
     content = read_bytes(path, _MAX_LATENTS_BYTES)
     try:
         tensors = load(content)
-    except Exception as error:  # SafetensorError, and whatever torch raises at a dtype that it does not know
-        raise FileError(f"{path} is no safetensors file, or damaged ({reason_of(error)}).") from None
+    except Exception as error:  # SafetensorError, and whatever torch raises for a dtype that it does not know
+        raise FileError(f"{path} is not a safetensors file, or damaged ({reason_of(error)}).") from None
     latents = tensors.get("latents")
     if latents is None or len(tensors) > 1:
-        raise FileError(f"{path} holds {shown(sorted(tensors))}; latents alone are wanted.")
+        raise FileError(must(f"{path}", "contain latents alone", sorted(tensors)))
     if latents.ndim != 4 or len(latents) != 1 or not latents.numel() or not latents.is_floating_point():
-        raise FileError(
-            f"{path} holds latents of {str(latents.dtype).removeprefix('torch.')} and the shape "
-            f"{list(latents.shape)}; floats of the shape [1, channels, height, width] are wanted."
-        )
+        found = Named(f"{dtype_name(latents.dtype)} {list(latents.shape)}")
+        raise FileError(must(f"{path}", "contain floats of the shape [1, channels, height, width]", found))
     if not latents.float().isfinite().all():
-        raise FileError(f"{path} holds latents that are NaN or infinite; finite ones are wanted.")
+        raise FileError(must(f"{path}", "contain finite latents", Named("NaN or infinite ones")))
     return latents
 
 
 def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
-    """Find out, before anything slow, whether a reference can be written; nothing remains.
+    """Check, before anything slow, whether `Baseline.save` can write a folder; nothing of the attempt remains.
 
     Args:
-        settings: Of the run, where they are known: for the room that it needs.
+        folder: As for `Baseline.save`.
+        settings: Of the run, if known: for the space that it needs.
 
     Raises:
         FileError: Naming what is in the way.
     """
     folder = Path(os.path.realpath(folder))
     try:
-        with contextlib.suppress(Rehearsed), _new_folder(folder) as unfinished:
+        with contextlib.suppress(Rehearsed), new_folder(folder) as unfinished:
             if settings is not None:
                 require_room(unfinished, 8 * settings.height * settings.width + (1 << 20), "--save")
             (unfinished / "reference.json").write_bytes(b"{}")
-            # Only this shows that the name can be had.
+            # Only this shows that the name is allowed.
             if folder.is_dir():
                 mode = folder.stat().st_mode
                 folder.rmdir()
@@ -200,33 +192,15 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
         raise FileError(f"--save {folder} cannot be written: {reason_of(error)}.") from None
 
 
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``folder`` when the block ends well, else it is removed."""
-    folder = Path(os.path.realpath(folder))
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileError(f"{folder} is there already; the name of a new or empty folder is wanted.")
-    # Of fixed length, so that it is not longer than the file system allows where the name itself is not.
-    unfinished = folder.parent / f".{secrets.token_hex(8)}"
-    with made(folder.parent):
-        try:
-            unfinished.mkdir()
-            yield unfinished
-            if folder.is_dir():
-                folder.rmdir()  # it is empty
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:
-    """A short name of a model's content, the same wherever it lies and however its files are split.
+    """A short name of a model's content, independent of its folder and of how its files are split.
 
-    It covers configs, prompt template and, for each tensor, name, dtype, shape and its first bytes: enough to tell
-    any two trainings apart without reading 14 GB.
+    It covers configs, prompt template and, for each tensor, name, dtype, shape and first bytes: enough to distinguish
+    any two trainings without reading 12.6 GiB.
 
     Args:
-        drawn: Of a model without files: what its weights are drawn from.
+        checkpoint: The model.
+        drawn: What the weights are drawn from, for a model without files.
 
     Returns:
         64 hexadecimal digits (SHA-256).

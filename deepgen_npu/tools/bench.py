@@ -1,7 +1,7 @@
 """``python -m deepgen_npu bench``: the adaptation report's tables for this machine.
 
-Memory of each part; time to load; time of each stage and of the whole run, steps a second. The first run warms up and
-is told apart; the others give medians.
+Memory of each part; time to load; time of each stage and of the whole run; steps per second. The first run is a
+warm-up and reported separately; medians are over the rest.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ class Times:
 
     @property
     def run(self) -> float:
+        """Seconds of all stages."""
         return sum(self.stages.values())
 
 
 @dataclass
 class Measurement:
-    """What `measure` found. Bytes, seconds.
+    """The result of `measure`, in bytes and seconds.
 
     Attributes:
+        settings: Of the runs.
         parts: Parameters and buffers of each part.
         load_seconds: Of the whole pipeline from files; None where no files were read.
-        warm_up: The first run, which is in none of the medians.
-        runs: The other ones.
-        peaks: Most that was allocated on the device during each stage of any run, weights included, and
-            ``whole run``; None on a CPU, where nobody counts.
+        warm_up: The first run, which no median includes.
+        runs: The other runs.
+        peaks: The most memory that was allocated on the device during each stage of any run, weights included, and
+            during the ``whole run``; None on a CPU, where allocations are not counted.
     """
 
     settings: RunSettings
@@ -69,7 +71,7 @@ class Measurement:
         return self.settings.num_inference_steps / self.stages["denoise"]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the medians and all they were made of."""
+        """For JSON: the medians and what they are computed from."""
         return {
             "settings": asdict(self.settings),
             "parts": {name: asdict(part) for name, part in self.parts.items()},
@@ -92,9 +94,12 @@ def measure(
     """Time whole runs of a pipeline.
 
     Args:
+        pipe: The pipeline, loaded.
         device: Where the DiT runs.
-        count: Runs to take the median of; there is one more before them.
-        on_run: Called with the number of each run before it begins; 0 is the one for warming up.
+        settings: Of every run.
+        count: Runs to take the median of; a warm-up precedes them.
+        load_seconds: For the result.
+        on_run: Called with the number of each run before it begins; 0 is the warm-up.
     """
     counted = memory_allocated(device) is not None
     peaks: dict[str, int] = {}
@@ -121,7 +126,7 @@ def measure(
 
 
 def as_markdown(result: Measurement) -> str:
-    """The report's two tables, with the time of each stage and the peaks."""
+    """The two tables of the adaptation report, with the time of each stage and the peaks."""
     lines = ["| Part | Device | Memory |", "|---|---|---|"]
     lines += [f"| {name} | {part.device} | {format_bytes(part.nbytes)} |" for name, part in result.parts.items()]
     lines += [f"| all parts | | {format_bytes(sum(part.nbytes for part in result.parts.values()))} |", ""]
@@ -134,9 +139,9 @@ def as_markdown(result: Measurement) -> str:
         peak = f" {format_bytes(result.peaks[stage])} |" if result.peaks else ""
         lines.append(f"| {stage} | {seconds:.3f} s | {first:.3f} s |{peak}")
     first_rate = result.settings.num_inference_steps / result.warm_up.stages["denoise"]
-    loading = "Loading was not measured: random weights have no files."
+    loading = "Loading was not measured: random weights are not read from files."
     if result.load_seconds is not None:
-        loading = f"Loading the model took {result.load_seconds:.2f} s, once (importing the libraries apart)."
+        loading = f"Loading the model took {result.load_seconds:.2f} s (one run, without importing the libraries)."
     empty = " |" if result.peaks else ""
     lines.append(f"| denoising | {result.steps_per_second:.2f} it/s | {first_rate:.2f} it/s |{empty}")
     lines += ["", loading]

@@ -1,4 +1,4 @@
-"""How far apart two pictures, or two runs' latents, are: the measures of the adaptation report, and SSIM."""
+"""How much two images, or the latents of two runs, differ: the measures of the adaptation report, and SSIM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .. import checks
+from ..formatting import command, format_size
 
 
 if TYPE_CHECKING:
@@ -23,15 +26,15 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Difference:
-    """How far apart two pictures, or two tensors of latents, are.
+    """How much two images, or two tensors of latents, differ.
 
     Attributes:
-        mse: Mean squared error; of pictures on the scale of 0 to 255.
+        mse: Mean squared error; for images on the scale of 0 to 255.
         largest: Largest absolute difference, on the same scale.
         mean: Mean absolute difference, on the same scale.
-        identical: To the bit.
-        psnr: Peak signal-to-noise ratio [dB] of pictures; infinite where they are identical. None for latents.
-        ssim: Structural similarity of pictures (Wang et al. 2004, by scikit-image). None for latents.
+        identical: Bit by bit.
+        psnr: Peak signal-to-noise ratio [dB] of images; infinite where they are identical. None for latents.
+        ssim: Structural similarity of images (Wang et al. 2004, by scikit-image). None for latents.
     """
 
     mse: float
@@ -43,7 +46,7 @@ class Difference:
 
 
 def require_scikit_image() -> None:
-    """Call it before anything slow.
+    """Check, before anything slow, that SSIM can be computed.
 
     Raises:
         ValueError: When it is not installed.
@@ -51,29 +54,29 @@ def require_scikit_image() -> None:
     try:
         import skimage.metrics  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"SSIM is computed by scikit-image ({error}): pip install scikit-image") from None
+        raise ValueError(f"SSIM needs scikit-image ({error}):{command('pip install scikit-image')}") from None
 
 
-def compare_pictures(first: Image.Image, second: Image.Image) -> Difference:
-    """Compare two pictures as 8-bit RGB.
+def compare_images(first: Image.Image, second: Image.Image) -> Difference:
+    """Compare two images as 8-bit RGB.
+
+    Args:
+        first: An image.
+        second: One of the same size.
 
     Raises:
         ValueError: When their sizes differ, or when they are too small for SSIM.
     """
     if first.size != second.size:
-        raise ValueError(
-            f"The pictures are {first.width} x {first.height} and {second.width} x {second.height} pixels; "
-            "pictures of one size are wanted."
-        )
-    window = 7  # scikit-image's own, in pixels
+        found = checks.Named(f"{format_size(*first.size)} and {format_size(*second.size)}")
+        raise ValueError(checks.must("The images", "have the same size", found))
+    window = 7  # pixels, the default of scikit-image
     if min(first.size) < window:
-        raise ValueError(
-            f"The pictures are {first.width} x {first.height} pixels; SSIM compares windows of {window} x {window}, "
-            "so pictures of at least that size are wanted."
-        )
+        requirement = f"be at least {format_size(window, window)} pixels, the window of SSIM"
+        raise ValueError(checks.must("The images", requirement, checks.Named(format_size(*first.size))))
     from skimage.metrics import structural_similarity
 
-    one, other = (np.asarray(picture.convert("RGB")).astype(np.float64) for picture in (first, second))
+    one, other = (np.asarray(image.convert("RGB")).astype(np.float64) for image in (first, second))
     error = np.abs(one - other)
     mse = float((error**2).mean())
     return Difference(
@@ -87,14 +90,19 @@ def compare_pictures(first: Image.Image, second: Image.Image) -> Difference:
 
 
 def compare_latents(first: Tensor, second: Tensor) -> Difference:
-    """Compare final latents in float32; identical are those of one dtype with the same bits.
+    """Compare final latents in float32. They are identical if both dtype and bits are.
+
+    Args:
+        first: Latents.
+        second: Some of the same shape.
 
     Raises:
         ValueError: When their shapes differ.
     """
     if first.shape != second.shape:
-        raise ValueError(f"The latents have the shapes {list(first.shape)} and {list(second.shape)}; one is wanted.")
-    import torch  # pictures alone are compared without it
+        found = checks.Named(f"{list(first.shape)} and {list(second.shape)}")
+        raise ValueError(checks.must("The latents", "have the same shape", found))
+    import torch  # not needed to compare images
 
     first, second = first.cpu(), second.cpu()
     error = (first.float() - second.float()).abs()

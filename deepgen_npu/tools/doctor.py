@@ -1,7 +1,7 @@
 """``python -m deepgen_npu doctor``: what this machine has, what is wrong with it, and how to fix that.
 
-torch is never imported in this process: where torch_npu is installed and CANN is not sourced, importing torch fails
-already. A child process tries it, and its error is one of the findings.
+torch is never imported in this process: where torch_npu is installed and CANN is not sourced, even importing torch
+fails. A child process tries it, and its error is one of the findings.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, npu_setup
+from ..checks import must_be
+from ..formatting import format_bytes
 from ..npu_setup import Problem, package_version
 from ..requirements import fits, requirements
 
@@ -38,13 +40,14 @@ PACKAGES = (
     "Pillow",
     "scikit-image",
 )
-"""Whose versions are told: those of the report's table, and what else decides about results."""
+"""Packages whose versions are reported: those of the adaptation report, and others that affect results."""
 
 OLDEST_PYTHON = (3, 10)
 
 PROBE_SECONDS = 180
-# Cards that are busy or broken tell no memory; the others are still told.
-# `python -c` looks for modules in the current folder first, whosever it is.
+"""The time that torch gets to list its devices."""
+# A busy or broken card must not hide the others. `python -c` would import modules from the current folder, whosever it
+# is.
 _PROBE = """
 import sys
 sys.path[:] = [folder for folder in sys.path if folder]
@@ -74,12 +77,12 @@ print("\\n" + json.dumps(found))
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to say.
+    """One line of the report, and its fix.
 
     Attributes:
-        level: ``problem`` (it will not work) or ``advice`` (it works better otherwise).
+        level: ``problem`` (it will not work) or ``advice`` (it would work better).
         what: What was found.
-        fix: The command that fixes it; where there is none, what to do.
+        fix: The command that fixes it; where there is none, a sentence about what to do.
     """
 
     level: str
@@ -92,10 +95,15 @@ class Report:
     """Everything that was found, ready for JSON.
 
     Attributes:
+        deepgen, python, system, processor: Versions and names of what runs this.
+        packages: Installed versions of `PACKAGES`; None for a missing one.
+        cann, driver: Installed releases; None where not found.
         cards: Device files of NPUs.
+        environment: Values of `npu_setup.VARIABLES`; None for unset ones.
+        wanted: The device that has to exist.
         devices: What torch found: ``device``, ``name``, ``free`` and ``total`` bytes, ``error``.
         torch_error: Why torch does not load; None when it does.
-        wanted: The device that was asked for.
+        findings: Problems and advice.
     """
 
     deepgen: str
@@ -114,6 +122,7 @@ class Report:
 
     @property
     def healthy(self) -> bool:
+        """Whether no problem was found."""
         return not any(finding.level == "problem" for finding in self.findings)
 
     def has_device(self, kind: str) -> bool:
@@ -127,8 +136,8 @@ def inspect_host(
     """Look at this machine.
 
     Args:
-        wanted: A device that has to be there: ``npu``, ``npu:1``, ``cuda``, ``cuda:1`` or ``cpu``. With None no
-            device is missed, unless there is a card that is not found.
+        wanted: A device that has to exist: ``npu``, ``npu:1``, ``cuda``, ``cuda:1`` or ``cpu``. With None no device
+            is missed, unless there is a card that torch does not find.
         environment: Instead of the process's own.
         root: Instead of the root of the file system.
 
@@ -136,7 +145,7 @@ def inspect_host(
         ValueError: For a device of another name.
     """
     if wanted is not None and not re.fullmatch(r"(npu|cuda)(:\d+)?|cpu", wanted):
-        raise ValueError(f"device is {wanted!r}; wanted npu, npu:N, cuda, cuda:N or cpu.")
+        raise ValueError(must_be("device", "npu, npu:N, cuda, cuda:N or cpu", wanted))
     environment = os.environ if environment is None else environment
     found = Report(
         deepgen=__version__,
@@ -167,7 +176,7 @@ def processor(root: Path = Path("/")) -> str:
 
 
 def versions(environment: Mapping[str, str] | None = None, root: Path = Path("/")) -> dict[str, str]:
-    """What is installed of all that decides about results and times, for the head of a table."""
+    """Installed versions of everything that affects results and times, for the lines above a table."""
     environment = os.environ if environment is None else environment
     named = {"deepgen_npu": __version__, "Python": platform.python_version()}
     named |= {name: package_version(name) or "" for name in PACKAGES}
@@ -202,31 +211,37 @@ def probe(environment: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | N
 
 
 def _errors(traceback: str) -> str:
-    """The lines of a traceback that say what happened: "ImportError: ...", causes first."""
+    """The lines of a traceback that name an error, such as "ImportError: ...", causes first."""
     lines = traceback.strip().splitlines()
-    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
-    return "\n".join(said or lines[-1:])
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return "\n".join(errors or lines[-1:])
 
 
 # What is wrong
 
 
 def findings(found: Report, environment: Mapping[str, str], root: Path = Path("/")) -> Iterator[Finding]:
-    """What is wrong, the most important first."""
-    troubles = [*_of_packages(found), *_of_torch(found, environment, root)]
-    troubles += [*_of_devices(found, environment)]
-    yield from (Finding("problem", *trouble) for trouble in troubles)
+    """Problems, the most important first, then advice.
+
+    Args:
+        found: What this machine has.
+        environment: Variables of the process.
+        root: Of the file system.
+    """
+    problems = [*_of_packages(found), *_of_torch(found, environment, root)]
+    problems += [*_of_devices(found, environment)]
+    yield from (Finding("problem", *problem) for problem in problems)
     if found.packages["torch_npu"] is None:
         return
-    if not troubles and not found.has_device("npu"):
+    if not problems and not found.has_device("npu"):
         yield Finding("advice", *npu_setup.no_card(environment, found.cards, found.driver))
-    yield from (Finding("advice", *trouble) for trouble in npu_setup.advice(environment))
+    yield from (Finding("advice", *advice) for advice in npu_setup.advice(environment))
 
 
 def _of_packages(found: Report) -> Iterator[Problem]:
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        yield Problem(f"Python is {found.python}; {oldest} or later is wanted", f"install Python {oldest} or later")
+        yield Problem(f"Python must be {oldest} or later, got {found.python}", f"install Python {oldest} or later")
     if found.packages["torch"] is None:
         yield Problem("torch is not installed in this Python", "pip install torch  # in the build for this machine")
     for name, versions in requirements().items():
@@ -243,33 +258,33 @@ def _of_torch(found: Report, environment: Mapping[str, str], root: Path) -> Iter
         return
     if torch_npu is None:
         if found.cards or (found.wanted or "").startswith("npu"):
-            has = f", but {', '.join(found.cards)} is there" if found.cards else ""
-            yield Problem(f"{npu_setup.NOT_INSTALLED}{has}", npu_setup.install_command(torch))
+            card = f", but there is {', '.join(found.cards)}" if found.cards else ""
+            yield Problem(f"{npu_setup.NOT_INSTALLED}{card}", npu_setup.install_command(torch))
         if found.torch_error is not None:
             last = found.torch_error.splitlines()[-1]
-            yield Problem(f"torch does not load ({last})", "install torch anew, in the build for this machine")
+            yield Problem(f"torch does not load ({last})", "install torch again, in the build for this machine")
     elif found.torch_error is not None:
         yield npu_setup.why_not_loaded(found.torch_error, environment, root, torch, torch_npu)
-    elif trouble := npu_setup.mismatch(torch, torch_npu) or npu_setup.conflict(environment, torch_npu):
-        yield trouble
+    elif problem := npu_setup.mismatch(torch, torch_npu) or npu_setup.conflict(environment, torch_npu):
+        yield problem
 
 
 def _of_devices(found: Report, environment: Mapping[str, str]) -> Iterator[Problem]:
     if found.packages["torch"] is None or found.torch_error is not None:
-        return  # told already
+        return  # already reported
     for device in found.devices:
         if device["error"]:
             kind = device["device"].partition(":")[0]
             yield Problem(f"{device['device']} does not answer: {device['error']}", _LISTS_CARDS[kind])
     kind = (found.wanted or "cpu").partition(":")[0]
-    there = ", ".join(device["device"] for device in found.devices)
+    existing = ", ".join(device["device"] for device in found.devices)
     if (kind == "npu" or found.cards) and not found.has_device("npu"):
-        if found.packages["torch_npu"] is not None:  # else told already
+        if found.packages["torch_npu"] is not None:  # otherwise already reported
             yield npu_setup.no_card(environment, found.cards, found.driver)
     elif kind == "cuda" and not found.has_device("cuda"):
-        yield Problem(f"{found.wanted} was asked for; torch finds no CUDA device", _LISTS_CARDS[kind])
+        yield Problem(f"{found.wanted} does not exist: torch finds no CUDA device", _LISTS_CARDS[kind])
     elif kind != "cpu" and not found.has_device(found.wanted or ""):
-        yield Problem(f"{found.wanted} was asked for; torch finds {there}", "choose one of these")
+        yield Problem(f"{found.wanted} does not exist: this machine has {existing}", "choose one of these")
 
 
 _LISTS_CARDS = {
@@ -295,26 +310,24 @@ def as_text(found: Report) -> str:
     lines += _table([(name, value if value is not None else "-") for name, value in found.environment.items()])
     lines += [""]
     for finding in found.findings:
-        lines += [f"{finding.level.upper()}: {finding.what}", f"    {finding.fix}"]
+        fix = [f"    {line.strip()}" for line in finding.fix.splitlines() if line.strip()]
+        lines += [f"{finding.level.upper()}: {finding.what}", *fix]
     count = sum(finding.level == "problem" for finding in found.findings)
     lines += [f"{count} problem(s) found." if count else "No problem was found."]
     return "\n".join(lines)
 
 
 def as_json(found: Report) -> str:
+    """For programs: the fields of `Report`, and ``healthy``."""
     return json.dumps({**asdict(found), "healthy": found.healthy}, indent=2)
 
 
 def _memory(device: Mapping[str, Any]) -> str:
     if device["free"] is None:
         return f"{device['name'] or 'unknown'}, memory unknown"
-    return f"{device['name']}, {_gib(device['free'])} of {_gib(device['total'])} GiB free"
+    return f"{device['name']}, {format_bytes(device['free'])} of {format_bytes(device['total'])} free"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     width = max((len(name) for name, _ in rows), default=0)
     return [f"  {name:{max(width, 22)}}  {value}" for name, value in rows]
-
-
-def _gib(size: int) -> str:
-    return f"{size / 1024**3:.1f}"

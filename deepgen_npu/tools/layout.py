@@ -1,18 +1,21 @@
-"""What a published folder looks like: its files, the names and shapes of its tensors, and its small text files.
+"""The published layout: the files of a checkpoint, the names and shapes of their tensors, and the small text files.
 
 Folders, files, tensor names, dtypes and config keys are those of ``deepgenteam/DeepGen-1.0-diffusers``. Names and
-shapes come from the models themselves, built without memory, so that the files follow the configs and nothing else.
+shapes come from the models themselves, built without memory, so that the files depend on the configs alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.folder import PARTS
 from ..checkpoint.index_keys import RANDOM_WEIGHTS_KEY
@@ -33,9 +36,9 @@ class WeightFile:
     """One safetensors file: everything about it but the values.
 
     Attributes:
-        name: Its place in the folder, with ``/``.
+        name: Its path in the folder, with ``/``.
         dtype: The safetensors name of the dtype of all its tensors.
-        metadata: Whether the header says ``format=pt``, as transformers and diffusers write it.
+        metadata: Whether the header contains ``format=pt``, as transformers and diffusers write it.
         shapes: Shape by stored name, sorted by name, which is the order in the file.
     """
 
@@ -46,35 +49,44 @@ class WeightFile:
 
     @property
     def part(self) -> str:
+        """``vlm``, ``connector``, ``transformer`` or ``vae``."""
         return self.name.partition("/")[0]
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch has it."""
         return stored_dtype(self.dtype)
 
     @property
     def elements(self) -> int:
+        """Number of elements of all its tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def header(self) -> bytes:
-        """The JSON between the 8 bytes of its length and the data, padded with blanks as safetensors does."""
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}} if self.metadata else {}
-        itemsize = self.torch_dtype.itemsize
-        offset = 0
-        for name, shape in self.shapes.items():
-            end = offset + math.prod(shape) * itemsize
-            entries[name] = {"dtype": self.dtype, "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        return text + b" " * (-len(text) % 8)
+    def save(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write the file.
+
+        Args:
+            path: Where; an existing file is overwritten.
+            tensors: By stored name; rounded to the file's dtype. Names that the file does not have are ignored.
+        """
+        from safetensors.torch import save_file
+
+        stored = {name: tensors[name].detach().to(self.torch_dtype).contiguous() for name in self.shapes}
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)
+        save_file(stored, path, metadata={"format": "pt"} if self.metadata else None)
+        path.chmod(mode)  # safetensors makes what it writes readable by its owner only
 
 
 def weight_files(size: str | Size) -> list[WeightFile]:
-    """The weight files of a size, part by part. No tensor is allocated.
+    """The weight files of a size, part by part, without allocating tensors.
 
     Names and shapes are those of `Connector`, of diffusers' ``SD3Transformer2DModel`` and ``AutoencoderKL``
     and of transformers' ``Qwen2_5_VLForConditionalGeneration``, with the VLM's names as transformers 4.5x
     saved them (``visual.*``, ``model.*``, no ``lm_head``).
+
+    Args:
+        size: A key of `SIZES`, or a size.
 
     Raises:
         ValueError: For a size that is not in `SIZES`.
@@ -105,13 +117,13 @@ def _shapes(part: str, config: Mapping[str, Any]) -> Shapes:
 
 
 def legacy_vlm_name(name: str) -> str:
-    """The name under which transformers 4.5x saved a tensor: the way back from `checkpoint_structure.vlm_name`."""
+    """The name under which transformers 4.5x saved a tensor: the inverse of `checkpoint.structure.vlm_name`."""
     if name.startswith("model.visual."):
         legacy = name.removeprefix("model.")
     else:
         legacy = "model." + name.removeprefix("model.language_model.")
     if vlm_name(legacy) != name:
-        raise RuntimeError(f"The VLM has a tensor {name}, for which no name of transformers 4.5x is known.")
+        raise RuntimeError(f"The VLM has a tensor {name}, whose name in transformers 4.5x is unknown.")
     return legacy
 
 
@@ -130,7 +142,14 @@ def _split(shapes: Shapes, shard_bytes: int) -> list[list[str]]:
 
 
 def text_files(size: Size, files: Sequence[WeightFile], size_name: str, seed: int) -> dict[str, str]:
-    """All files but the weights, by place in the folder."""
+    """The content of all files but the weights, by path in the folder.
+
+    Args:
+        size: The dimensions.
+        files: The weight files, for the index of the VLM.
+        size_name: For the README.
+        seed: Of the weights, for the README.
+    """
     configs = size.configs
     index = {
         "_class_name": ["deepgen_pipeline", "DeepGenPipeline"],
@@ -154,7 +173,7 @@ def text_files(size: Size, files: Sequence[WeightFile], size_name: str, seed: in
         "weight_map": {name: file.name.removeprefix("vlm/") for file in vlm for name in file.shapes},
     }
     vocabulary = {symbol: number for number, symbol in enumerate(size.vocabulary.symbols)}
-    # transformers' own JSON is sorted; the others have the order in which people read them.
+    # transformers writes its JSON sorted; the other files have the published order.
     return {
         "README.md": (
             f"Random weights (size {size_name}, seed {seed}) in the layout of DeepGen 1.0, for tests and "

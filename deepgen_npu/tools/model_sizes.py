@@ -1,4 +1,4 @@
-"""The configs of random checkpoints: sizes, and what all of them share."""
+"""The configs of random checkpoints, by size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint.tokenizer_files import byte_symbols
+from ..checks import must_be
 from ..model.architecture import stacked_states
 
 
@@ -62,11 +63,11 @@ SCHEDULER = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer: byte-level BPE, with the special tokens behind the others.
+    """The tokenizer: byte-level BPE, with the special tokens after the others.
 
     Attributes:
         symbols: Tokens in the order of their ids: the 256 bytes, then what the merges make.
-        merges: Pairs of symbols, "left right", in the order in which they are merged.
+        merges: Pairs of symbols, "left right", in the order of merging.
     """
 
     symbols: tuple[str, ...] = field(default_factory=lambda: tuple(byte_symbols()))
@@ -74,6 +75,7 @@ class Vocabulary:
 
     @property
     def special_ids(self) -> dict[str, int]:
+        """Ids of the special tokens."""
         return {token: len(self.symbols) + index for index, token in enumerate(SPECIAL_TOKENS)}
 
     def config(self) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class Size:
 
     Attributes:
         configs: The JSON configs of ``vlm``, ``connector``, ``transformer``, ``vae`` and ``scheduler``.
-        shard_bytes: Most bytes of tensors in one file of the VLM; gives two shards.
+        shard_bytes: Limit for the tensors in one file of the VLM; gives two shards.
         vocabulary: The tokenizer.
         prompt_template: ``prompt_template.json``.
     """
@@ -128,7 +130,19 @@ def make_size(
     vocabulary: Vocabulary = BYTES,
     prompt_template: Mapping[str, Any] = PROMPT_TEMPLATE,
 ) -> Size:
-    """Fill in what all sizes share, and the numbers at which one part hands over to the next."""
+    """A size from what distinguishes it; what all sizes share, and the dimensions between parts, are filled in.
+
+    Args:
+        text: Settings of the decoder in ``vlm/config.json``.
+        vision: Settings of the vision tower there.
+        connector: Settings of the connector.
+        num_queries: Number of its queries.
+        transformer: Settings of the DiT.
+        vae: Settings of the VAE.
+        shard_bytes: See `Size`.
+        vocabulary: The tokenizer.
+        prompt_template: See `Size`.
+    """
     hidden = text["hidden_size"]
     layers = text["num_hidden_layers"]
     width = connector["hidden_size"]
@@ -188,11 +202,11 @@ def make_size(
 def _vlm_config(text: dict[str, Any], vision: dict[str, Any], token_ids: Mapping[str, int]) -> dict[str, Any]:
     """``vlm/config.json`` as transformers 4.5x writes it: the decoder nested and, in part, at the top too.
 
-    There is no pad_token_id: transformers sets that row of the embedding to zero, while the trained model's
-    row is not zero and padding takes part in the connector.
+    There is no pad_token_id: transformers sets that row of the embedding to zero, while the row of the trained
+    model is not zero and the connector attends to padding.
     """
     head_dim = text["hidden_size"] // text["num_attention_heads"]
-    # As the published [16, 24, 24] of 64, which is half a head: a quarter, and the rest in two.
+    # As the published [16, 24, 24] of 64, half a head: a quarter, and the rest in halves.
     temporal = head_dim // 8
     sections = [temporal, (head_dim // 2 - temporal) // 2, (head_dim // 2 - temporal + 1) // 2]
     both = {
@@ -245,7 +259,7 @@ def _vlm_config(text: dict[str, Any], vision: dict[str, Any], token_ids: Mapping
 
 
 SIZES: dict[str, Size] = {
-    # Every dimension at which parts meet is different, so that a mix-up fails. Pictures up to 1024 x 1024.
+    # Every dimension between parts is different, so that a mix-up fails. Images up to 1024 x 1024.
     "tiny": make_size(
         text={
             "hidden_size": 32,
@@ -282,7 +296,7 @@ SIZES: dict[str, Size] = {
         vae={"block_out_channels": [4, 8, 16, 16], "norm_num_groups": 4, "sample_size": 64},
         shard_bytes=500_000,
     ),
-    # The published depth and, part by part, the published proportions at a sixth of its elements.
+    # The published depth and, part by part, the published proportions with a sixth of the elements.
     "benchmark": make_size(
         text={
             "hidden_size": 768,
@@ -361,8 +375,16 @@ SIZES: dict[str, Size] = {
 
 
 def find_size(name: str | Size) -> Size:
+    """The size of a name.
+
+    Args:
+        name: A key of `SIZES`; a size is returned as it is.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
     if isinstance(name, Size):
         return name
     if name not in SIZES:
-        raise ValueError(f"size is {name!r}; wanted one of {', '.join(SIZES)}.")
+        raise ValueError(must_be("size", f"one of {', '.join(SIZES)}", name))
     return SIZES[name]

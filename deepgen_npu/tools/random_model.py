@@ -1,6 +1,6 @@
-"""A model with random weights that were never in a file: for measurements where the 14 GB are not downloaded.
+"""A model with random weights that has no files: for measurements without a download.
 
-It is the model that `random_checkpoint.write` writes, value by value, drawn straight to its device.
+It equals the model that `random_checkpoint.write` writes, value by value, but is drawn directly on its device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate
 from .layout import WeightFile, text_files, weight_files
 from .model_sizes import find_size
-from .random_values import random_values
+from .random_values import random_tensor
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class RandomModel:
     """Random weights of one size, drawn when they are loaded.
 
     Attributes:
-        size: A key of `random_sizes.SIZES`.
+        size: A key of `model_sizes.SIZES`.
         checkpoint: As if the folder had been written. Its tensors have names, dtypes and shapes, but their files do
-            not exist; the folder, which holds the small files, lasts as long as this object.
+            not exist. The folder, which contains the small files, exists as long as this object.
         seed: Of the weights.
     """
 
@@ -47,7 +47,11 @@ class RandomModel:
 
     @classmethod
     def of_size(cls, size: str, seed: int = 0) -> RandomModel:
-        """Describe the model; nothing of its size is allocated.
+        """Describe a model without allocating its weights.
+
+        Args:
+            size: A key of `model_sizes.SIZES`.
+            seed: Of the weights.
 
         Raises:
             ValueError: For an unknown size.
@@ -65,7 +69,7 @@ class RandomModel:
             for name, shape in file.shapes.items():
                 nbytes = torch.Size(shape).numel() * file.torch_dtype.itemsize
                 tensors[file.part][name] = StoredTensor(folder / file.name, file.dtype, shape, 0, nbytes)
-        # As JSON has them, which knows no tuples.
+        # Through JSON, as if read from files: tuples become lists.
         stored = {part: json.loads(json.dumps(config)) for part, config in chosen.configs.items()}
         configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
         index = json.loads(texts["model_index.json"])
@@ -73,7 +77,12 @@ class RandomModel:
         return cls(size, checkpoint, seed, files, temporary)
 
     def nbytes(self, dtype: torch.dtype, *parts: str) -> int:
-        """Bytes of the weights in memory, of the named parts or of all."""
+        """Bytes of the weights in memory, of the given parts or of all.
+
+        Args:
+            dtype: Of the weights in memory.
+            parts: Names of parts.
+        """
         return sum(self.checkpoint.elements(part) for part in parts or PARTS) * dtype.itemsize
 
     def load(
@@ -82,10 +91,11 @@ class RandomModel:
         """Draw the weights.
 
         Args:
+            dtype: Of the weights in memory.
             devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
             on_bytes_read: Called with the bytes in memory of each piece that was drawn.
         """
-        # One generator for all, as when they are written. It draws on the CPU, so that all devices get the same.
+        # One generator for all files, as in `random_checkpoint.write`.
         generator = torch.Generator("cpu").manual_seed(self.seed)
         parts: dict[str, Any] = {
             part: self._load_part(part, dtype, devices[part], generator, on_bytes_read) for part in PARTS
@@ -112,14 +122,14 @@ class RandomModel:
             if file.part != part:
                 continue
             for name, shape in file.shapes.items():
-                target = torch.empty(shape, dtype=dtype, device=device)
-                flat, start = target.view(-1), 0
-                for piece in random_values(name, shape, self.checkpoint.configs["transformer"], generator):
-                    end = start + piece.numel()
-                    # Rounded as the file would round it.
-                    flat[start:end].copy_(piece.view(-1).to(file.torch_dtype))
-                    start = end
-                    if on_bytes_read is not None:
-                        on_bytes_read(piece.numel() * dtype.itemsize)
-                state[vlm_name(name) if part == "vlm" else name] = target
+                state[vlm_name(name) if part == "vlm" else name] = random_tensor(
+                    name,
+                    shape,
+                    self.checkpoint.configs["transformer"],
+                    generator,
+                    file.torch_dtype,
+                    dtype,
+                    device,
+                    on_bytes_read,
+                )
         return filled(empty_model(part, self.checkpoint.configs[part]), state, device)

@@ -1,4 +1,4 @@
-"""The model, device and options that `bench` and `verify` run with."""
+"""The model and the device that `bench` and `verify` run with."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..components import device_map
 from ..devices import device_name, empty_cache, free_memory, resolve_device, resolve_dtype
 from ..dtypes import dtype_name
 from ..errors import UsageError
+from ..formatting import format_bytes
 from ..locations import downloaded_model
 from ..npu_setup import MEASURED
 from ..pipeline import DeepGenPipeline
@@ -28,32 +29,53 @@ from .runs import RunSettings
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that was not loaded yet, from files or with random weights."""
+    """A model that is not loaded yet, from files or with random weights.
+
+    Attributes:
+        checkpoint: Its configs and the headers of its files.
+        random: Set if its weights are random.
+    """
 
     checkpoint: Checkpoint
     random: RandomModel | None = None
 
     @classmethod
     def open(cls, arguments: argparse.Namespace) -> ModelSpec:
-        """What ``--model_path`` and ``--random-weights`` name."""
+        """The model that ``--model_path`` or ``--random-weights`` names.
+
+        Args:
+            arguments: Of the command line.
+
+        Raises:
+            UsageError, CheckpointError: When there is no such model.
+        """
         if arguments.random_weights is None:
             return cls(Checkpoint.open(resolve_model(arguments.model_path or downloaded_model())))
         if arguments.model_path is not None:
-            raise UsageError("--model_path and --random-weights were both given; one model is wanted.")
+            raise UsageError("--model_path and --random-weights cannot be combined: pass one of them.")
         random = RandomModel.of_size(arguments.random_weights)
         return cls(random.checkpoint, random)
 
     @property
     def name(self) -> str:
+        """For people: the name of the folder."""
         if self.random is not None:
             return f"random weights of the size {self.random.size}"
         return self.checkpoint.folder.name
 
     def fingerprint(self) -> str:
+        """See `baseline.fingerprint`."""
         return fingerprint(self.checkpoint, f"{self.random.size} {self.random.seed}" if self.random else "")
 
     def settings(self, arguments: argparse.Namespace) -> RunSettings:
-        """The run that the options describe, checked."""
+        """The run that the options describe.
+
+        Args:
+            arguments: Of the command line.
+
+        Raises:
+            ValueError: When this model cannot do it.
+        """
         references = arguments.references
         rules = self.checkpoint.sizes
         trained = rules.match_aspect(1, 1, editing=references > 0)
@@ -65,10 +87,13 @@ class ModelSpec:
         return RunSettings(arguments.prompt, height, width, arguments.seed, steps, guidance, references)
 
     def latent_shape(self, settings: RunSettings) -> tuple[int, int, int, int]:
-        """[1, C, H/8, W/8] of a run, from the configs.
+        """The shape [1, C, H/8, W/8] of the latents of a run, from the configs.
+
+        Args:
+            settings: Of the run.
 
         Raises:
-            ValueError: When the model cannot make a picture of that size.
+            ValueError: When the model does not support that size.
         """
         rules = self.checkpoint.sizes
         height, width = rules.check(settings.height, settings.width, editing=settings.references > 0)
@@ -76,7 +101,14 @@ class ModelSpec:
         return 1, channels, height // rules.vae_factor, width // rules.vae_factor
 
     def load(self, place: DeviceSpec) -> tuple[DeepGenPipeline, float | None]:
-        """The pipeline, and the seconds that loading its files took; None where there are none."""
+        """The pipeline, and the seconds that loading its files took; None for random weights.
+
+        Args:
+            place: Where and how it runs.
+
+        Raises:
+            UsageError: When random weights do not fit into the memory.
+        """
         devices = device_map(torch.device("cpu") if place.offload else place.device, place.text_encoder_device)
         if self.random is not None:
             for device in sorted(set(devices.values()), key=str):
@@ -99,7 +131,15 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """Where and how a model runs."""
+    """Where and how a model runs.
+
+    Attributes:
+        device: Of the DiT and the VAE.
+        dtype: Of the weights.
+        offload: Whether parts wait on the CPU until they run.
+        capture_graph: Whether the denoising step is captured in a graph.
+        text_encoder_device: Of VLM and connector, if another one.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -111,12 +151,15 @@ class DeviceSpec:
     def of(cls, arguments: argparse.Namespace) -> DeviceSpec:
         """The place that the options describe.
 
+        Args:
+            arguments: Of the command line.
+
         Raises:
-            DeviceError: When the device is not there.
+            DeviceError: When a device does not exist.
         """
         device = resolve_device(arguments.device)
         if arguments.text_encoder_device:
-            resolve_device(arguments.text_encoder_device)  # found wrong before anything slow
+            resolve_device(arguments.text_encoder_device)  # fails before anything slow
         return cls(
             device,
             resolve_dtype(arguments.dtype, device),
@@ -139,13 +182,13 @@ def name_of(device: torch.device) -> str:
 
 
 def release(device: torch.device) -> None:
-    """Give the memory of a pipeline that is not used any more back."""
+    """Release the memory of a pipeline that nothing refers to any more."""
     gc.collect()
     empty_cache(device)
 
 
 def header(**facts: object) -> str:
-    """What a table in an issue begins with: versions, variables that matter, and these facts."""
+    """The lines above a table for an issue: versions, relevant environment variables, and the given facts."""
     found = doctor.versions()
     lines = {"Versions": ", ".join(f"{name} {number}" for name, number in found.items()), **facts}
     variables = doctor.set_variables(MEASURED)
@@ -158,13 +201,13 @@ def _require_memory(device: torch.device, needed: int, dtype: torch.dtype) -> No
     found = free_memory(device)
     if found is not None and needed > found[0]:
         raise UsageError(
-            f"The weights need {needed / 2**30:.1f} GiB on {device} in {dtype_name(dtype)}, of which "
-            f"{found[0] / 2**30:.1f} GiB are free. Choose --random-weights benchmark (a sixth of it), another "
-            "--dtype or another device."
+            f"The weights need {format_bytes(needed)} on {device} in {dtype_name(dtype)}, but only "
+            f"{format_bytes(found[0])} are free. Choose --random-weights benchmark (a sixth of it), another --dtype "
+            "or another device."
         )
 
 
 def _import_libraries() -> None:
-    """Import what loading imports, which takes seconds that are not the model's."""
+    """Import what loading imports, so that its seconds are not counted as loading."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel  # noqa: F401
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast  # noqa: F401

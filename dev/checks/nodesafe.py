@@ -1,4 +1,4 @@
-"""Tell what nodesafe found that nodesafe.json does not explain."""
+"""The findings of nodesafe that nodesafe.json does not explain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _literals(node: ast.AST) -> str:
 def is_readable(source: str, line: int) -> bool:
     """Whether the longest string that begins at a line is made of words, as messages and docstrings are.
 
-    nodesafe takes any long string of many different letters for hidden code. Hidden code comes in one piece; words
-    are parted by spaces, and names of files and variables by these signs.
+    nodesafe takes any long string of many different letters for hidden code. Hidden code has no gaps; words are
+    separated by spaces, and names of files and variables by these characters.
     """
     strings = [
         _literals(node)
@@ -34,9 +34,13 @@ def is_readable(source: str, line: int) -> bool:
 
 
 def unexplained(report: str, tree: Path) -> tuple[list[str], int]:
-    """Problems, one a line, and how many findings are explained.
+    """Problems, one per line, and the number of explained findings.
 
-    An explanation that fits nothing is a problem too, so that the list stays one of things that are there.
+    An explanation that fits nothing is a problem, too, so that none outlives its finding.
+
+    Args:
+        report: The output of ``nodesafe scan . --format json``.
+        tree: The folder that was scanned.
     """
     findings: list[dict[str, Any]] = json.loads(report[report.index("{") :])["findings"]
     rules: list[dict[str, str]] = json.loads(EXPLAINED.read_text(encoding="utf-8"))["explained"]
@@ -55,5 +59,5 @@ def unexplained(report: str, tree: Path) -> tuple[list[str], int]:
         readable = category == ENTROPY and is_readable((tree / file).read_text(encoding="utf-8"), line)
         if not fitting and not readable:
             problems.append(f"{file}:{line}: {found['severity']} {category}: {found['title']}: {snippet}")
-    problems += [f"nodesafe.json: nothing fits {snippet!r} any more" for snippet in sorted(unused)]
-    return problems, len(findings) - sum("nodesafe-explained" not in problem for problem in problems)
+    explained = len(findings) - len(problems)
+    return problems + [f"nodesafe.json: no finding fits {snippet!r}" for snippet in sorted(unused)], explained

@@ -1,11 +1,18 @@
-"""The checkers of others, on the pack as the registry publishes it: `make outside-checks`.
+"""Third-party checkers, on the pack as the registry publishes it.
 
-Run with an environment that has dev/requirements/checks.txt. Exit status 1 if any check fails. The checks against a
-ComfyUI need a checkout and its interpreter, found as the tests find them.
+    python -m dev.checks.third_party [--release]
+
+Every run validates and packs the pack with comfy-cli, lints it with comfy-test, and checks it against each ComfyUI
+with comfy-import-guard and comfy-lint. ``--release`` adds nodesafe, which looks for suspicious code, and comfy-test in
+a running ComfyUI.
+
+Run it in an environment with dev/requirements/checks.txt. The exit status is 1 if any check fails. ComfyUI checkouts
+and their interpreters are found as the tests find them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -30,19 +37,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 COMFY = ("comfy", "--skip-prompt", "--no-enable-telemetry")
-# comfy_test.cli by name: its console script is in the environment of this script, not in that of ComfyUI.
+# As a module: the console script is in the environment of this process, not in that of ComfyUI.
 COMFY_TEST = ("-c", "import sys; from comfy_test.cli import main; sys.exit(main())")
 
 
 class CheckFailed(Exception):
-    """What a check found is its message."""
+    """A check failed; the message says why."""
 
 
 def run(*command: object, cwd: Path, env: Mapping[str, str] | None = None, accept: tuple[int, ...] = (0,)) -> str:
-    """Run a checker and show its output; a name without a folder is a program beside this interpreter."""
+    """Run a checker, show its output and return it. A name without a folder is a program beside this interpreter."""
     first, *rest = map(str, command)
     program = first if os.sep in first else str(Path(sys.executable).with_name(first))
-    # Without the proxies of the machine, the requests of a checker to the local server would leave it.
+    # Requests of a checker to the local server must not go to the proxies of the machine.
     environment = {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONUTF8": "1", **(env or {})}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     done = subprocess.run(
@@ -56,13 +63,14 @@ def run(*command: object, cwd: Path, env: Mapping[str, str] | None = None, accep
 
 
 def node_validate(tree: Path, work: Path) -> None:
+    """``comfy node validate``, without warnings."""
     output = run(*COMFY, "node", "validate", cwd=tree)
     if "warning" in output.lower():
         raise CheckFailed("a warning of `comfy node validate` costs the pack a listing")
 
 
 def node_pack(tree: Path, work: Path) -> None:
-    """The registry's own packer takes the files that the checks and the tests take for the pack."""
+    """The packer of the registry publishes the same files as `dev.published_tree`."""
     clone = work / "clone"
     files = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True)
     for name in filter(None, files.stdout.split("\0")):
@@ -77,15 +85,17 @@ def node_pack(tree: Path, work: Path) -> None:
     size = (clone / "node.zip").stat().st_size
     print(f"{len(packed)} files, {size / 2**20:.1f} MiB")
     if packed != set(published_files()):
-        raise CheckFailed(f"packed by one side only: {sorted(packed ^ set(published_files()))}")
+        raise CheckFailed(f"packed or published, but not both: {sorted(packed ^ set(published_files()))}")
 
 
 def comfy_test_lint(tree: Path, work: Path) -> None:
+    """The static rules of comfy-test."""
     run("comfy-test", "lint", ".", cwd=tree, env=comfy_test_folders(work))
 
 
 def nodesafe(tree: Path, work: Path) -> None:
-    # Its exit status tells of any finding; ours counts those that nobody has looked at.
+    """nodesafe, without findings that nodesafe.json does not explain."""
+    # Its exit status counts explained findings, too.
     output = subprocess.run(
         [str(Path(sys.executable).with_name("nodesafe")), "scan", ".", "--format", "json"],
         cwd=tree, capture_output=True, text=True, encoding="utf-8",
@@ -97,8 +107,8 @@ def nodesafe(tree: Path, work: Path) -> None:
 
 
 def import_guard(checkout: Checkout, tree: Path, work: Path) -> None:
-    """Every name of ComfyUI that the pack uses, and every call of it, fits this ComfyUI."""
-    # It reads ComfyUI from a clean git clone, and a checkout need be neither: its Python files are committed anew.
+    """Every name and call of ComfyUI that the pack uses exists in this ComfyUI."""
+    # It reads ComfyUI from a clean git clone, so the Python files of the checkout are committed to a new one.
     sources = work / "cache" / "ComfyUI"
     for source in checkout.path.rglob("*.py"):
         relative = source.relative_to(checkout.path)
@@ -113,20 +123,20 @@ def import_guard(checkout: Checkout, tree: Path, work: Path) -> None:
     guard = ["comfy-import-guard", "--offline", "--cache-dir", work / "cache", "check", "--comfy-dir", install]
     output = run(*guard, "--target", "HEAD", "--no-update", "--strict", cwd=tree)
     if re.search(r"\b1 safe\b", output) is None:
-        raise CheckFailed("it did not look at the pack")
+        raise CheckFailed("it did not check the pack")
 
 
 def comfy_test_folders(work: Path) -> dict[str, str]:
-    """Without these comfy-test asks at the terminal."""
+    """Variables without which comfy-test asks at the terminal."""
     return {"COMFY_TEST_LOGS_DIR": str(work / "logs"), "COMFY_TEST_WORKSPACE_DIR": str(work / "workspace")}
 
 
 def simplified(workflow: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A workflow as comfy-test's level "validation" can read it; None if it has a subgraph.
+    """A workflow that the level "validation" of comfy-test can read; None if it has a subgraph.
 
-    The level knows neither notes, which are the front end's alone, nor the choice that follows a seed, and takes
-    V3's lists ("COMBO") for links. What is left are numbers, switches and texts, the links and the node types;
-    comfy-lint looks at the lists in the API twins.
+    The level does not support notes, which only the front end has, nor the control after a seed, and takes the
+    lists of V3 ("COMBO") for links. What is left are numbers, switches, texts, links and node types; comfy-lint
+    checks the lists in the workflows of API format.
     """
     if workflow.get("definitions", {}).get("subgraphs"):
         return None
@@ -145,7 +155,7 @@ def simplified(workflow: dict[str, Any], definitions: Mapping[str, Any]) -> dict
 
 
 def comfy_test_attached(checkout: Checkout, server: ComfyServer, work: Path) -> None:
-    """Runs in ComfyUI's interpreter, which must not get comfy-test's packages: hence the layer."""
+    """comfy-test in the interpreter of ComfyUI. Its packages go to a layer, to leave that environment alone."""
     assert checkout.python is not None
     layer = make_layer(work / "layer", checkout.python, site_packages(checkout.python))
     requirements = (ROOT / "dev" / "requirements" / "checks.txt").read_text(encoding="utf-8").splitlines()
@@ -156,26 +166,29 @@ def comfy_test_attached(checkout: Checkout, server: ComfyServer, work: Path) -> 
     for path in sorted((pack / "workflows").glob("*.json")):
         workflow = simplified(json.loads(path.read_text(encoding="utf-8")), definitions)
         if workflow is None:
-            print(f"{path.name} has a subgraph, which comfy-test takes for an unknown node: not given to it")
+            print(f"{path.name} is left out: comfy-test takes its subgraph for an unknown node")
             path.unlink()
         else:
             path.write_text(json.dumps(workflow), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("comfy-test.toml"), pack / "comfy-test.toml")
     levels = [str(layer), *COMFY_TEST, "run", "--level", "validation"]
-    # The checkout, because comfy-test looks for ComfyUI's modules in the base folder of the server.
+    # comfy-test looks for ComfyUI's modules in the base folder of the server; they are in the checkout.
     environment = {**comfy_test_folders(work), "PYTHONPATH": str(checkout.path)}
     run(*levels, "--server-url", server.url, cwd=pack, env=environment)
 
 
 def comfy_lint(checkout: Checkout, server: ComfyServer, work: Path) -> None:
-    twins = sorted((ROOT / "tests" / "workflows").glob("*.json"))
+    """comfy-lint on the workflows in API format."""
+    workflows = sorted((ROOT / "tests" / "workflows").glob("*.json"))
     run(
         "comfy-lint", "--server", server.url, "--schema-cache", work / "object_info.json", "--strict",
-        "--color", "never", *twins, cwd=work,
+        "--color", "never", *workflows, cwd=work,
     )  # fmt: skip
 
 
-def served(checkout: Checkout, work: Path) -> ComfyServer:
+def served(checkout: Checkout) -> ComfyServer:
+    """A ComfyUI with the published pack."""
+
     # A copy, not a link: comfy-test resolves its folder and looks for custom_nodes above it.
     def lay_out(base: Path) -> None:
         write_published_tree(base / "custom_nodes" / PACK_NAME)
@@ -184,12 +197,24 @@ def served(checkout: Checkout, work: Path) -> ComfyServer:
 
 
 class Results:
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    """Runs checks and collects their results.
+
+    Args:
+        work: A folder for temporary files.
+        release: Whether to run the checks for a release, too.
+
+    Attributes:
+        lines: One for each check.
+        failed: Whether any check failed.
+    """
+
+    def __init__(self, work: Path, release: bool) -> None:
+        self.work, self.release = work, release
         self.lines: list[str] = []
         self.failed = False
 
     def check(self, name: str, function: Callable[..., None], *arguments: object) -> None:
+        """Run a check."""
         print(f"\n===== {name}", flush=True)
         work = self.work / f"{len(self.lines)}"
         work.mkdir()
@@ -204,38 +229,45 @@ class Results:
         print(self.lines[-1], flush=True)
 
     def skip(self, what: str) -> None:
-        self.lines.append(f"SKIPPED, NOT PROVEN: {what}")
+        """Report that something was not checked."""
+        self.lines.append(f"SKIPPED {what}")
 
     def with_comfyui(self, checkout: Checkout, tree: Path) -> None:
+        """Run the checks against one ComfyUI."""
         self.check(f"comfy-import-guard on ComfyUI {checkout.id}", import_guard, checkout, tree)
         try:
-            with served(checkout, self.work) as server:
-                self.check(f"comfy-test attached to ComfyUI {checkout.id}", comfy_test_attached, checkout, server)
+            with served(checkout) as server:
                 self.check(f"comfy-lint --strict on ComfyUI {checkout.id}", comfy_lint, checkout, server)
+                if self.release:
+                    self.check(f"comfy-test attached to ComfyUI {checkout.id}", comfy_test_attached, checkout, server)
         except ServerError as error:
             self.failed = True
             self.lines.append(f"FAILED  ComfyUI {checkout.id} with the pack: {error}")
 
 
 def main() -> int:
+    """Run the checks and print a summary; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--release", action="store_true", help="also run nodesafe and comfy-test in a running ComfyUI")
+    release = parser.parse_args().release
     with tempfile.TemporaryDirectory(prefix="deepgen-checks-") as temporary:
         work = Path(temporary)
         tree = write_published_tree(work / "published" / PACK_NAME)
-        results = Results(work)
+        results = Results(work, release)
         results.check("comfy node validate", node_validate, tree)
         results.check("comfy node pack", node_pack, tree)
         results.check("comfy-test lint", comfy_test_lint, tree)
-        results.check("nodesafe", nodesafe, tree)
+        if release:
+            results.check("nodesafe", nodesafe, tree)
         checkouts = find_checkouts()
         if not checkouts:
-            what = "comfy-import-guard, comfy-test attached, comfy-lint"
-            results.skip(f"{what}; no ComfyUI checkout found, set {PATH_VARIABLE}")
+            results.skip(f"comfy-import-guard, comfy-lint, comfy-test attached: no ComfyUI found, set {PATH_VARIABLE}")
         for checkout in checkouts:
             if checkout.problem:
-                results.skip(f"anything on ComfyUI {checkout.id}; {checkout.problem}")
+                results.skip(f"ComfyUI {checkout.id}: {checkout.problem}")
             else:
                 results.with_comfyui(checkout, tree)
-    print("\n===== outside checks")
+    print("\n===== third-party checks")
     print("\n".join(results.lines))
     return 1 if results.failed else 0
 

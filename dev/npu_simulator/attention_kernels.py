@@ -1,6 +1,6 @@
 """Reference kernels of the fused attention operators; see `kernels`.
 
-Masks have the sense of CANN: True is left out, the opposite of PyTorch's.
+Masks are those of CANN: True is left out, the opposite of PyTorch.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def npu_fusion_attention(
         mask = _triangle(name, atten_mask, heads[0].shape[2], heads[1].shape[2], sparse_mode)
     elif sparse_mode in (0, 1):
         if pre_tockens < heads[0].shape[2] or next_tockens < heads[1].shape[2]:
-            raise RuntimeError(f"{name}: a band of {pre_tockens} and {next_tockens} tokens is not modelled")
+            raise RuntimeError(f"{name}: a band of {pre_tockens} and {next_tockens} tokens is not implemented")
         mask = _checked_mask(name, atten_mask, heads[0], heads[1])
     else:
-        raise RuntimeError(f"{name}: sparse_mode {sparse_mode} is not modelled")
+        raise RuntimeError(f"{name}: sparse_mode {sparse_mode} is not implemented")
     attended, maximum, total = _attend(*heads, scale, mask)
     return _join_heads(attended, input_layout), maximum, total, query.new_empty(0), seed, offset, 0
 
@@ -150,9 +150,9 @@ def _split_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value as [B, N, S, D], keys and values repeated for all heads of the query."""
     if layout not in ("BNSD", "BSND", "BSH", "SBH"):
-        raise RuntimeError(f"{name}: input_layout {layout!r} is not one that it has")
+        raise RuntimeError(f"{name}: input_layout {layout!r} is not supported")
     if any(tensor.dim() != len(layout) for tensor in tensors):
-        raise RuntimeError(f"{name}: the layout {layout} wants {len(layout)} dimensions")
+        raise RuntimeError(f"{name}: the layout {layout} needs {len(layout)} dimensions")
     if heads < 1 or (layout in ("BSH", "SBH") and tensors[0].shape[-1] % heads):
         raise RuntimeError(f"{name}: {heads} heads do not fit the query {tuple(tensors[0].shape)}")
     if layout == "SBH":
@@ -172,7 +172,7 @@ def _split_heads(
     if not q.dtype == k.dtype == v.dtype:
         raise RuntimeError(f"{name}: q, k and v are {q.dtype}, {k.dtype}, {v.dtype}")
     if heads % k.shape[1]:
-        raise RuntimeError(f"{name}: {heads} heads of the query are no multiple of {k.shape[1]} of the keys")
+        raise RuntimeError(f"{name}: {heads} heads of the query must be a multiple of {k.shape[1]} of the keys")
     if q.shape[3] > _MAX_HEAD_DIM:
         raise RuntimeError(f"{name}: the head dimension {q.shape[3]} is above {_MAX_HEAD_DIM}")
     groups = heads // k.shape[1]
@@ -193,7 +193,7 @@ def _checked_mask(name: str, mask: Tensor | None, q: Tensor, k: Tensor) -> Tenso
     if mask is None:
         return None
     if mask.dtype not in (torch.bool, torch.uint8):
-        raise RuntimeError(f"{name}: atten_mask is {mask.dtype}; bool or uint8 is wanted")
+        raise RuntimeError(f"{name}: atten_mask must be bool or uint8, got {mask.dtype}")
     batch, heads, rows = q.shape[:3]
     sizes = (rows, k.shape[2])
     if tuple(mask.shape) not in ((batch, heads, *sizes), (batch, 1, *sizes), (1, 1, *sizes), sizes):
@@ -204,7 +204,7 @@ def _checked_mask(name: str, mask: Tensor | None, q: Tensor, k: Tensor) -> Tenso
 def _triangle(name: str, mask: Tensor | None, rows: int, columns: int, sparse_mode: int) -> Tensor:
     """Causal from the top left (sparse_mode 2) or from the bottom right (3)."""
     if mask is None or tuple(mask.shape[-2:]) != _TRIANGLE:
-        raise RuntimeError(f"{name}: sparse_mode {sparse_mode} wants an atten_mask of {_TRIANGLE}")
+        raise RuntimeError(f"{name}: sparse_mode {sparse_mode} needs an atten_mask of {_TRIANGLE}")
     diagonal = 1 if sparse_mode == 2 else 1 + columns - rows
     return torch.ones(rows, columns, dtype=torch.bool, device=mask.device).triu(diagonal)
 

@@ -1,9 +1,9 @@
 """The real torch_npu with one card whose memory is host memory.
 
-torch_npu's device module, allocator, storages, dispatch, schemas and Python patches are the real ones. Arithmetic is
-PyTorch's for the CPU, and for the fused operators that of `kernels`.
+Device module, allocator, storages, dispatch, schemas and Python patches are those of torch_npu. Arithmetic is that of
+PyTorch on the CPU, and of `kernels` for the fused operators.
 
-It works in a process that was started with `environment`.
+It works in a process that was started with `environment` (see README.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from .torch_npu_build import KERNELS, LIBRARIES
 
 
-# Operators that make, view or move memory stay torch_npu's, as does the choice among attention kernels.
+# Operators that allocate, view or move memory stay those of torch_npu, as does the choice of the attention kernel.
 _KEPT = (
     "aten::empty.memory_format",
     "aten::empty_strided",
@@ -48,7 +48,7 @@ _KEPT = (
 
 
 def environment(cards: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of a process whose CANN is the stand-in.
+    """The environment of a process that loads the stand-ins instead of CANN.
 
     Args:
         cards: 0 or 1.
@@ -57,7 +57,7 @@ def environment(cards: int, base: Mapping[str, str] | None = None) -> dict[str, 
     variables = dict(os.environ if base is None else base)
     variables["ASCEND_STUB_DEVICES"] = str(cards)
     variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(LIBRARIES), variables.get("LD_LIBRARY_PATH")]))
-    # The boxed kernels read device memory at once, so no second thread may still have work to launch.
+    # The boxed kernels read device memory immediately, so no other thread may have operators left to launch.
     variables["TASK_QUEUE_ENABLE"] = "0"
     # As on a host with CANN, importing torch imports torch_npu.
     variables.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
@@ -65,20 +65,20 @@ def environment(cards: int, base: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def require(cards: int) -> None:
-    """Stop pytest where it was not started with that `environment`."""
+    """Stop pytest if it was not started with the `environment` of that number of cards."""
     if os.environ.get("ASCEND_STUB_DEVICES") != str(cards):
-        pytest.exit("These tests need a process of their own: make test-torch-npu", returncode=4)
+        pytest.exit("These tests need an environment of their own: make test-torch-npu", returncode=4)
 
 
 @functools.cache
 def install() -> int:
-    """Give the card its arithmetic and return the number of operators that have it."""
+    """Register the arithmetic of the card; returns the number of operators."""
     import torch
 
     from . import kernels
 
     kernels.register("CPU", _observe)
-    # What torch_npu's softmax with a dtype calls: PyTorch has no operator of that name.
+    # The softmax of torch_npu calls it; PyTorch has no such operator.
     library = torch.library.Library("npu", "IMPL")
     library.impl("_npu_dtype_cast", lambda input, dtype: input.to(dtype), "CPU")
     _libraries.append(library)
@@ -96,7 +96,7 @@ class FusedCall:
     result: Any
 
 
-_libraries: list[Any] = []  # a library that is garbage takes its kernels along
+_libraries: list[Any] = []  # kernels are unregistered when their library is collected
 _records: list[list[FusedCall]] = []
 
 
@@ -118,7 +118,7 @@ def recorded_fused_calls() -> Iterator[list[FusedCall]]:
 
 @contextmanager
 def counted_calls() -> Iterator[dict[str, int]]:
-    """Operators that ran on the card, by name with namespace; filled in when the block is left."""
+    """Number of calls by operator of the card, with namespace; filled in at the end of the block."""
     import torch
 
     counts: dict[str, int] = {}

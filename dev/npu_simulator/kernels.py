@@ -1,8 +1,8 @@
 """Reference kernels, in plain PyTorch, of the fused operators that torch_npu adds.
 
-Each checks its arguments as CANN documents them, so that a wrong layout, head count or mask is an error and not just
-another picture. Arithmetic is in float32, the result in the dtype of the input. What an argument of the operator does
-and nobody here needs is refused, never ignored.
+Each checks its arguments as CANN documents them, so that a wrong layout, head count or mask is an error instead of a
+wrong image. Arithmetic is in float32, the result in the dtype of the input. Arguments that are not implemented are
+errors, never ignored.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _libraries: list[torch.library.Library] = []
 
 
 Observer = Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]
-"""Told about each call: the operator's name, the arguments and the result."""
+"""Called after each call with the name of the operator, the arguments and the result."""
 
 
 def register(key: str = "CPU", observe: Observer | None = None) -> None:
-    """Implement the operators, whose schemas exist already, for a dispatch key of PyTorch."""
+    """Implement the operators, whose schemas must exist, for a dispatch key of PyTorch."""
     library = torch.library.Library("npu", "IMPL")
     for name, kernel in KERNELS.items():
         library.impl(name, kernel if observe is None else _observed(name, kernel, observe), key)
-    _libraries.append(library)  # a library that is garbage takes its kernels along
+    _libraries.append(library)  # kernels are unregistered when their library is collected
 
 
 def _observed(name: str, kernel: Callable, observe: Observer) -> Callable:
@@ -49,7 +49,7 @@ def npu_rms_norm(input: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[T
     """(normalised input, float32 reciprocal of the root mean square). ``gamma`` has the input's last sizes."""
     check_floats("npu_rms_norm", input=input)
     if gamma.dtype != input.dtype:
-        raise RuntimeError(f"npu_rms_norm: gamma is {gamma.dtype} and the input {input.dtype}")
+        raise RuntimeError(f"npu_rms_norm: gamma must be {input.dtype} like the input, got {gamma.dtype}")
     if gamma.dim() == 0 or tuple(input.shape[-gamma.dim() :]) != tuple(gamma.shape):
         raise RuntimeError(f"npu_rms_norm: gamma {tuple(gamma.shape)} does not end the input {tuple(input.shape)}")
     dims = tuple(range(-gamma.dim(), 0))
@@ -74,6 +74,7 @@ def npu_layer_norm_eval(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
+    """Layer norm over the last dimensions."""
     check_floats("npu_layer_norm_eval", input=input)
     return F.layer_norm(input, normalized_shape, weight, bias, eps)
 
@@ -98,13 +99,14 @@ def npu_geglu(
 
 
 def npu_fast_gelu(input: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): up to 0.02 away from gelu."""
+    """x sigmoid(1.702 x), which differs from gelu by up to 0.02."""
     check_floats("npu_fast_gelu", input=input)
     x = input.float()
     return (x * torch.sigmoid(1.702 * x)).to(input.dtype)
 
 
 def npu_gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
+    """gelu, exact or with tanh."""
     check_floats("npu_gelu", input=input)
     return F.gelu(input, approximate=approximate)
 
@@ -120,12 +122,12 @@ def npu_rotary_mul(
     check_floats(name, input=input, r1=r1, r2=r2)
     refuse(name, rotate=rotate)
     if input.dim() != 4 or r1.dim() != 4 or r1.shape != r2.shape:
-        raise RuntimeError(f"{name}: 4 dimensions are wanted, and one shape for r1 and r2")
+        raise RuntimeError(f"{name}: input, r1 and r2 must have 4 dimensions, and r1 and r2 the same shape")
     if not r1.dtype == r2.dtype == input.dtype:
         raise RuntimeError(f"{name}: input, r1 and r2 are {input.dtype}, {r1.dtype}, {r2.dtype}")
     d = input.shape[-1]
     if d % 2 or d >= 896:
-        raise RuntimeError(f"{name}: the head dimension {d} is odd or not below 896")
+        raise RuntimeError(f"{name}: the head dimension must be even and below 896, got {d}")
     if not _has_rotary_layout(tuple(input.shape), tuple(r1.shape), rotary_mode):
         raise RuntimeError(f"{name}: no layout has the input {tuple(input.shape)} with r1 {tuple(r1.shape)}")
     if rotary_mode == "half":
@@ -142,7 +144,7 @@ def _has_rotary_layout(shape: tuple[int, ...], table: tuple[int, ...], mode: str
     Cosines always have S and D; they may leave out N, and B and N; in half mode none need be left out.
     """
     if mode not in ("half", "interleave"):
-        raise RuntimeError(f"npu_rotary_mul: rotary_mode {mode!r} is not half or interleave")
+        raise RuntimeError(f"npu_rotary_mul: rotary_mode must be half or interleave, got {mode!r}")
     for layout in ("BNSD", "BSND", "SBND"):
         sizes = dict(zip(layout, shape, strict=True))
         if mode == "half":

@@ -1,4 +1,4 @@
-"""What the tests on the simulated NPU printed, in a process of their own, for the summary of the tests that ran it."""
+"""The output of the tests on the simulated NPU, which run in a process of their own, for the summary of the tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ printed: list[str] = []
 
 
 def sections() -> list[tuple[str, list[str]]]:
-    """Titles and lines of the tables in it."""
+    """Titles and lines of its tables."""
     found = []
     for section in re.split(r"^=+ (?=counted|measured|largest)", "\n".join(printed), flags=re.MULTILINE)[1:]:
         title, *lines = section.splitlines()

@@ -1,6 +1,8 @@
-"""The tests on the installed torch_npu, one process for each situation: ``make test-torch-npu`` runs this.
+"""Run the tests on the installed torch_npu, in one process for each situation.
 
-Further arguments are pytest's. It needs a C and a C++ compiler, but neither a card nor CANN.
+    python -m dev.npu_simulator.run_tests [PYTEST ARGUMENTS]
+
+``make test-torch-npu`` does so. It needs a C and a C++ compiler, but neither a card nor CANN.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ SITUATIONS = {"no_card": 0, "host_memory": 1}
 
 
 def main() -> int:
+    """Build what is missing and run the tests; the exit status."""
     torch_npu_build.build()
     status = 0
     for folder, cards in SITUATIONS.items():

@@ -1,9 +1,9 @@
-"""A simulated "npu" device in plain Python: `install()` before diffusers or transformers are imported.
+"""A simulated "npu" device in plain Python (see README.md).
 
-PyTorch's spare device is renamed to npu. A tensor on it is a wrapper whose bytes are a CPU tensor's; every operator
-arrives in ``__torch_dispatch__``, is checked as the device would check it, is counted, and runs on the CPU tensors.
-What a CPU cannot tell is counted here: operators launched, copies between host and device, waits of the host, bytes
-allocated on each card. `simulated_torch_npu` has ``torch.npu`` and ``torch_npu``, `simulated_graph` has NPUGraph.
+PyTorch's spare device is renamed to npu. A tensor on it is a wrapper around a CPU tensor; every operator arrives in
+``__torch_dispatch__``, is checked as the device would check it, counted, and computed on the CPU tensors. Counted is
+what a CPU does not show: launched operators, copies between host and device, host syncs, bytes allocated on each card.
+`simulated_torch_npu` has ``torch.npu`` and ``torch_npu``, `simulated_graph` has NPUGraph.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 
 UNSUPPORTED = {torch.float64, torch.complex64, torch.complex128}
-"""What Ascend has not, or computes on its control processor."""
+"""What Ascend does not support, or computes on its control processor."""
 
-# Their results' size, or the host's next decision, depends on values: the host waits for the device.
 WAITS = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
@@ -34,7 +33,7 @@ WAITS = {
     "aten::equal",
     "aten::is_nonzero",
 }
-# May be given tensors of the host beside those of the device.
+"""The size of their result, or the next decision of the host, depends on values: the host waits for the device."""
 MIXED = {
     "aten::copy_",
     "aten::_copy_from",
@@ -42,6 +41,7 @@ MIXED = {
     "aten::_index_put_impl_",
     "aten::index",
 }
+"""They accept tensors of the host besides those of the device."""
 
 
 @dataclass
@@ -55,11 +55,11 @@ class Counts:
     between_devices: list[int] = field(default_factory=lambda: [0, 0])
 
     def launches(self) -> int:
-        """Operators that are no views and no bare allocations."""
+        """Operators other than views and plain allocations."""
         return sum(count for name, count in self.operators.items() if name not in _NOT_LAUNCHED)
 
 
-# And all views, which are added as they are met.
+# Views are added when they first run.
 _NOT_LAUNCHED = {"aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like"}
 
 
@@ -72,6 +72,11 @@ class Memory:
         self._live: dict[int, int] = {}
 
     def add(self, tensor: Tensor) -> None:
+        """Count a tensor until it is collected.
+
+        Raises:
+            RuntimeError: When the card is full.
+        """
         storage = tensor._t.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._live:
@@ -94,7 +99,7 @@ class Memory:
 
 
 class State:
-    """The device's whole state; there is one, `state`."""
+    """The complete state of the device; its only instance is `state`."""
 
     def __init__(self) -> None:
         self.counts = Counts()
@@ -105,6 +110,7 @@ class State:
 
     @property
     def current(self) -> int:
+        """The current card of this thread."""
         return getattr(self._thread, "device", 0)
 
     @current.setter
@@ -116,12 +122,12 @@ state = State()
 
 
 def reset() -> None:
-    """Count anew."""
+    """Set the counts to zero."""
     state.counts = Counts()
 
 
 class Tensor(torch.Tensor):
-    """A tensor on the simulated device; ``_t`` holds its bytes."""
+    """A tensor on the simulated device; ``_t`` contains its values."""
 
     _t: torch.Tensor
 
@@ -162,10 +168,12 @@ class Tensor(torch.Tensor):
 
 
 def inner(value: Any) -> Any:
+    """The CPU tensor of a tensor on the device; anything else as it is."""
     return value._t if isinstance(value, Tensor) else value
 
 
 def wrap(value: Any, index: int) -> Any:
+    """A CPU tensor as one on a card; anything else as it is."""
     if not isinstance(value, torch.Tensor) or isinstance(value, Tensor):
         return value
     if value.dtype in UNSUPPORTED:
@@ -174,12 +182,13 @@ def wrap(value: Any, index: int) -> Any:
 
 
 def index_of(device: Any) -> int:
+    """The number of a card; of ``npu`` or None, the current one."""
     index = torch.device(device).index if device is not None else None
     return state.current if index is None else index
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """An operator: counted, captured where a graph is being captured, and computed."""
+    """Run an operator: it is counted, computed, and recorded during the capture of a graph."""
     schema = func._schema
     name = schema.name
     if any(returned.alias_info is not None and not returned.alias_info.is_write for returned in schema.returns):
@@ -193,9 +202,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Check and compute an operator."""
     name = func._schema.name
     if name == "aten::_has_compatible_shallow_copy_type":
-        return False  # a wrapper's bytes do not move with its data: modules make new parameters
+        return False  # data of a wrapper cannot be swapped: modules make new parameters
     if name == "aten::_to_copy":
         return _to_copy(func, args[0], dict(kwargs))
     if name == "aten::copy_":
@@ -224,7 +234,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _written(schema: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
-    """What an in-place operator or one with ``out`` hands back: the caller's own tensors."""
+    """What an operator that works in place or on ``out`` returns: the tensors of the caller."""
     found = []
     for returned in schema.returns:
         if returned.alias_info is None or not returned.alias_info.is_write:

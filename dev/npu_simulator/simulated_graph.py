@@ -1,8 +1,8 @@
 """``torch.npu.NPUGraph`` of the simulated device.
 
-As with the real one, a replay runs the recorded operators again on the recorded tensors: what was not copied into
-those is not seen, and values of the host are frozen. What a real capture refuses, waiting or reading the host, is
-refused.
+As with the real one, a replay runs the recorded operators again on the recorded tensors: it does not see values that
+were not copied into these, and values of the host are frozen. As in a real capture, waiting for the device and reading
+the host are errors.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ _ALLOCATIONS = {"aten::empty", "aten::empty_strided", "aten::empty_like"}
 
 
 class NPUGraph:
+    """See the module."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.operators: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def capture_begin(self, *arguments: Any, **options: Any) -> None:
         if state.capture is not None:
-            raise RuntimeError("a capture is already under way")
+            raise RuntimeError("a graph is already being captured")
         self.operators.clear()
         state.capture = self
 
@@ -38,7 +40,7 @@ class NPUGraph:
             raise RuntimeError(f"{name} waits for the device: not permitted while a stream is capturing")
         if any(not isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in given):
             raise RuntimeError(f"{name} reads a tensor of the host: not permitted while a stream is capturing")
-        state.capture = None  # operators inside of this one are not recorded
+        state.capture = None  # operators inside this one are not recorded
         try:
             result = compute(func, args, kwargs)
         finally:
@@ -50,7 +52,7 @@ class NPUGraph:
         fresh = [tensor for tensor in results if tensor._t.untyped_storage()._cdata not in known]
         is_view = not fresh and not func._schema.is_mutable
         if not is_view and name not in _ALLOCATIONS:
-            # The arguments are kept, since a graph keeps its memory.
+            # Storing the arguments keeps their memory, as a graph does.
             self.operators.append((func, args, kwargs, fresh))
         return result
 

@@ -50,10 +50,10 @@ FACTORIES = (
 
 
 def install(cards: int = 1) -> None:
-    """Make the device, once in a process.
+    """Make the device, once in a process and before diffusers or transformers are imported.
 
     Args:
-        cards: 0 means that torch_npu is installed, but the machine has no card.
+        cards: Number of cards; 0 is a machine with torch_npu, but without a card.
     """
     state.memory = [Memory() for _ in range(cards)]
     backend_registration._setup_privateuseone_for_python_backend("npu", backend_module=_torch_npu_module(cards))
@@ -67,7 +67,7 @@ def install(cards: int = 1) -> None:
         return run(aten.copy_.default, (target, source), {})
 
     library.impl("_copy_from", copy_from, "PrivateUse1")
-    # PyTorch would take it apart before it arrives; torch_npu keeps it whole.
+    # PyTorch would decompose it; torch_npu does not.
     attention = aten.scaled_dot_product_attention.default
     library.impl("scaled_dot_product_attention", lambda *a, **k: run(attention, a, k), "PrivateUse1")
     no_autocast = torch.library.Library("_", "IMPL")
@@ -104,7 +104,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """F.scaled_dot_product_attention, on the ways that torch_npu 2.13.0 takes (tests/npu/torch_npu follows them).
+    """F.scaled_dot_product_attention with the kernels that torch_npu 2.13.0 chooses (see tests/npu/torch_npu).
 
     Four dimensions and a boolean mask or none: the fused operator. Anything else: matrix products and a softmax.
     """
@@ -119,7 +119,7 @@ def _attend(
         if attn_mask.dim() == 4 and 1 in attn_mask.shape[-2:] and query.shape[-2] > 1:
             state.counts.operators["expansion of a mask"] += 1
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
-        left_out = torch.logical_not(attn_mask)  # the fused operator is told what to leave out
+        left_out = torch.logical_not(attn_mask)  # True is left out by the fused operator
     kernel = state.references["npu::npu_fusion_attention_v3"]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     return kernel(query, key, value, query.shape[1], "BNSD", atten_mask=left_out, scale=factor)[0]
@@ -140,7 +140,7 @@ def _install_torch_npu() -> None:
     module.npu = torch.npu  # pyright: ignore[reportAttributeAccessIssue]
     state.references["aten::scaled_dot_product_attention"] = _attend
     sys.modules["torch_npu"] = module
-    # diffusers asks the metadata of installed packages.
+    # diffusers reads the metadata of installed packages.
     site = tempfile.TemporaryDirectory()
     _kept.append(site)
     metadata = Path(site.name) / f"torch_npu-{module.__version__}.dist-info" / "METADATA"
@@ -192,7 +192,7 @@ class _Device:
 
 
 def _torch_npu_module(cards: int) -> Any:
-    """``torch.npu``. SETTINGS has, for each thread, what was set in it."""
+    """``torch.npu``. SETTINGS contains what each thread has set."""
     module: Any = types.ModuleType("torch.npu")
     module.SETTINGS = {}
 
@@ -206,7 +206,7 @@ def _torch_npu_module(cards: int) -> Any:
     def set_device(device: Any) -> None:
         state.current = device if isinstance(device, int) else index_of(device)
         if state.current >= cards:
-            raise RuntimeError(f"there is no npu:{state.current}")
+            raise RuntimeError(f"npu:{state.current} does not exist")
         set_in_thread(device=state.current)
 
     def memory(device: Any = None) -> Memory:

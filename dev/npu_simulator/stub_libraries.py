@@ -1,8 +1,8 @@
-"""Stand-ins for CANN's shared libraries, with which the installed torch_npu imports on a machine without CANN.
+"""Stand-ins for the shared libraries of CANN, with which the installed torch_npu loads on a machine without CANN.
 
-What is missing is read from the ELF files of the wheel: the libraries that it names and nobody has, and the functions
-that it leaves undefined. `acl_stub.c` has those that torch_npu needs to work; for the others a stub is written that
-reports an error. Nothing of CANN is copied. torch is not imported here: without these libraries it may not even load.
+The ELF files of the wheel show what is missing: libraries that do not exist here, and functions that no library
+defines. `acl_stub.c` implements those that torch_npu needs to work; every other one becomes a stub that returns an
+error. Nothing of CANN is copied. torch is not imported here: without these libraries it may not load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STUB = """
 long stub{number}(void) __asm__("{name}");
 long stub{number}(void) {{ ascend_stub_trace("{name}"); return 507008; }}
 """
-_COMMON = "libascendstub.so"  # has all functions; the libraries with CANN's names pull it in
+_COMMON = "libascendstub.so"  # has all functions; the libraries with the names of CANN link to it
 _SYSTEM = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu")
 
 
@@ -36,6 +36,7 @@ def write(folder: Path, site_packages: Path) -> list[str]:
     """Compile the libraries into a folder and return their names.
 
     Args:
+        folder: Of the libraries.
         site_packages: Where torch and torch_npu are installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def write(folder: Path, site_packages: Path) -> list[str]:
 
 
 def missing(site_packages: Path) -> tuple[list[str], set[str]]:
-    """The libraries that torch_npu names and this machine lacks, and the functions that nobody defines."""
+    """The libraries that torch_npu needs and this machine lacks, and the functions that no library defines."""
     own = sorted((site_packages / "torch_npu").rglob("*.so"))
     wheel = _union(_symbols(path, ".dynsym") for path in own)
     places = [site_packages / "torch" / "lib", *(Path("/", place) for place in _SYSTEM), Path("/lib64"), Path("/lib")]
@@ -72,7 +73,7 @@ def missing(site_packages: Path) -> tuple[list[str], set[str]]:
             present[name] = found[0]
     system = _union(_symbols(path, ".dynsym") for path in present.values() if path is not None)
     undefined = wheel.undefined - wheel.defined - system.defined
-    # Python's own functions are in the interpreter.
+    # The functions of Python are in the interpreter.
     functions = {name for name in undefined if not name.startswith(("Py", "_Py"))}
     return sorted(wheel.libraries - present.keys()), functions
 

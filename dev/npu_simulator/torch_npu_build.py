@@ -1,7 +1,8 @@
-"""What the tests on the real torch_npu compile, kept in build/torch_npu.
+"""Compile what the tests on the real torch_npu need, into build/torch_npu.
 
-``python -m dev.npu_simulator.torch_npu_build`` builds it.
-Built again only when it is missing, its source has changed or torch or torch_npu is another release.
+    python -m dev.npu_simulator.torch_npu_build
+
+It compiles only what is missing, or whose source, torch or torch_npu has changed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ def build() -> None:
     """Build what is missing or out of date.
 
     Raises:
-        SystemExit: Where there is no compiler.
+        SystemExit: When there is no compiler.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     _bring_up_to_date(LIBRARIES, ("acl_stub.c", "stub_libraries.py"), _build_libraries)
@@ -49,7 +49,6 @@ def _bring_up_to_date(target: Path, sources: Sequence[str], make: Callable[[], N
 
 
 def _build_libraries() -> None:
-    sys.path.insert(0, str(HERE.parent))
     from . import stub_libraries
 
     _compiler("CC", "cc")
@@ -59,7 +58,7 @@ def _build_libraries() -> None:
 
 def _build_kernels() -> None:
     torch = _torch()
-    # -O0: it compiles in less time, and the work is done in PyTorch's kernels.
+    # -O0 compiles faster; the arithmetic is in the kernels of PyTorch.
     options = ("-std=c++20", "-O0", "-w", "-fPIC", "-shared", "-Wl,--no-undefined")
     include = (f"-I{torch}/include", f"-I{torch}/include/torch/csrc/api/include")
     link = (f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch}/lib")
@@ -68,7 +67,7 @@ def _build_kernels() -> None:
 
 
 def _torch() -> Path:
-    """The folder of torch, which is not imported: it would load torch_npu."""
+    """The folder of torch. It is not imported, because it would load torch_npu."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0])

@@ -16,7 +16,7 @@ from deepgen_npu.cli.entry import main
 from deepgen_npu.images import to_pixels
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
-from training.judge import Seen, look
+from training.judge import Recognised, recognise
 from training.scenes import Scene, Thing, render
 
 
@@ -35,7 +35,7 @@ def draw(pipe: DeepGenPipeline, prompt: str, image=None, **arguments) -> Image.I
     return pipe(prompt, image=image, **arguments).images[0]
 
 
-def facts(seen: Seen) -> tuple[str, list[tuple[str, str, str]]]:
+def facts(seen: Recognised) -> tuple[str, list[tuple[str, str, str]]]:
     return seen.background, [(thing.colour, thing.shape, thing.place) for thing in seen.things]
 
 
@@ -86,7 +86,7 @@ class TestFolder:
 def test_an_image_shows_what_the_prompt_says(pipe, prompt, background, thing):
     """Of three seeds at least two: the model is right more often than not, not always."""
     wanted = (background, [thing])
-    shown = [facts(look(draw(pipe, prompt, seed=seed))) for seed in (1, 2, 3)]
+    shown = [facts(recognise(draw(pipe, prompt, seed=seed))) for seed in (1, 2, 3)]
     assert shown.count(wanted) >= 2, shown
 
 
@@ -105,7 +105,7 @@ def test_an_edit_follows_the_instruction_and_no_more(pipe, instruction, backgrou
     for shape, place in (("circle", "left"), ("square", "top"), ("triangle", "right")):
         original = render(Scene((Thing(shape, "red", place),), "white"))
         edited = draw(pipe, instruction, original, negative_prompt=negative_prompt)
-        shown.append(facts(look(edited)) == (background, [(colour, shape, place)]))
+        shown.append(facts(recognise(edited)) == (background, [(colour, shape, place)]))
     assert sum(shown) >= 2, shown
 
 
@@ -136,7 +136,7 @@ def test_the_command_line_draws_at_its_size_and_edits(tmp_path):
     for path, colour in ((drawn, "red"), (edited, "blue")):
         with Image.open(path) as image:
             assert image.size == (64, 64)
-            assert facts(look(image)) == ("white", [(colour, "circle", "left")])
+            assert facts(recognise(image)) == ("white", [(colour, "circle", "left")])
 
 
 def test_vae_tiles_change_what_they_are_known_to_change(pipe):

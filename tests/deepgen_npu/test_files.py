@@ -1,4 +1,4 @@
-"""Reading without trust, and writing whole or not at all."""
+"""Reading without trust, and writing completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from platforms import not_on_windows
 
-from deepgen_npu.files import FileError, open_regular, read_json, replacing
+from deepgen_npu.files import FileError, new_folder, open_regular, read_json, replacing, save_somewhere
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"[1]", "a JSON object is wanted"),
+        (b"[1]", "must be a JSON object, got list"),
         (b'{"a": ', "not valid JSON"),
         (b'{"a": 1, "a": 2}', "the key 'a' twice"),
-        (b'{"a": NaN}', "holds NaN"),
-        (b'{"a": -Infinity}', "holds -Infinity"),
+        (b'{"a": NaN}', "contains NaN"),
+        (b'{"a": -Infinity}', "contains -Infinity"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"a": ' * 100 + b"1" + b"}" * 100, "nested deeper than 64"),
         (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
@@ -47,13 +47,13 @@ def test_only_regular_files_of_some_size_are_read(tmp_path):
         with pytest.raises(FileError, match="a named pipe"):
             read_json(tmp_path / "pipe")
     (tmp_path / "large.json").write_bytes(b"{}" + b" " * 100)
-    with pytest.raises(FileError, match="102 bytes"):
+    with pytest.raises(FileError, match="must be a file of at most 100 bytes, got 102 bytes"):
         read_json(tmp_path / "large.json", max_bytes=100)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
     # As long as names may be, but for a few bytes; on Windows that is the length of whole paths.
     path = tmp_path / ("n" * (240 if os.name == "posix" else 100) + ".png")
     with replacing(path) as unfinished:
@@ -93,4 +93,69 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(tmp_path, monkeypatch
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     thread.join(10)
-    assert errors == [f"{tmp_path / 'pipe'} is a named pipe; a file is wanted."]
+    assert errors == [f"{tmp_path / 'pipe'} must be a regular file, got a named pipe."]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_new_folder_is_complete_or_not_there(tmp_path, empty):
+    folder = tmp_path / "parent" / ("n" * 250)
+    if empty:
+        folder.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt), new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("half")
+        assert unfinished.parent == folder.parent and unfinished.name.startswith(".")
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.rglob("*")) == before
+    with new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("new")
+    assert contents(tmp_path) == {f"parent/{folder.name}/a": "new"}
+
+
+def test_a_folder_that_has_content_is_replaced_only_on_request(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    (tmp_path / "file").write_text("mine")
+    for path, options in ((folder, {}), (tmp_path / "file", {}), (tmp_path / "file", {"replace": True})):
+        with pytest.raises(FileError, match="already exists"), new_folder(path, **options):
+            pass
+    assert contents(tmp_path) == {"model/old": "old", "file": "mine"}
+    with new_folder(folder, replace=True) as unfinished:
+        (unfinished / "new").write_text("new")
+    assert contents(tmp_path) == {"model/new": "new", "file": "mine"}
+    assert sorted(os.listdir(tmp_path)) == ["file", "model"]
+
+
+def test_what_comes_into_an_empty_folder_meanwhile_stays(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError), new_folder(tmp_path / "model") as unfinished:
+        (unfinished / "new").write_text("new")
+        (tmp_path / "model" / "foreign").write_text("precious")
+    assert contents(tmp_path) == {"model/foreign": "precious"} and os.listdir(tmp_path) == ["model"]
+
+
+def test_a_result_is_saved_beside_or_in_the_temporary_folder(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("deepgen_npu.files.tempfile.gettempdir", lambda: str(temporary))
+    refused: set[Path] = set()
+
+    def save(path):
+        if path == tmp_path / "a.png" or path.parent in refused:
+            raise OSError(28, "No space left on device")
+        path.write_text("saved")
+
+    assert save_somewhere(save, tmp_path / "b.png") == (tmp_path / "b.png", None)
+    place, reason = save_somewhere(save, tmp_path / "a.png", ".png")
+    assert place.parent == tmp_path and place.suffix == ".png" and reason == "No space left on device"
+    refused.add(tmp_path)
+    place, reason = save_somewhere(save, tmp_path / "a.png")
+    assert place.parent == temporary and place.read_text() == "saved" and reason == "No space left on device"
+    refused.add(temporary)
+    with pytest.raises(FileError, match=r"a\.png cannot be written \(No space left on device\), and neither"):
+        save_somewhere(save, tmp_path / "a.png")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nodes.names import DEMO, EITHER
-from training.judge import SeenThing, look
+from training.judge import RecognisedThing, recognise
 
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +61,10 @@ def model_input(comfy_client) -> tuple[list[str], str]:
 
 
 def things(image) -> set[tuple[str, str, str]]:
-    def told(thing: SeenThing) -> tuple[str, str, str]:
+    def told(thing: RecognisedThing) -> tuple[str, str, str]:
         return thing.colour, thing.shape, thing.place
 
-    return {told(thing) for thing in look(image).things}
+    return {told(thing) for thing in recognise(image).things}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class TestSamplesOnAFreshInstall:
         seen = pictures(comfy_client, name)
         assert {picture.size for picture in seen} == {(512, 512)}
         # In no certain order: the nodes of a sample are numbered by where they stand.
-        found = [(look(picture).background, things(picture)) for picture in seen]
+        found = [(recognise(picture).background, things(picture)) for picture in seen]
         assert sorted(found, key=repr) == sorted(SHOWN[name], key=repr)
 
     def test_a_picture_of_the_users_is_edited(self, comfy_client, fresh_install):
@@ -116,8 +116,8 @@ class TestSamplesOnAFreshInstall:
             np.asarray(picture.convert("RGB")) for picture in pictures(comfy_client, "deepgen_edit_under_mask")
         )
         both = {("red", "circle", "left"), ("blue", "square", "right")}
-        assert (look(drawn).background, things(drawn)) == ("white", both)
-        assert (look(edited).background, things(edited)) == ("black", both)
+        assert (recognise(drawn).background, things(drawn)) == ("white", both)
+        assert (recognise(edited).background, things(edited)) == ("black", both)
         middle, soft = 256, 48
         assert np.array_equal(result[:, :middle], drawn[:, :middle])
         assert np.array_equal(result[:, middle + soft :], edited[:, middle + soft :])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY
 from training import latents, preview_colours
-from training.encode import embed, picture_tensor, texts_of_edits
+from training.encode import embed, image_tensor, texts_of_edits
 from training.model import load, publish
 from training.resume import Saved
 from training.scenes import pixels
@@ -72,28 +72,28 @@ def test_the_latents_of_the_vae_are_centred(work):
 
 
 def test_encoding_is_that_of_the_pipeline(work):
-    """Rows of a batch in which every row has its own picture, against the pipeline's call for one."""
+    """Rows of a batch in which every row has its own image, against the pipeline's call for one."""
     import random
 
     from PIL import Image
 
     from training.edits import random_edit
-    from training.scenes import FIRST_RING
+    from training.scenes import CORE
 
     pipe = load(work / "checkpoint")
     rng = random.Random(0)
     for kind in ("recolour", "combine"):
-        edits = [random_edit(rng, kind, FIRST_RING) for _ in range(3)]
+        edits = [random_edit(rng, kind, CORE) for _ in range(3)]
         texts = texts_of_edits(pipe, ["make it blue"] * 3, edits)
         with torch.no_grad():
             sequence, pooled = embed(pipe, texts, edits)
         for row, edit in enumerate(edits):
-            pictures = [Image.fromarray(pixels(scene)) for scene in edit.sources]
-            conditioning = pipe.encode("make it blue", pictures, "", 64, 64)
+            images = [Image.fromarray(pixels(scene)) for scene in edit.sources]
+            conditioning = pipe.encode("make it blue", images, "", 64, 64)
             torch.testing.assert_close(conditioning.prompt_embeds[0], sequence[row], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(conditioning.pooled_prompt_embeds[0], pooled[row], atol=1e-4, rtol=1e-4)
             for reference, scene in zip(conditioning.reference_latents, edit.sources, strict=True):
-                own = pipe.encode_image(picture_tensor([scene]))
+                own = pipe.encode_image(image_tensor([scene]))
                 torch.testing.assert_close(reference, own, atol=1e-5, rtol=1e-5)
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tensors import load_file
 
 from deepgen_npu import cli, locations
-from deepgen_npu.cli import checkpoint, image
+from deepgen_npu.cli import checkpoint, image, options
+from deepgen_npu.formatting import command
 from deepgen_npu.image_files import open_image, save_image
 from deepgen_npu.sizes import SizeRules
 
@@ -59,7 +60,7 @@ def test_defaults_are_those_of_the_report(monkeypatch):
 
 
 def enlarge_grid(folder: Path, cells: int) -> None:
-    """Positions for pictures of so many patches a side."""
+    """Positions for images of the given number of patches per side."""
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": cells}))
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -68,8 +69,8 @@ def enlarge_grid(folder: Path, cells: int) -> None:
     save_file(tensors, weights)
 
 
-def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
-    """512 for DeepGen 1.0, which says nothing about it; another checkpoint tells its own."""
+def test_the_size_is_that_of_the_model_by_default(monkeypatch, tiny):
+    """512 for DeepGen 1.0, whose files do not contain it; other checkpoints store their own."""
 
     class Stopped(Exception):
         pass
@@ -82,12 +83,12 @@ def test_the_size_is_that_of_the_model_unless_told(monkeypatch, tiny):
     monkeypatch.setattr(SizeRules, "check", stop)
     enlarge_grid(tiny, 64)
     index = tiny / "model_index.json"
-    for told, arguments in (
+    for stored, arguments in (
         ({}, []),
         ({"_deepgen_trained_side": 64}, []),
         ({"_deepgen_trained_side": 64}, ["--height", "96"]),
     ):
-        index.write_text(json.dumps({**json.loads(index.read_text()), **told}))
+        index.write_text(json.dumps({**json.loads(index.read_text()), **stored}))
         with pytest.raises(Stopped):
             cli.inference(["--model_path", str(tiny), *arguments])
     assert seen == [(512, 512), (64, 64), (96, 64)]
@@ -120,7 +121,7 @@ def test_generate_then_edit(tmp_path):
         assert line in first.stdout
     for part in ("vlm", "connector", "transformer", "vae"):
         assert f"  {part}: cpu, " in first.stdout
-    assert "Image saved at: output.png (96x64, " in first.stdout
+    assert "Image saved at: output.png (96 x 64, " in first.stdout
     assert "3/3" in first.stderr, "a progress bar over the steps"
 
     second = inference(
@@ -145,7 +146,7 @@ def test_generate_then_edit(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output.png", "output_edit.png"]
 
 
-def test_the_picture_is_the_pipelines(pipe, tmp_path):
+def test_the_image_is_the_pipelines(pipe, tmp_path):
     output = tmp_path / "new" / "a.png"
     assert (
         cli.main(["generate", *SMALL, "--dtype", "float32", "--prompt", "a cat", "--output_image", str(output)]) == 0
@@ -154,7 +155,7 @@ def test_the_picture_is_the_pipelines(pipe, tmp_path):
     assert np.array_equal(np.asarray(Image.open(output)), np.asarray(expected))
 
 
-def test_several_pictures_and_references(tmp_path):
+def test_several_images_and_references(tmp_path):
     reference = tmp_path / "photo.jpg"
     Image.open(ROOT / "assets" / "coffee.jpg").save(reference)
     output = tmp_path / "a.jpg"
@@ -174,11 +175,11 @@ def test_an_edit_can_follow_its_input(tmp_path):
     ("arguments", "words"),
     [
         (["--device", "npu"], "torch_npu is not installed"),
-        (["--device", "tpu"], "wanted auto, npu"),
+        (["--device", "tpu"], "--device must be auto, npu, npu:N, cuda, cuda:N or cpu, got 'tpu'"),
         (["--height", "100"], "height must be a multiple of 16 from 16 to 384, got 100 (nearest: 96, 112)."),
-        (["--seed", "-1"], "seed is -1"),
-        (["--num_inference_steps", "0"], "num_inference_steps is 0"),
-        (["--num_images", "0"], "num_images is 0"),
+        (["--seed", "-1"], "--seed must be an integer from 0 to 2**64 - 1, got -1"),
+        (["--num_inference_steps", "0"], "--num_inference_steps must be an integer from 1 to 1000, got 0"),
+        (["--num_images", "0"], "--num_images must be an integer from 1 to 1000, got 0"),
         (["--output_image", "a.txt"], "--output_image must end in .png, .jpg"),
         (["--output_image", "."], "--output_image must be a file name, not a folder, got '.'"),
         (["--input_image", "nothing.png"], "--input_image nothing.png does not exist."),
@@ -186,13 +187,16 @@ def test_an_edit_can_follow_its_input(tmp_path):
         (["--model_path", "nowhere"], "There is no folder nowhere"),
         (["--follow_input"], "needs an --input_image"),
         (["--prompt", "<|image_pad|>"], "prompt must not contain <|image_pad|>, the model's placeholder for images."),
-        (["--num_images", "1000000000"], "--num_images is 1000000000; a whole number from 1 to 1000 is wanted"),
-        (["--guidance_scale", "nan"], "--guidance_scale is 'nan'; a number from 0 to 100 is wanted"),
-        (["--device", "npu:\u00b2"], "--device is 'npu:\u00b2'; wanted auto, npu, npu:N"),
-        (["--model_path", ""], "--model_path is empty"),
-        (["--model_path", "a\0b"], r"--model_path is 'a\x00b', which cannot be a file or folder: embedded null"),
+        (["--num_images", "1000000000"], "--num_images must be an integer from 1 to 1000, got 1000000000"),
+        (["--guidance_scale", "nan"], "--guidance_scale must be a number from 0 to 100, got 'nan'"),
+        (["--device", "npu:\u00b2"], "--device must be auto, npu, npu:N, cuda, cuda:N or cpu, got 'npu:\u00b2'"),
+        (["--model_path", ""], "--model_path must be the path of a file or folder, got ''"),
+        (
+            ["--model_path", "a\0b"],
+            r"--model_path must be the path of a file or folder, got 'a\x00b'. Embedded null",
+        ),
         pytest.param(["--model_path", "n" * 256], "File name too long", marks=OTHER_WORDS),
-        pytest.param(["--model_path", "~nobody-of-that-name"], "the home folder of that user", marks=GUESSED_HOMES),
+        pytest.param(["--model_path", "~nobody-of-that-name"], "The home folder of that user", marks=GUESSED_HOMES),
         (["--model_path", "."], "model_index.json is missing. Run the download again:"),
         (["--output_image", "/dev/full"], "--output_image must end in .png, .jpg"),
         pytest.param(["--output_image", "/proc/new/a.png"], "/proc/new cannot be written", marks=NO_PROC),
@@ -209,13 +213,13 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
 
 
 def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, capsys):
-    """All but what belongs in the second place is saved there; where that is now, is told."""
+    """Only the second image is saved elsewhere, and the error says where."""
     true_write = Path.write_bytes
     parts: list[Path] = []
 
     def write(path, content):
         parts.append(path)
-        if len(parts) == 4:  # two rehearsals and the first picture came before
+        if len(parts) == 4:  # two rehearsals and the first image came before
             raise OSError(28, "No space left on device")
         return true_write(path, content)
 
@@ -226,10 +230,10 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, cap
     (rescued,) = tmp_path.glob("deepgen_*.png")
     second = tmp_path / "a_2.bmp"
     assert captured.err.splitlines()[-1] == (
-        f"error: {second} cannot be written (No space left on device); the picture is at {rescued}"
+        f"error: {second} cannot be written (No space left on device); the image is at {rescued}"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a_1.bmp", "a_3.bmp", rescued.name])
-    assert captured.out.count("Image saved at: ") == 3 and f"Image saved at: {rescued} (64x64" in captured.out
+    assert captured.out.count("Image saved at: ") == 3 and f"Image saved at: {rescued} (64 x 64" in captured.out
     assert open_image(rescued).size == (64, 64)
 
 
@@ -237,30 +241,62 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, cap
 def test_names_that_are_not_utf8_in_a_process_that_speaks_ascii(tmp_path):
     """On Linux, from an archive of another country. The input is the output."""
     name = b"\xc4\xe3\xba\xc3"
-    picture = tmp_path / os.fsdecode(name + b".png")
-    Image.new("RGB", (64, 64), "blue").save(picture)
-    old = picture.read_bytes()
+    file = tmp_path / os.fsdecode(name + b".png")
+    Image.new("RGB", (64, 64), "blue").save(file)
+    old = file.read_bytes()
     arguments = ["edit", *SMALL, "--prompt", "caf\u00e9".encode()]
-    told = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-m", "deepgen_npu", *arguments, "--input_image", name + b".png"]
         + ["--output_image", name + b".png"],
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
     )
-    assert told.returncode == 0, told.stderr
-    assert rb"Image saved at: \udcc4\udce3" in told.stdout and told.stdout.isascii()
-    assert picture.read_bytes() != old and len(list(tmp_path.iterdir())) == 1
-    with Image.open(picture) as opened:
+    assert outcome.returncode == 0, outcome.stderr
+    assert rb"Image saved at: \udcc4\udce3" in outcome.stdout and outcome.stdout.isascii()
+    assert file.read_bytes() != old and len(list(tmp_path.iterdir())) == 1
+    with Image.open(file) as opened:
         parameters = json.loads(opened.info["deepgen"])
     assert os.fsencode(parameters["input_images"][0]) == name + b".png"
     assert parameters["prompt"] == "caf\u00e9"
 
 
+def test_commands_are_on_lines_of_their_own(capsys):
+    """Text before and after is one line each; only what the library calls a command gets its own."""
+    download = command("python -m deepgen_npu download --to 'new\nfolder'")
+    options.complain(f"a\nb/config.json is missing. Run:{download}Or try:{command('python -m deepgen_npu doctor')}")
+    assert capsys.readouterr().err.splitlines() == [
+        "error: a b/config.json is missing. Run:",
+        "    python -m deepgen_npu download --to 'new folder'",
+        "Or try:",
+        "    python -m deepgen_npu doctor",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\n    rm -rf .\n", "a\r\n    rm -rf .\n", "a\n", "\n    x\n\x1b[2J", "\u2028    x\u2028"]
+)
+def test_a_file_name_adds_no_line(capsys, name):
+    options.complain(f"{name} is missing. Run the download again:{command('python -m deepgen_npu download')}")
+    error = capsys.readouterr().err
+    first, second = error.splitlines()
+    assert first.startswith("error: ") and first.endswith(" is missing. Run the download again:")
+    assert second == "    python -m deepgen_npu download" and "\x1b" not in error
+
+
+def test_what_a_stopped_run_reports_adds_no_line(monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt("Stopped; saved of 1 image(s): a\n    rm -rf .\n.png.")
+
+    monkeypatch.setattr(checkpoint, "_check", stop)
+    assert cli.main(["check", "x"]) == 130
+    assert capsys.readouterr().err == "Stopped; saved of 1 image(s): a     rm -rf . .png.\n"
+
+
 def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
     for error, words in (
         (OSError(5, "Input/output error", "weights\nof.safetensors"), "weights of.safetensors: Input/output error."),
-        (MemoryError(), "The memory of this machine does not suffice."),
+        (MemoryError(), "This machine has not enough memory."),
     ):
 
         def fail(arguments, error=error):
@@ -271,7 +307,7 @@ def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
         assert capsys.readouterr().err == f"error: {words}\n"
 
 
-def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_image(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4), "red").save(path)
     old = path.read_bytes()
@@ -288,7 +324,7 @@ def test_an_interrupted_save_leaves_the_old_picture(tmp_path, monkeypatch):
 
 def test_check(tiny, capsys):
     assert cli.main(["check", str(tiny)]) == 0
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete." in capsys.readouterr().out
     (tiny / "vae" / "config.json").unlink()
     assert cli.main(["check", str(tiny)]) == 2
     assert "vae/config.json is missing" in capsys.readouterr().err

@@ -38,7 +38,7 @@ PHASES = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with the picture that is edited and overwritten."""
+    """The current folder, with the image that is edited and overwritten."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "blue").save("a.png")
     return tmp_path
@@ -60,7 +60,7 @@ def after(call, number: signal.Signals, count: int = 1):
 
 @pytest.mark.parametrize("number", STATUS, ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_in_every_phase_the_old_picture_stays(folder, monkeypatch, capsys, phase, number):
+def test_in_every_phase_the_old_image_stays(folder, monkeypatch, capsys, phase, number):
     old = Path("a.png").read_bytes()
     monkeypatch.setattr(*PHASES[phase], after(getattr(*PHASES[phase]), number))
     before = signal.getsignal(number)
@@ -71,7 +71,7 @@ def test_in_every_phase_the_old_picture_stays(folder, monkeypatch, capsys, phase
 
 
 @pytest.mark.parametrize("number", STATUS, ids=["SIGINT", "SIGTERM"])
-def test_while_pictures_are_saved_each_is_whole_or_as_it_was(folder, monkeypatch, capsys, number):
+def test_while_images_are_saved_each_is_complete_or_as_it_was(folder, monkeypatch, capsys, number):
     Path("b_2.png").write_bytes(b"old")
     written = []
 
@@ -79,13 +79,13 @@ def test_while_pictures_are_saved_each_is_whole_or_as_it_was(folder, monkeypatch
         with path.open("wb") as file:
             file.write(content[: len(content) // 2])
             written.append(path)
-            if len(written) == 4:  # two rehearsals and the first picture came before
+            if len(written) == 4:  # two rehearsals and the first image came before
                 signal.raise_signal(number)
             file.write(content[len(content) // 2 :])
 
     monkeypatch.setattr(Path, "write_bytes", write)
     assert cli.main(["generate", *RUN, "--num_images", "3", "--output_image", "b.png"]) == STATUS[number]
-    assert capsys.readouterr().err.splitlines()[-1] == "Stopped; saved of 3 picture(s): b_1.png."
+    assert capsys.readouterr().err.splitlines()[-1] == "Stopped; saved of 3 image(s): b_1.png."
     assert sorted(os.listdir()) == ["a.png", "b_1.png", "b_2.png"]
     assert open_image("b_1.png").size == (64, 64) and Path("b_2.png").read_bytes() == b"old"
 
@@ -113,7 +113,7 @@ def test_in_a_process_of_its_own(folder):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         try:
-            assert process.stdout is not None and any(told.startswith(line) for told in process.stdout)
+            assert process.stdout is not None and any(printed.startswith(line) for printed in process.stdout)
             time.sleep(0.2)
             process.send_signal(number)
             _, errors = process.communicate(timeout=120)

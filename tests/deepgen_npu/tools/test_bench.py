@@ -19,7 +19,7 @@ from deepgen_npu.dtypes import dtype_name
 from deepgen_npu.tools import bench, doctor, random_checkpoint, specs
 from deepgen_npu.tools.bench import Measurement, Part, Times
 from deepgen_npu.tools.random_model import RandomModel
-from deepgen_npu.tools.runs import STAGES, RunSettings, reference_pictures
+from deepgen_npu.tools.runs import STAGES, RunSettings, reference_images
 
 
 ROOT = Path(__file__).parents[3]
@@ -76,7 +76,7 @@ def test_the_published_size_is_described_without_its_memory():
     assert model.nbytes(torch.bfloat16) == 2 * 6_740_556_127
     assert not list(model.checkpoint.folder.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in model.checkpoint.folder.rglob("*") if path.is_file()) < 10**6
-    with pytest.raises(ValueError, match="wanted one of tiny, benchmark, published"):
+    with pytest.raises(ValueError, match="size must be one of tiny, benchmark, published, got 'huge'"):
         RandomModel.of_size("huge")
 
 
@@ -115,9 +115,9 @@ def test_medians_without_the_first_run(monkeypatch, pipe):
     """A run's median is that of the runs, not the sum of the stages' medians."""
     durations = [seconds(50, 60, 70), seconds(1, 20, 3), seconds(3, 10, 4), seconds(2, 8, 9)]
     events = fake_runs(monkeypatch, durations)
-    told = []
-    result = bench.measure(pipe, CPU, SETTINGS, 3, load_seconds=1.5, on_run=told.append)
-    assert told == [0, 1, 2, 3]
+    numbers = []
+    result = bench.measure(pipe, CPU, SETTINGS, 3, load_seconds=1.5, on_run=numbers.append)
+    assert numbers == [0, 1, 2, 3]
     assert result.warm_up.stages == durations[0] and result.warm_up.run == 180
     assert result.stages == {"encode": 2, "denoise": 10, "decode": 4}
     assert result.run == 19  # of 24, 17 and 19
@@ -176,7 +176,7 @@ def test_the_tables():
         "| vlm | npu:0 | 7.00 GiB |",
         "| connector | npu:0 | 1.70 GiB |",
         "| transformer | npu:0 | 4.00 GiB |",
-        "| vae | npu:0 | 100.00 MiB |",
+        "| vae | npu:0 | 100.0 MiB |",
         "| all parts | | 12.80 GiB |",
         "",
         "| What | Median of 1 | First run | Peak memory |",
@@ -187,31 +187,31 @@ def test_the_tables():
         "| whole run | 2.375 s | 8.000 s | 14.00 GiB |",
         "| denoising | 10.00 it/s | 4.00 it/s | |",
         "",
-        "Loading the model took 12.35 s, once (importing the libraries apart).",
+        "Loading the model took 12.35 s (one run, without importing the libraries).",
     ]
     result.load_seconds = result.peaks = None
     lines = bench.as_markdown(result).splitlines()
     assert lines[8] == "| What | Median of 1 | First run |" and lines[14] == "| denoising | 10.00 it/s | 4.00 it/s |"
-    assert lines[-1] == "Loading was not measured: random weights have no files."
+    assert lines[-1] == "Loading was not measured: random weights are not read from files."
 
 
 # The command
 
 
 def test_json_agrees_with_itself_and_the_model(capsys):
-    told = measured(["--random-weights", "tiny", "--runs", "3", "--dtype", "float32"], capsys)
-    assert len(told["runs"]) == 3
+    outcome = measured(["--random-weights", "tiny", "--runs", "3", "--dtype", "float32"], capsys)
+    assert len(outcome["runs"]) == 3
     for stage in (*STAGES, "run"):
-        assert told["median"][stage] == statistics.median(run[stage] for run in told["runs"])
-        assert told["warm_up"][stage] > 0
-    assert told["median"]["steps_per_second"] == 2 / told["median"]["denoise"]
-    for run in (*told["runs"], told["warm_up"]):
+        assert outcome["median"][stage] == statistics.median(run[stage] for run in outcome["runs"])
+        assert outcome["warm_up"][stage] > 0
+    assert outcome["median"]["steps_per_second"] == 2 / outcome["median"]["denoise"]
+    for run in (*outcome["runs"], outcome["warm_up"]):
         assert run["run"] == pytest.approx(sum(run[stage] for stage in STAGES))
-    assert told["load_seconds"] is None and told["peaks"] is None
-    assert told["model"] == "random weights of the size tiny" and told["dtype"] == "float32"
-    assert told["versions"]["torch"] == torch.__version__
-    assert told["device"] == {"device": "cpu", "name": doctor.processor()}
-    assert told["settings"]["height"] == told["settings"]["width"] == 64
+    assert outcome["load_seconds"] is None and outcome["peaks"] is None
+    assert outcome["model"] == "random weights of the size tiny" and outcome["dtype"] == "float32"
+    assert outcome["versions"]["torch"] == torch.__version__
+    assert outcome["device"] == {"device": "cpu", "name": doctor.processor()}
+    assert outcome["settings"]["height"] == outcome["settings"]["width"] == 64
 
 
 def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
@@ -219,11 +219,11 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda pipe, *rest: seen.append(pipe) or measure(pipe, *rest))
     arguments = ["--model_path", str(TINY), "--runs", "1", "--references", "2", "--offload", "--capture_graph"]
-    told = measured([*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1"], capsys)
-    assert told["load_seconds"] > 0 and told["model"] == "tiny"
-    assert told["offload"] is told["capture_graph"] is True
+    outcome = measured([*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1"], capsys)
+    assert outcome["load_seconds"] > 0 and outcome["model"] == "tiny"
+    assert outcome["offload"] is outcome["capture_graph"] is True
     assert type(seen[0].placement).__name__ == "ModelOffload" and seen[0].capture_graph
-    assert told["settings"] == {
+    assert outcome["settings"] == {
         "prompt": "blue",
         "height": 64,
         "width": 64,
@@ -236,14 +236,14 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
 
 def test_in_a_process_of_its_own_the_result_is_alone_on_stdout():
     command = [sys.executable, "-m", "deepgen_npu", "bench", "--random-weights", "tiny", "--runs", "1", *SMALL]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    lines = told.stdout.splitlines()
+    outcome = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    lines = outcome.stdout.splitlines()
     assert lines[0].startswith("- Versions: deepgen_npu ") and f"torch {torch.__version__}" in lines[0]
     assert lines[1] == f"- Device: cpu ({doctor.processor()}), {torch_auto()}"
     assert "- Run: generation at 64 x 64, 2 steps, guidance 4, seed 42" in lines
-    assert lines[-1] == "Loading was not measured: random weights have no files."
+    assert lines[-1] == "Loading was not measured: random weights are not read from files."
     for word in ("Drawing weights", "Warming up", "Run 1 of 1"):
-        assert word in told.stderr and word not in told.stdout
+        assert word in outcome.stderr and word not in outcome.stdout
 
 
 def torch_auto() -> str:
@@ -259,17 +259,29 @@ def test_variables_that_matter_are_told(monkeypatch):
     ("arguments", "words"),
     [
         (["--random-weights", "tiny", "--device", "npu"], r"torch_npu is not installed.*--device auto"),
-        (["--random-weights", "tiny", "--runs", "0"], "runs is 0"),
-        (["--random-weights", "tiny", "--references", "-1"], "references is -1"),
-        (["--random-weights", "tiny", "--runs", "1000000000"], "runs is 1000000000; a whole number from 1 to 1000 is"),
-        (["--random-weights", "tiny", "--references", "1000000000"], "references is .* from 0 to 16 is wanted"),
-        (["--random-weights", "tiny", "--num_inference_steps", "1000000000"], "num_inference_steps is .* to 1000"),
-        (["--random-weights", "tiny", "--guidance_scale", "nan"], "guidance_scale is 'nan'; a number from 0 to 100"),
+        (["--random-weights", "tiny", "--runs", "0"], "--runs must be an integer from 1 to 1000, got 0"),
+        (["--random-weights", "tiny", "--references", "-1"], "--references must be an integer from 0 to 16, got -1"),
+        (
+            ["--random-weights", "tiny", "--runs", "1000000000"],
+            "--runs must be an integer from 1 to 1000, got 1000000000",
+        ),
+        (
+            ["--random-weights", "tiny", "--references", "1000000000"],
+            "--references must be an integer from 0 to 16, got 1000000000",
+        ),
+        (
+            ["--random-weights", "tiny", "--num_inference_steps", "1000000000"],
+            "num_inference_steps must be an integer from 1 to 1000, got",
+        ),
+        (
+            ["--random-weights", "tiny", "--guidance_scale", "nan"],
+            "guidance_scale must be a number from 0 to 100, got 'nan'",
+        ),
         (
             ["--random-weights", "tiny", "--height", "100"],
             r"height must be a multiple of 16 from 16 to \d+, got 100 \(nearest: 96, 112\)\.",
         ),
-        (["--random-weights", "tiny", "--model_path", "x"], "both given"),
+        (["--random-weights", "tiny", "--model_path", "x"], "--model_path and --random-weights cannot be combined"),
         (["--model_path", "nowhere"], "There is no folder nowhere"),
     ],
 )
@@ -285,7 +297,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_drawn(monkeypatch, 
     monkeypatch.setattr(RandomModel, "load", None)  # 25 GiB are never allocated, whatever goes wrong here
     assert cli.main(["bench", *SMALL, "--random-weights", "--dtype", "float32"]) == 2
     error = capsys.readouterr().err
-    assert "need 25.1 GiB on cpu in float32, of which 1.0 GiB are free" in error
+    assert "need 25.11 GiB on cpu in float32, but only 1.00 GiB are free" in error
     assert "Drawing" not in error
 
 
@@ -295,9 +307,9 @@ def test_without_a_model_the_demo_is_named(monkeypatch, capsys):
     assert "demo_checkpoint" in capsys.readouterr().err
 
 
-def test_made_up_references_differ_and_fill_the_picture():
-    first, second = reference_pictures(2, 64, 96)
+def test_made_up_references_differ_and_fill_the_image():
+    first, second = reference_images(2, 64, 96)
     assert first.size == (96, 64) and first.mode == "RGB"
     assert first.tobytes() != second.tobytes()
     assert all(low < 30 and high > 200 for low, high in first.getextrema()[:2])
-    assert reference_pictures(1, 64, 96)[0].tobytes() == first.tobytes()
+    assert reference_images(1, 64, 96)[0].tobytes() == first.tobytes()

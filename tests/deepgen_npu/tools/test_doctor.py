@@ -26,7 +26,7 @@ BEST = {
 }
 GIB = 1024**3
 
-# A torch that finds cards as told by the variable CARDS (a JSON list of [kind, name, free, total]).
+# A torch that finds the cards in the variable CARDS (a JSON list of [kind, name, free, total]).
 TORCH = """
 import json, os, sys
 class Backend:
@@ -101,7 +101,7 @@ def problems(found: Report, environment=BEST, root: Path = Path("/nowhere")) -> 
 
 
 def test_this_machine_without_a_card_is_healthy(capsys):
-    """And everything that is installed is told with its version."""
+    """And the version of everything that is installed is shown."""
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     import diffusers
@@ -132,24 +132,24 @@ def test_who_wants_an_npu_misses_it(capsys):
 
 def test_json_is_for_scripts(capsys):
     assert cli.main(["doctor", "--json", "--device", "npu"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["healthy"] is False and told["wanted"] == "npu"
-    assert set(doctor.PACKAGES) == set(told["packages"]) and set(npu_setup.VARIABLES) == set(told["environment"])
-    assert [finding["level"] for finding in told["findings"]] == ["problem"]
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["healthy"] is False and outcome["wanted"] == "npu"
+    assert set(doctor.PACKAGES) == set(outcome["packages"]) and set(npu_setup.VARIABLES) == set(outcome["environment"])
+    assert [finding["level"] for finding in outcome["findings"]] == ["problem"]
 
 
 @pytest.mark.parametrize("name", ["gpu", "npu:", "cpu:0", "auto", ""])
 def test_unknown_devices_are_a_usage_error(name, capsys):
     assert cli.main(["doctor", "--device", name]) == 2
-    assert "wanted npu, npu:N, cuda" in capsys.readouterr().err
+    assert "device must be npu, npu:N, cuda, cuda:N or cpu, got" in capsys.readouterr().err
 
 
 def test_torch_is_not_imported():
     code = (
         "import sys; from deepgen_npu.tools.doctor import inspect_host; inspect_host(); print('torch' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert told == "False\n"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert outcome == "False\n"
 
 
 # Other machines, in a process of their own
@@ -157,22 +157,22 @@ def test_torch_is_not_imported():
 
 def test_a_healthy_host_shows_its_cards_and_their_free_memory(tmp_path):
     environment = host(tmp_path, TORCH + AUTOLOAD, CARDS=npus(60 * GIB, 31 * GIB // 2), **BEST)
-    told = run("doctor", "--device", "npu:1", environment=environment)
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert re.search(r"npu:0 +Ascend910B3, 60.0 of 64.0 GiB free", told.stdout)
-    assert re.search(r"npu:1 +Ascend910B3, 15.5 of 64.0 GiB free", told.stdout)
-    assert re.search(r"torch_npu +2.9.0.post2", told.stdout)
-    assert "ADVICE" not in told.stdout
+    outcome = run("doctor", "--device", "npu:1", environment=environment)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert re.search(r"npu:0 +Ascend910B3, 60.00 GiB of 64.00 GiB free", outcome.stdout)
+    assert re.search(r"npu:1 +Ascend910B3, 15.50 GiB of 64.00 GiB free", outcome.stdout)
+    assert re.search(r"torch_npu +2.9.0.post2", outcome.stdout)
+    assert "ADVICE" not in outcome.stdout
 
-    told = run("doctor", "--device", "npu:2", environment=environment)
-    assert told.returncode == 1
-    assert "PROBLEM: npu:2 was asked for; torch finds npu:0, npu:1" in told.stdout
+    outcome = run("doctor", "--device", "npu:2", environment=environment)
+    assert outcome.returncode == 1
+    assert "PROBLEM: npu:2 does not exist: this machine has npu:0, npu:1" in outcome.stdout
 
 
 def test_a_card_that_does_not_answer_hides_no_other(tmp_path):
-    told = run("doctor", "--json", environment=host(tmp_path, CARDS=npus(None, GIB), **BEST))
-    found = json.loads(told.stdout)
-    assert told.returncode == 1
+    outcome = run("doctor", "--json", environment=host(tmp_path, CARDS=npus(None, GIB), **BEST))
+    found = json.loads(outcome.stdout)
+    assert outcome.returncode == 1
     assert [device["free"] for device in found["devices"]] == [None, GIB]
     assert found["findings"][0]["what"] == "npu:0 does not answer: the card is busy"
     assert "npu-smi" in found["findings"][0]["fix"]
@@ -180,10 +180,10 @@ def test_a_card_that_does_not_answer_hides_no_other(tmp_path):
 
 
 def test_advice_is_no_problem(tmp_path):
-    told = run("doctor", environment=host(tmp_path, CARDS=npus(GIB)))
-    assert told.returncode == 0
+    outcome = run("doctor", environment=host(tmp_path, CARDS=npus(GIB)))
+    assert outcome.returncode == 0
     for name in BEST:
-        assert f"    export {name}=" in told.stdout
+        assert f"    export {name}=" in outcome.stdout
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ def test_advice_is_no_problem(tmp_path):
 )
 def test_without_cann_every_command_ends_in_one_error(tmp_path, command):
     """torch itself does not load there; the error has what is missing and what fixes it, and no traceback."""
-    told = run(*command, environment=host(tmp_path, TORCH + AUTOLOAD, NO_CANN))
-    assert told.returncode == 2 and told.stdout == ""
-    error = " ".join(told.stderr.split())
+    outcome = run(*command, environment=host(tmp_path, TORCH + AUTOLOAD, NO_CANN))
+    assert outcome.returncode == 2 and outcome.stdout == ""
+    error = " ".join(outcome.stderr.split())
     assert error.startswith("error: torch_npu is installed, but ") and "libhccl.so" in error
     assert "set_env.sh" in error and error.endswith("To run without an NPU: pip uninstall torch_npu")
 
@@ -207,21 +207,21 @@ def test_without_cann_every_command_ends_in_one_error(tmp_path, command):
 @pytest.mark.skipif(bool(npu_setup.cann_folders({})), reason="CANN is installed here")
 def test_without_cann_the_doctor_says_so(tmp_path):
     environment = host(tmp_path / "packages", TORCH + AUTOLOAD, NO_CANN, HOME=str(tmp_path))
-    told = run("doctor", environment=environment)
-    assert told.returncode == 1
-    assert f"PROBLEM: {npu_setup.NO_CANN} (libhccl.so)" in told.stdout
+    outcome = run("doctor", environment=environment)
+    assert outcome.returncode == 1
+    assert f"PROBLEM: {npu_setup.NO_CANN} (libhccl.so)" in outcome.stdout
     # Installed for this user, and not sourced.
     script = tmp_path / "Ascend" / "cann" / "set_env.sh"
     script.parent.mkdir(parents=True)
     script.touch()
-    told = run("doctor", environment=environment)
-    assert f"PROBLEM: {npu_setup.NOT_SOURCED} (libhccl.so)\n    source {script}\n" in told.stdout
-    assert "Traceback" not in told.stdout + told.stderr
+    outcome = run("doctor", environment=environment)
+    assert f"PROBLEM: {npu_setup.NOT_SOURCED} (libhccl.so)\n    source {script}\n" in outcome.stdout
+    assert "Traceback" not in outcome.stdout + outcome.stderr
 
 
 def test_another_error_keeps_its_traceback(tmp_path):
-    told = run("bench", "--random-weights", "tiny", environment=host(tmp_path, "raise RuntimeError('mine')", None))
-    assert told.returncode == 1 and "Traceback" in told.stderr and "RuntimeError: mine" in told.stderr
+    outcome = run("bench", "--random-weights", "tiny", environment=host(tmp_path, "raise RuntimeError('mine')", None))
+    assert outcome.returncode == 1 and "Traceback" in outcome.stderr and "RuntimeError: mine" in outcome.stderr
 
 
 # Other machines, as they were found
@@ -238,7 +238,7 @@ def test_a_card_and_no_torch_npu():
     for wanted in (None, "npu"):
         found = examined(packages={"torch_npu": None}, devices=[], wanted=wanted)
         (problem,) = problems(found)
-        assert "/dev/davinci0, /dev/davinci1 is there" in problem[0]
+        assert "but there is /dev/davinci0, /dev/davinci1" in problem[0]
         assert problem[1] == 'pip install "torch_npu==2.9.0.*"'
 
 
@@ -291,7 +291,7 @@ def test_cuda():
     for wanted, count in ((None, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("npu", 1)):
         assert len(problems(examined(**cuda, devices=[card], wanted=wanted))) == count, wanted
     (problem,) = problems(examined(**cuda, devices=[], wanted="cuda"))
-    assert problem[0] == "cuda was asked for; torch finds no CUDA device" and "nvidia-smi" in problem[1]
+    assert problem[0] == "cuda does not exist: torch finds no CUDA device" and "nvidia-smi" in problem[1]
 
 
 def test_packages_that_are_missing_or_too_old():

@@ -6,20 +6,22 @@ import copy
 import hashlib
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from deepgen_npu import CheckpointError, DeepGenPipeline
 from deepgen_npu.checkpoint.index_keys import RANDOM_WEIGHTS_KEY
-from deepgen_npu.tools import random_checkpoint, random_values
-from deepgen_npu.tools.layout import weight_files
+from deepgen_npu.tools import random_values
+from deepgen_npu.tools.layout import WeightFile, weight_files
 from deepgen_npu.tools.model_sizes import SIZES
 from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 
@@ -69,6 +71,17 @@ def header_of(path: Path) -> bytes:
         return file.read(struct.unpack("<Q", file.read(8))[0])
 
 
+def header_length(file: WeightFile) -> int:
+    """Bytes of the JSON before the data, which the format pads to a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}} if file.metadata else {}
+    offset = 0
+    for name, shape in file.shapes.items():
+        end = offset + math.prod(shape) * file.torch_dtype.itemsize
+        entries[name] = {"dtype": file.dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    return -(-len(json.dumps(entries, separators=(",", ":"))) // 8) * 8
+
+
 def keys_of(content: Any, prefix: str = "") -> set[str]:
     """The paths of all keys of a JSON object."""
     if not isinstance(content, dict):
@@ -78,7 +91,7 @@ def keys_of(content: Any, prefix: str = "") -> set[str]:
     )
 
 
-def reference_picture(side: int, red: int, green: int, blue: int) -> Image.Image:
+def reference_image(side: int, red: int, green: int, blue: int) -> Image.Image:
     pixels = np.full((side, side, 3), (red, green, blue), dtype=np.uint8)
     pixels[: side // 2, : side // 3] = 255 - pixels[0, -1]
     return Image.fromarray(pixels)
@@ -214,7 +227,7 @@ def test_the_largest_tensors_come_in_pieces() -> None:
 
 def test_published_size_has_the_published_tensors() -> None:
     files = {file.name: file for file in weight_files("published")}
-    seen = {name: (len(file.shapes), file.elements, len(file.header())) for name, file in files.items()}
+    seen = {name: (len(file.shapes), file.elements, header_length(file)) for name, file in files.items()}
     assert seen == PUBLISHED
     assert sum(file.elements for file in files.values()) == 6_740_556_127
     assert {name: file.dtype for name, file in files.items()} == {
@@ -262,10 +275,10 @@ def test_an_unknown_size_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# Pictures
+# Images
 
 
-def picture(pipe: DeepGenPipeline, prompt: str, side: int, image: Image.Image | None = None) -> np.ndarray:
+def generated(pipe: DeepGenPipeline, prompt: str, side: int, image: Image.Image | None = None) -> np.ndarray:
     output = pipe(prompt, image=image, height=side, width=side, num_inference_steps=2, seed=0, output_type="np")
     pixels = np.asarray(output.images)
     assert pixels.shape == (1, side, side, 3)
@@ -275,24 +288,24 @@ def picture(pipe: DeepGenPipeline, prompt: str, side: int, image: Image.Image | 
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean absolute difference in steps of 8-bit pictures."""
+    """Mean absolute difference in steps of 8-bit images."""
     return float(np.abs(first - second).mean() * 255)
 
 
 @pytest.mark.parametrize("side", [64, 512])
-def test_pictures_follow_the_prompt(pipe: DeepGenPipeline, side: int) -> None:
-    first = picture(pipe, "a red cube", side)
-    assert difference(first, picture(pipe, "two dogs in the snow", side)) > 8
-    assert difference(first, picture(pipe, "a red cube", side)) == 0
+def test_images_follow_the_prompt(pipe: DeepGenPipeline, side: int) -> None:
+    first = generated(pipe, "a red cube", side)
+    assert difference(first, generated(pipe, "two dogs in the snow", side)) > 8
+    assert difference(first, generated(pipe, "a red cube", side)) == 0
 
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_edits_follow_prompt_and_reference(pipe: DeepGenPipeline, side: int) -> None:
-    red, blue = reference_picture(side, 200, 30, 30), reference_picture(side, 20, 130, 230)
-    first = picture(pipe, "make it blue", side, red)
-    assert difference(first, picture(pipe, "make it blue", side, blue)) > 8
-    assert difference(first, picture(pipe, "add a hat", side, red)) > 8
-    assert difference(first, picture(pipe, "make it blue", side)) > 8
+    red, blue = reference_image(side, 200, 30, 30), reference_image(side, 20, 130, 230)
+    first = generated(pipe, "make it blue", side, red)
+    assert difference(first, generated(pipe, "make it blue", side, blue)) > 8
+    assert difference(first, generated(pipe, "add a hat", side, red)) > 8
+    assert difference(first, generated(pipe, "make it blue", side)) > 8
 
 
 def test_default_and_largest_sizes_are_allowed(pipe: DeepGenPipeline) -> None:
@@ -300,11 +313,11 @@ def test_default_and_largest_sizes_are_allowed(pipe: DeepGenPipeline) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pictures_are_finite_in_half_precision(tiny: Path, dtype: torch.dtype) -> None:
+def test_images_are_finite_in_half_precision(tiny: Path, dtype: torch.dtype) -> None:
     pipe = DeepGenPipeline.from_pretrained(tiny, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    picture(pipe, "a red cube", 64)
-    picture(pipe, "make it blue", 64, reference_picture(64, 200, 30, 30))
+    generated(pipe, "a red cube", 64)
+    generated(pipe, "make it blue", 64, reference_image(64, 200, 30, 30))
 
 
 # The folder
@@ -356,9 +369,20 @@ def test_a_folder_of_empty_folders_is_not_empty(tmp_path: Path) -> None:
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("mine")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match="must be a folder, got a file"):
         write(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are those of POSIX")
+def test_others_may_read_the_weights_as_far_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = write(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o640}
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -366,15 +390,15 @@ def test_nothing_half_written_remains(tmp_path: Path, monkeypatch: pytest.Monkey
     if earlier:
         write(tmp_path / "model")
     seen: list[list[str]] = []
-    write_weights = random_checkpoint._write_weights
+    save_file = safetensors.torch.save_file
 
-    def full_disk(output: Any, file: Any, *arguments: Any) -> None:
-        write_weights(output, file, *arguments)
+    def full_disk(tensors: Any, path: Path, **options: Any) -> None:
+        save_file(tensors, path, **options)
         seen.append(sorted(path.name for path in tmp_path.iterdir()))
-        if file.part == "transformer":
+        if path.parent.name == "transformer":
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(random_checkpoint, "_write_weights", full_disk)
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path / "model", seed=1)
     assert len(seen) == 4

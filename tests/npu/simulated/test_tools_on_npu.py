@@ -80,4 +80,4 @@ def test_a_reference_of_the_card_on_the_cpu(tmp_path, capsys):
     assert cli.main(["verify", "--model_path", str(TINY), *SMALL, "--save", folder]) == 0
     command = ["verify", "--model_path", str(TINY), "--device", "cpu", "--compare", folder, "--min_psnr", "40"]
     assert cli.main(command) == 0
-    assert "- Reference: npu:0 (" in capsys.readouterr().out
+    assert "- Baseline: npu:0 (" in capsys.readouterr().out
