@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.judge import look
+from training.judge import recognise
 from training.scenes import Scene, Thing, render
 
 
@@ -34,7 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def shown(path: Path | str) -> tuple[str, list[tuple[str, str]]]:
     """The background of an image, and the colour and shape of each thing on it."""
     with Image.open(path) as image:
-        seen = look(image)
+        seen = recognise(image)
     return seen.background, [(thing.colour, thing.shape) for thing in seen.things]
 
 
