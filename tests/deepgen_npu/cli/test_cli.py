@@ -15,6 +15,7 @@ from golden import TINY
 from PIL import Image
 from platforms import linux_only, not_on_windows
 from safetensors.torch import save_file
+from stderr import error_in
 from tensors import load_file
 
 from deepgen_npu import cli, locations
@@ -204,11 +205,10 @@ def test_an_edit_can_follow_its_input(tmp_path):
         (["--output_image", "new/a.webp", "--device", "npu"], "torch_npu is not installed"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, words):
+def test_mistakes_are_one_error_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert cli.inference([*SMALL, *arguments]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and words in error
+    assert words in error_in(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
