@@ -1,7 +1,8 @@
-"""For what runs in ComfyUI's interpreter, where the names of our folders are ComfyUI's: a module by its path."""
+"""Modules of the pack as ComfyUI imports them: by path, since the names of our folders are also ComfyUI's."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -25,3 +26,10 @@ def finder() -> Any:
 def load_pack(folder: str) -> Any:
     """The pack as ComfyUI imports it, under the name ``pack``."""
     return load_module("pack", Path(folder) / "__init__.py", folder)
+
+
+def pack_module(name: str) -> Any:
+    """A module of this pack; outside of ComfyUI's interpreter one that imports nothing of ComfyUI."""
+    if "pack" not in sys.modules:
+        load_pack(str(Path(__file__).parents[2]))
+    return importlib.import_module(f"pack.{name}")

@@ -136,4 +136,4 @@ class TestPictures:
 
     def test_a_size_beyond_its_own_is_refused_in_the_terms_of_the_node(self, comfy_client):
         result = comfy_client.run(sample("deepgen_text_to_image", width=1536, steps=4), timeout=300)
-        assert "width is 1536; with this model at most 1024 is wanted" in result.error_text
+        assert "width must be at most 1024 with this model, got 1536." in result.error_text

@@ -170,6 +170,9 @@ def test_the_vae_alone_reads_nothing_else(comfy, comfy_client):
     assert (missing, missing) in {(p.value, p.max) for p in result.progress if p.node == "make"}
 
 
+SHAPE = "latent_image must have the shape [batch, 16, height, width], got [1, 4, 8, 8]. Make it with VAE Encode and"
+
+
 class TestRefusals:
     def refused(self, comfy_client, graph) -> str:
         result = comfy_client.run(graph)
@@ -179,38 +182,41 @@ class TestRefusals:
     def test_a_latent_of_another_model(self, comfy_client):
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]))
         graph["empty"] = core("EmptyLatentImage", width=64, height=64, batch_size=1)
-        assert "latent_image has the shape [1, 4, 8, 8]; [batch, 16" in self.refused(comfy_client, graph)
+        assert SHAPE in self.refused(comfy_client, graph)
 
     def test_less_denoising_of_nothing(self, comfy_client):
         graph = modular(sampler=sampling("encode", denoise=0.5))
-        assert "denoise is 0.5, and there is no latent_image" in self.refused(comfy_client, graph)
+        assert "denoise < 1 needs a latent_image: connect one, " in self.refused(comfy_client, graph)
 
     def test_a_latent_of_another_size_than_the_references(self, comfy_client):
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]), image=["make", 0])
         graph |= {"make": generation(), "empty": core("EmptySD3LatentImage", width=96, height=64, batch_size=1)}
         error = self.refused(comfy_client, graph)
-        assert "latent_image is a picture of 96 x 64 pixels and conditioning is for one of 64 x 64" in error
+        assert "latent_image is 96 x 64 but conditioning is for 64 x 64: use the same size for both." in error
 
-    def test_more_latents_than_pictures(self, comfy_client):
+    def test_more_latents_than_images(self, comfy_client):
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]), image=["make", 0])
         graph |= {"make": generation(batch_size=2)}
         graph["empty"] = core("EmptySD3LatentImage", width=64, height=64, batch_size=3)
-        assert "latent_image has 3 latents and conditioning 2 pictures" in self.refused(comfy_client, graph)
+        error = self.refused(comfy_client, graph)
+        assert "latent_image has a batch of 3 but conditioning has 2 images: use 1 or 2 latents." in error
 
     def test_a_conditioning_of_another_model(self, comfy_client):
         graph = modular(sampler=sampling("encode", pipeline=["other", 0])) | {"other": loader(DEMO)}
         error = self.refused(comfy_client, graph)
-        assert "conditioning is of another model" in error and "the same DeepGen Loader" in error
+        assert "conditioning was encoded by a different model (embedding width " in error
+        assert "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler." in error
 
-    def test_a_second_picture_without_a_first(self, comfy_client):
+    def test_a_second_image_without_a_first(self, comfy_client):
         graph = modular(image_2=["make", 0]) | {"make": generation()}
-        assert "image_2 is connected and image is not" in self.refused(comfy_client, graph)
+        assert "image_2 needs an image: connect the first one to image." in self.refused(comfy_client, graph)
 
     def test_sizes(self, comfy_client):
         errors = comfy_client.validate(modular(width=100))
-        assert errors is not None and "width is 100" in str(errors) and "96 or 112" in str(errors)
+        assert "width must be a multiple of 16 from 16 to 6144, got 100 (nearest: 96, 112)." in str(errors)
         graph = modular(width=48, image=["make", 0]) | {"make": generation()}
-        assert "width is 48" in self.refused(comfy_client, graph)
+        error = self.refused(comfy_client, graph)
+        assert "width must be a multiple of 32 from 32 to 384, got 48 (nearest: 32, 64)." in error
 
 
 def test_an_edit_can_come_back_at_the_size_of_its_picture(comfy, comfy_client):

@@ -73,7 +73,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("node", "name", "value"), WRONG, ids=lambda part: part if isinstance(part, str) else "")
-def test_a_wrong_value_is_told_of(client, node, name, value):
+def test_a_wrong_value_is_the_error_of_its_node(client, node, name, value):
     result = run(client, node, name, value)
     assert result.error is not None and result.error["node_id"] == node, result.error_text
     assert result.error["exception_type"] in ("ValueError", "TypeError")
@@ -95,9 +95,9 @@ def test_nan_that_is_typed_in(client):
     graph = graph_of("make")
     graph["make"]["inputs"]["cfg"] = float("nan")
     result = client.run(graph)
-    assert "cfg is nan; a number from 0 to 30 is wanted." in result.error_text
+    assert "cfg must be a number from 0 to 30, got nan." in result.error_text
 
 
 def test_an_input_that_is_not_there(client):
     result = run(client, "edit", "image_9", tensor([1, 64, 64, 3]))
-    assert "image_9 is connected, and DeepGen Edit Image has no such input" in result.error_text
+    assert "image_9 is not an input of DeepGen Edit Image: connect one of pipeline, image, " in result.error_text
