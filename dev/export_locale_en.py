@@ -1,4 +1,4 @@
-"""Make ``locales/en`` from the nodes themselves, and tell where ``locales/zh`` is out of step.
+"""Make ``locales/en`` from the nodes themselves, and list where ``locales/zh`` is out of step.
 
     python -m dev.export_locale_en
 

@@ -59,11 +59,10 @@ def check_value(declared: io.Input, value: Any, counts: bool = True) -> Any:
     return rule(declared, value) if counts else _integer(declared, value)
 
 
-def nearest_multiples(value: int, step: int, low: int, high: int) -> list[int]:
-    """The multiples of ``step`` next to a value, from ``low`` to ``high``: two, or one beyond the limits."""
-    below = min(max(value // step * step, low), high)
-    above = min(max(-(-value // step) * step, low), high)
-    return sorted({below, above})
+def nearest_multiples(value: int, multiple: int, largest: int) -> list[int]:
+    """The multiples next to a value, from ``multiple`` to ``largest``: two, or one beyond the limits."""
+    below, above = value // multiple * multiple, -(-value // multiple) * multiple
+    return sorted({min(max(side, multiple), largest) for side in (below, above)})
 
 
 def _integer(declared: io.Input, value: Any, requirement: str = "an integer") -> int:
@@ -81,7 +80,7 @@ def _integer_in_range(declared: io.Input, value: Any) -> int:
     found = _integer(declared, value, requirement)
     if low <= found <= high and found % step == 0:
         return found
-    nearest = nearest_multiples(found, step, low, high) if step > 1 else ()
+    nearest = nearest_multiples(found, step, high) if step > 1 else ()
     raise ValueError(must_be(declared.id, requirement, value, nearest))
 
 

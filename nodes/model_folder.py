@@ -63,7 +63,7 @@ def find_model(name: object) -> Path:
         download = command(f'python -m deepgen_npu download --to "{target}"')
         raise ValueError(
             f"model {PUBLISHED} is not downloaded yet. Run in the folder of this node pack:{download}"
-            "It fetches 13.5 GB (12.6 GiB); where Hugging Face cannot be reached, add --source modelscope. "
+            "It fetches 14.3 GB (13.4 GiB); where Hugging Face cannot be reached, add --source modelscope. "
             f"Then press R. To try the nodes without it, choose {DEMO!r}."
         )
     found = ", ".join(sorted(folders)) or "none"

@@ -18,9 +18,10 @@ def load_module(name: str, path: Path, *folders: str) -> Any:
     return module
 
 
-def finder() -> Any:
-    """What lets ComfyUI's own imports of torchvision and torchaudio pass where these do not load."""
-    return load_module("launch", Path(__file__).parents[2] / "dev" / "comfyui" / "launch.py").finder
+def launch() -> Any:
+    """`dev.comfyui.launch`: its ``finder`` lets ComfyUI import a torchvision and a torchaudio that do not load."""
+    path = Path(__file__).parents[2] / "dev" / "comfyui" / "launch.py"
+    return sys.modules.get("launch") or load_module("launch", path)
 
 
 def load_pack(folder: str) -> Any:

@@ -36,7 +36,7 @@ SHAPE = "[batch, height, width, channels] with 1, 3 or 4 channels"
     [(500, [496, 512]), (512, [512]), (8, [16]), (-40, [16]), (6160, [6144]), (6143, [6128, 6144]), (10**30, [6144])],
 )
 def test_nearest_multiples(value, nearest):
-    assert check_values.nearest_multiples(value, 16, 16, 6144) == nearest
+    assert check_values.nearest_multiples(value, 16, 6144) == nearest
 
 
 @pytest.mark.parametrize("value", [512, 512.0, np.float64(512), np.int64(512), Fraction(512)])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_fixtures import CHECKOUTS, unavailable
 from drawn_inputs import Description, latent, plain, right_value, tensor, wrong_value
 from golden import TINY
 from hypothesis import given
@@ -89,12 +88,8 @@ class Worker:
         self._log.close()
 
 
-# The oldest and the newest.
-@pytest.fixture(scope="module", params=[CHECKOUTS[0], *CHECKOUTS[1:][-1:]], ids=lambda c: c.id if c else "none")
-def worker(request, tmp_path_factory) -> Iterator[Worker]:
-    checkout = request.param
-    if checkout is None or checkout.problem:
-        unavailable("that inputs are checked; no ComfyUI was found that runs")
+@pytest.fixture(scope="module")
+def worker(checkout, tmp_path_factory) -> Iterator[Worker]:
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(TINY, models / "deepgen" / "tiny")
     worker = Worker(checkout.python, checkout.path, models)

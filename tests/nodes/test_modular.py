@@ -1,4 +1,4 @@
-"""The modular nodes beside ComfyUI's own: latents, the VAE, masks."""
+"""The modular nodes together with ComfyUI's own: latents, the VAE, masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dev.comfyui.graphs import (
 from nodes.names import DEMO
 
 
-def pictures(comfy_client, graph, node: str = "saved") -> list[np.ndarray]:
+def images(comfy_client, graph, node: str = "saved") -> list[np.ndarray]:
     result = comfy_client.run(graph)
     assert result.ok, result.error_text
     return [array(image) for image in result.images_of(node)]
@@ -83,7 +83,7 @@ class TestLatents:
         assert np.abs(whole - made).mean() < 8
         assert np.abs(tiles - made).mean() < 8
 
-    def test_less_denoising_stays_nearer_to_the_picture(self, comfy_client):
+    def test_less_denoising_stays_nearer_to_the_image(self, comfy_client):
         source = {
             "loader": loader(DEMO),
             "make": generation(width=512, height=512, steps=20, prompt="a red circle on a white background"),
@@ -137,13 +137,13 @@ class TestLatents:
         assert all(np.array_equal(array(one), array(other)) for one, other in zip(ours, simple, strict=True))
 
     def test_one_of_a_batch_can_be_made_again(self, comfy_client):
-        """LatentFromBatch tells which noise a latent had."""
+        """LatentFromBatch stores which noise a latent had."""
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]))
         graph["empty"] = core("EmptySD3LatentImage", width=64, height=64, batch_size=3)
-        third = pictures(comfy_client, graph)[2]
+        third = images(comfy_client, graph)[2]
         graph["third"] = core("LatentFromBatch", samples=["empty", 0], batch_index=2, length=1)
         graph["sample"] = sampling("encode", latent_image=["third", 0])
-        (alone,) = pictures(comfy_client, graph)
+        (alone,) = images(comfy_client, graph)
         assert np.abs(alone - third).max() <= 1
 
 
@@ -158,7 +158,7 @@ def test_the_vae_alone_reads_nothing_else(comfy, comfy_client):
         "saved": save("decode"),
     }
     log = len(comfy.log_text())
-    assert pictures(comfy_client, graph)[0].shape == (64, 64, 3)
+    assert images(comfy_client, graph)[0].shape == (64, 64, 3)
     loaded = re.findall(r"Requested to load (\w+)", comfy.log_text()[log:])
     assert loaded == ["DeepGenVAE"]
     # The bar over the bytes belongs to the first node that needs all parts.
@@ -219,7 +219,7 @@ class TestRefusals:
         assert "width must be a multiple of 32 from 32 to 384, got 48 (nearest: 32, 64)." in error
 
 
-def test_an_edit_can_come_back_at_the_size_of_its_picture(comfy, comfy_client):
+def test_an_edit_can_come_back_at_the_size_of_its_image(comfy, comfy_client):
     Image.effect_mandelbrot((150, 101), (-2, -1.5, 1, 1.5), 60).save(comfy.input / "odd.png")
     graph = {
         "loader": loader("DeepGen-1.0-diffusers"),
@@ -227,5 +227,5 @@ def test_an_edit_can_come_back_at_the_size_of_its_picture(comfy, comfy_client):
         "edit": edit("a", size_mode="size of image", steps=1),
         "saved": save("edit"),
     }
-    (edited,) = pictures(comfy_client, graph)
+    (edited,) = images(comfy_client, graph)
     assert edited.shape == (101, 150, 3)

@@ -73,9 +73,9 @@ class TestNamesAndTooltips:
 
 class TestHelpPages:
     def test_there_is_one_for_each_node_in_each_language(self, comfy, english):
-        wanted = {page(node, language) for node in english for language in LANGUAGES}
-        assert set(DOCS.rglob("*.md")) == wanted
-        for path in wanted:
+        expected = {page(node, language) for node in english for language in LANGUAGES}
+        assert set(DOCS.rglob("*.md")) == expected
+        for path in expected:
             assert comfy.get(f"{SERVED}/{path.relative_to(DOCS).as_posix()}").body == path.read_bytes()
 
     def test_they_have_the_name_of_the_node_and_all_its_inputs(self, english):
