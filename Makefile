@@ -1,14 +1,4 @@
-# make demo   draws and edits pictures with the demo model on the CPU, in a virtual environment of its own
-# make test   lint, types, and the tests on both library pairs and in the oldest and the newest ComfyUI that is there;
-#   before a release, DEEPGEN_ALL_COMFYUI=1 make test takes those between as well
-#   With two cores, `make -j2 --keep-going --output-sync=target test` takes half as long (so does .ci/run): no part
-#   waits for another, and each is shown whole when it ends.
-# make test-torch-npu   the tests on the real torch_npu, on Linux, with neither a card nor CANN: stand-ins for CANN's
-#   libraries are compiled into build/torch_npu, so a C and a C++20 compiler are needed. Its virtual environment is for
-#   that alone: without the stand-ins not even `import torch` works in it.
-# make outside-checks   the checkers of others (comfy-cli, comfy-test, comfy-lint, comfy-import-guard, nodesafe) on the
-#   pack as the registry publishes it, in a virtual environment of their own
-# make demo-checkpoint   trains the demo model from nothing: under two hours on two cores
+# `make help` lists the commands.
 #
 # PyTorch comes from wherever pip is set up to find it. On Linux a plain pip brings a CUDA build of several GB;
 # pytorch.org tells how to point pip at the CPU builds, for instance with PIP_EXTRA_INDEX_URL.
@@ -24,41 +14,58 @@ IN_COMFYUI := tests/nodes tests/workflows tests/words tests/published
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
 ON_ONE_PAIR := bench cli devices doctor files image_files images import library_pairs npu_setup property_arguments \
-	property_pictures property_references publishing baseline signals sizes verify
+	property_pictures property_references publishing baseline requirements signals sizes verify
 
-.PHONY: demo demo-checkpoint test lint test-comfyui test-library test-ascend-pair test-torch-npu outside-checks \
-	environments comfyui-environments benchmark clean
+.PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-library test-ascend-pair test-torch-npu \
+	third-party-checks outside-checks release-checks environments comfyui-environments benchmark clean
 
-demo: .venv/runtime-installed
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/runtime-installed  ## draw and edit images with the demo model on the CPU
 	.venv/bin/python -m dev.demo
 
-# The longest first, for `make -j2`.
-test: test-comfyui test-library test-ascend-pair lint
+format: .venv/tests-installed  ## format the code, and fix what ruff can
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
 
-lint: .venv/tests-installed
+# What a change most often breaks, on one library pair, without a ComfyUI.
+fast: lint  ## lint, types and the fast tests of the library: under two minutes
+	$(TIMED) .venv/bin/python -m pytest -m "not slow" tests/deepgen_npu tests/test_house.py
+
+# With two cores, `make -j2 --keep-going --output-sync=target test` takes half as long (so does .ci/run): no part waits
+# for another, and each is shown whole when it ends. Hence the longest first.
+test: test-comfyui test-library test-ascend-pair lint  ## all tests, on both library pairs and in the oldest and newest ComfyUI
+
+lint: .venv/tests-installed  ## ruff and pyright
 	$(TIMED) .venv/bin/ruff check .
 	$(TIMED) .venv/bin/ruff format --check .
 	$(TIMED) .venv/bin/pyright
 
 # What needs a ComfyUI: the server and its front end. ComfyUI 0.3.64 runs with the library pair of the Ascend stack.
-test-comfyui: .venv/tests-installed comfyui-environments
+# Before a release, DEEPGEN_ALL_COMFYUI=1 takes the versions between as well.
+test-comfyui: .venv/tests-installed comfyui-environments  ## the tests that need a ComfyUI
 	$(TIMED) .venv/bin/python -m pytest $(IN_COMFYUI)
 
-# All else, on the newer library pair.
-test-library: .venv/tests-installed
+test-library: .venv/tests-installed  ## all other tests, on the newer library pair
 	$(TIMED) .venv/bin/python -m pytest $(IN_COMFYUI:%=--ignore=%)
 
-# The library pair of the Ascend stack.
-test-ascend-pair: .venv-ascend/tests-installed
+test-ascend-pair: .venv-ascend/tests-installed  ## the tests of the library on the library pair of the Ascend stack
 	$(TIMED) .venv-ascend/bin/python -m pytest tests/deepgen_npu tests/npu/test_simulated.py \
 		$(ON_ONE_PAIR:%=--ignore-glob='*/test_%.py')
 
-# No card, and one whose memory is host memory: each in a process of its own.
-test-torch-npu: .venv-torch-npu/tests-installed
+# No card, and one whose memory is host memory: each in a process of its own. Stand-ins for CANN's libraries are compiled
+# into build/torch_npu. Its virtual environment is for that alone: without the stand-ins not even `import torch` works.
+test-torch-npu: .venv-torch-npu/tests-installed  ## the tests on the real torch_npu; needs Linux, a C and a C++20 compiler
 	$(TIMED) .venv-torch-npu/bin/python -m dev.npu_simulator.run_tests
 
-outside-checks: .venv-checks/installed comfyui-environments
+third-party-checks: .venv-checks/installed comfyui-environments  ## third-party checkers on the published form of the pack
 	$(TIMED) .venv-checks/bin/python -m dev.checks.third_party
+
+outside-checks: third-party-checks
+
+release-checks: .venv-checks/installed comfyui-environments  ## the same, with those that judge a release
+	$(TIMED) .venv-checks/bin/python -m dev.checks.third_party --release
 
 environments: .venv-ascend/tests-installed .venv-torch-npu/tests-installed .venv-checks/installed comfyui-environments
 
@@ -66,13 +73,14 @@ comfyui-environments: .venv/tests-installed
 	$(TIMED) .venv/bin/python -m dev.comfyui_environments
 
 # Each stage goes on where an earlier run was stopped; where it was done it only writes its result again.
-demo-checkpoint: .venv/tests-installed
+demo-checkpoint: .venv/tests-installed  ## train the demo model from nothing: under two hours on two cores
 	for stage in create vae text latents dit decoder evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
 
-benchmark: .venv/tests-installed
+benchmark: .venv/tests-installed  ## memory and time of loading a model
 	.venv/bin/python -m dev.bench_load
 
 .venv/runtime-installed: requirements.txt dev/requirements/constraints.txt
+	@echo "Installing PyTorch and the libraries into .venv, which takes some minutes the first time ..."
 	$(PYTHON) -m venv .venv
 	$(TIMED) .venv/bin/python $(PIP_INSTALL) -c dev/requirements/constraints.txt torch numpy Pillow tqdm -r requirements.txt
 	touch $@
@@ -104,5 +112,5 @@ benchmark: .venv/tests-installed
 	$(TIMED) .venv-checks/bin/python $(PIP_INSTALL) --no-compile -r dev/requirements/checks.txt
 	touch $@
 
-clean:
-	rm -rf .venv .venv-ascend .venv-torch-npu .venv-checks build/torch_npu .venv-comfyui-* demo .pytest_cache .ruff_cache
+clean:  ## remove virtual environments and what was built
+	rm -rf .venv .venv-ascend .venv-torch-npu .venv-checks build/torch_npu .venv-comfyui-* demo .pytest_cache .ruff_cache *.egg-info dist

@@ -20,26 +20,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+"""Forms in which a pipeline returns images."""
 
 MAX_SEED = 2**64 - 1
-# The scheduler was trained on 1000 timesteps (scheduler_config.json): more steps only repeat them.
+"""Seeds of PyTorch's generators have 64 bits."""
+
 MAX_STEPS = 1000
-# Far above what any picture survives (4 is usual); beyond it float16 overflows within a step.
+"""The scheduler was trained on 1000 timesteps (scheduler_config.json): more steps only repeat them."""
+
 MAX_GUIDANCE_SCALE = 100.0
-# Of one run. They are denoised as one batch, so memory ends it earlier on any device.
+"""Far above any useful scale (4 is usual); beyond it float16 overflows within a step."""
+
 MAX_IMAGES = 1000
-# Far above what any checkpoint makes, whose own limit is told with the nearest size that it allows.
+"""Images of one run. They are denoised as one batch, so memory ends it earlier on any device."""
+
 MAX_SIDE = 1 << 16
-# References of one picture: each is as many tokens again, in the VLM and in the DiT.
+"""Far above what any checkpoint can make; its own limit is reported with the nearest size that it allows."""
+
 MAX_REFERENCES = 16
+"""References of one image: each adds the tokens of a further image to the VLM and the DiT."""
 
 
 def must_be(name: str, requirement: str, value: object, nearest: Sequence[object] = (), advice: str = "") -> str:
     """The message for a value that cannot be: ``NAME must be REQUIREMENT, got VALUE (nearest: A, B). ADVICE``.
 
     Args:
-        value: Shown by its ``repr``, cut where it is long. Of a value that would say nothing, pass its `Named`.
-        nearest: The nearest values that are allowed; for numbers.
+        name: What the caller knows the value by: an argument, an input, an option.
+        requirement: What follows "must be": ``an integer from 0 to 16``.
+        value: Shown by its ``repr``, shortened if it is long. Where that says nothing, pass a `Named`.
+        nearest: The nearest allowed values; for numbers.
         advice: Sentences about what to do, where that is not obvious.
     """
     return must(name, f"be {requirement}", value, nearest, advice)
@@ -51,8 +60,21 @@ def must(name: str, requirement: str, value: object, nearest: Sequence[object] =
     return f"{name} must {requirement}, got {shown(value)}{options}.{' ' if advice else ''}{advice}"
 
 
+def no_such_card(kind: str, index: int, count: int, variable: str) -> str:
+    """The message for a card beyond the last: ``npu:3 does not exist: this machine has npu:0 to npu:1. ...``
+
+    Args:
+        kind: ``npu`` or ``cuda``.
+        index: Of the requested card.
+        count: Number of visible cards, at least one.
+        variable: The environment variable that chooses the visible cards.
+    """
+    cards = f"{kind}:0" if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+    return f"{kind}:{index} does not exist: this machine has {cards}. {variable}, if set, chooses the visible cards."
+
+
 class Named(str):
-    """What an error shows as it is, without quotes: the name of a type, a count with its noun."""
+    """Text that an error shows without quotes: the name of a type, a count with its noun."""
 
     __slots__ = ()
 
@@ -66,7 +88,7 @@ def type_of(value: object) -> Named:
 
 
 def shown(value: object) -> str:
-    """A value for a message: its ``repr``, but never long, and never an error of its own."""
+    """A value for a message: its ``repr``, but never long, and without raising an error of its own."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     try:
@@ -77,7 +99,7 @@ def shown(value: object) -> str:
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> str:
-    """One of some strings."""
+    """One of the ``allowed`` strings."""
     if value not in allowed or not isinstance(value, str):
         raise ValueError(must_be(name, f"one of {', '.join(allowed)}", value))
     return value
@@ -162,8 +184,8 @@ def replaced_latents(returned: dict[str, Tensor] | None, latents: Tensor) -> Ten
         raise TypeError(must("callback_on_step_end", "return a dict or None", type_of(returned)))
     replaced = returned.get("latents", latents)
     if replaced.shape != latents.shape:
-        wanted = f"have the shape {list(latents.shape)}"
-        raise ValueError(must("latents returned by callback_on_step_end", wanted, list(replaced.shape)))
+        requirement = f"have the shape {list(latents.shape)}"
+        raise ValueError(must("latents returned by callback_on_step_end", requirement, list(replaced.shape)))
     return replaced.to(latents)
 
 

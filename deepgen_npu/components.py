@@ -1,4 +1,4 @@
-"""The parts of a pipeline: loading them and moving them. What is done with them is in `pipeline`."""
+"""The parts of a pipeline: loading and moving them. `pipeline` runs them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint.folder import PARTS, Checkpoint, resolve_model
 from .checkpoint.weights import BytesRead, copy_to, load_part, load_scheduler, load_tokenizer
+from .checks import must_be
 from .devices import resolve_device, resolve_dtype
 from .encoding_cache import EncodingCache
 from .errors import CheckpointError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def device_map(device: torch.device, text_encoder_device: str | torch.device | None = None) -> dict[str, torch.device]:
-    """The device of each part: VLM and connector may have one of their own."""
+    """The device of each part; VLM and connector may have another than DiT and VAE."""
     text = device if text_encoder_device is None else resolve_device(text_encoder_device)
     return {part: text if part in ("vlm", "connector") else device for part in PARTS}
 
@@ -70,17 +71,17 @@ class Components:
         )
         self.vae_scale_factor = self.sizes.vae_factor
         self.capture_graph = False
-        """Capture each run's denoising step in a graph of the device (NPU, CUDA) and replay it: the same pictures."""
+        """Capture the denoising step of each run in a graph of the device (NPU, CUDA) and replay it.
+
+        The output is identical; if capture is unavailable, a warning is logged."""
         self.encodings = EncodingCache()
-        """What was encoded: give it some ``max_bytes``, and the same prompts and pictures are not encoded again."""
+        """Cache of encoded prompts and references. It is off until its ``max_bytes`` is set."""
         self._cfg_transformers: list[SD3Transformer2DModel] = []
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
         if image_token != vlm.config.image_token_id:
-            raise CheckpointError(
-                f"{prompt_template.image_token} of prompt_template.json is token {image_token} of the tokenizer, "
-                f"but image_token_id of vlm/config.json is {vlm.config.image_token_id}."
-            )
+            requirement = f"{image_token}, the tokenizer's id of {prompt_template.image_token} (prompt_template.json)"
+            raise CheckpointError(must_be("image_token_id of vlm/config.json", requirement, vlm.config.image_token_id))
 
     @classmethod
     def from_pretrained(
@@ -98,12 +99,12 @@ class Components:
             pretrained_model_name_or_path: A local folder, or a Hugging Face id: then the local caches of
                 Hugging Face and ModelScope are searched before anything is downloaded.
             torch_dtype: ``torch.float32``, ``torch.bfloat16``, ``torch.float16``, their names, or ``auto``:
-                bfloat16 on NPU, CUDA and CPUs that compute in it, float32 on other CPUs.
-            device: Where the weights are read to. None reads them to the CPU; ``auto`` for the dtype then
-                means that of the device that ``auto`` finds, since that is where they will go.
+                bfloat16 on NPU, CUDA and CPUs with native bfloat16, float32 on other CPUs.
+            device: Where the weights are loaded to. None loads them to the CPU; the dtype ``auto`` is then that of
+                the device that ``auto`` finds, since that is where they will go.
             text_encoder_device: Another device for VLM and connector, for instance a second card.
-            attn_implementation: The VLM's attention in transformers: ``sdpa`` (its own choice, with None), ``eager``
-                or a flash attention.
+            attn_implementation: The VLM's attention in transformers: ``sdpa`` (the default of transformers, as with
+                None), ``eager`` or a flash attention.
             on_bytes_read: Called with the size of each piece read, for a progress bar.
 
         Raises:
@@ -132,11 +133,14 @@ class Components:
         vae: AutoencoderKL | None = None,
         on_bytes_read: BytesRead | None = None,
     ) -> Self:
-        """Load a checked folder, each part to a device of its own.
+        """Load a checked folder, each part to its device.
 
         Args:
+            checkpoint: The folder.
+            dtype: Of the weights.
             devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
-            vae: The VAE, if it is loaded already; it may have a dtype of its own.
+            vae: The VAE, if it is loaded already; it may have another dtype.
+            on_bytes_read: As in `from_pretrained`.
         """
         template = PromptTemplate.from_config(checkpoint.prompt_template)
         sizes = checkpoint.sizes
@@ -173,7 +177,7 @@ class Components:
         }
 
     def memory(self) -> dict[str, Part]:
-        """Bytes of each part's parameters and buffers: the DiT's position table is a buffer of hundreds of MiB."""
+        """Size of each part: parameters and buffers, since the DiT's position table has hundreds of MiB."""
         sizes = {}
         for name, module in self._models.items():
             tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
@@ -182,15 +186,17 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the DiT's weights, in which it computes."""
         return self.transformer.dtype
 
     def to(self, device: str | torch.device, text_encoder_device: str | torch.device | None = None) -> Self:
         """Move every part to ``npu``, ``npu:1``, ``cuda``, ``cpu`` or ``auto``. Ends model offload and CFG parallel.
 
         The dtype is chosen in `from_pretrained`: casting later would also cast the VLM's rotary frequencies,
-        which the model was published with in float32.
+        which are float32 in the published model.
 
         Args:
+            device: Where the parts go.
             text_encoder_device: Another device for VLM and connector, for instance a second card.
         """
         devices = device_map(resolve_device(device), text_encoder_device)
@@ -201,9 +207,9 @@ class Components:
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
-        """Keep the parts on the CPU and bring each to ``device`` for its stage only.
+        """Keep the parts on the CPU and move each to ``device`` for its stage only.
 
-        The peak on the device is then that of the largest part (the VLM, 7 GiB in bfloat16) plus activations.
+        The peak on the device is then the largest part (the VLM, 7 GiB in bfloat16) plus activations.
         """
         target = resolve_device(device)
         self._cfg_transformers = []
@@ -213,33 +219,33 @@ class Components:
     def enable_cfg_parallel(self, device: str | torch.device) -> None:
         """Evaluate the two branches of classifier-free guidance on two devices at once.
 
-        The positive branch stays where the DiT is; the negative one gets the DiT's weights once more, on ``device``.
-        Without `capture_graph` the host, which launches both, may be what both wait for. `to` ends it.
+        The positive branch stays where the DiT is; the negative one gets a copy of the DiT's weights on ``device``.
+        Without `capture_graph` both may have to wait for the host, which launches their operators. `to` ends it.
 
         Raises:
-            ValueError: When the DiT is on that device, or waits on the CPU for its turn.
+            ValueError: When the DiT is on that device, or model offload is enabled.
         """
         target, here = resolve_device(device), device_of(self.transformer)
         if isinstance(self.placement, ModelOffload):
-            raise ValueError(
-                "CFG parallel needs the DiT to stay on its device; call to() first, to end model offload."
-            )
+            raise ValueError("CFG parallel and model offload cannot be combined: call to() first, which ends offload.")
         if target == here:
-            raise ValueError(f"CFG parallel wants a second device for the negative branch; the DiT is on {here}, too.")
+            raise ValueError(must_be("device", f"another device than {here}, which the DiT is on", str(target)))
         self._cfg_transformers = [copy_to(self.transformer, target)]
 
     def enable_vae_tiling(self) -> None:
-        """Decode and encode in overlapping tiles where a picture is larger than the VAE's training size (1024 pixels).
+        """Decode and encode in overlapping tiles where an image is larger than the VAE's training size (1024 pixels).
 
         Needs less memory at large sizes. It is an approximation: normalisation and attention see a tile instead of
-        the picture. With the demo's VAE and its tiles of 64 pixels, pixels differ by 10.6 of 255 levels on average.
+        the image. With the demo's VAE and its tiles of 64 pixels, pixels differ by 10.6 of 255 levels on average.
         """
         self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
+        """Decode and encode images in one piece, whatever their size."""
         self.vae.disable_tiling()
 
     def progress_bar(self, total: int) -> tqdm:
+        """The progress bar of a run with ``total`` steps."""
         return tqdm(total=total, **self._progress_bar_config)
 
     def set_progress_bar_config(self, **config: Any) -> None:

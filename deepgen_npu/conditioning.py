@@ -1,4 +1,4 @@
-"""What goes from one stage to the next."""
+"""What stages 1 and 2 take and return: `Conditioning` and `InitImage`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from torch import Tensor
 
 @dataclass
 class Conditioning:
-    """What a picture is made from: `DeepGenPipeline.encode` returns it, `denoise` takes it.
+    """Encoded prompts and references: `DeepGenPipeline.encode` returns them, `denoise` takes them.
 
     Attributes:
         prompt_embeds: [b, L, joint_attention_dim].
         pooled_prompt_embeds: [b, pooled_projection_dim].
         negative_prompt_embeds: [b, L, joint_attention_dim].
         negative_pooled_prompt_embeds: [b, pooled_projection_dim].
-        height: Of the picture to make, in pixels.
-        width: Of the picture to make, in pixels.
+        height, width: Of the image to make, in pixels.
         reference_latents: One [1, C, H/8, W/8] for each reference, in scaled latent space; [b, C, H/8, W/8] where
-            every row has a reference of its own.
+            each row has its own reference.
     """
 
     prompt_embeds: Tensor
@@ -32,6 +31,7 @@ class Conditioning:
     reference_latents: list[Tensor] = field(default_factory=list)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        """A copy on a device and in a dtype."""
         return replace(
             self,
             prompt_embeds=self.prompt_embeds.to(device, dtype),
@@ -42,7 +42,7 @@ class Conditioning:
         )
 
     def repeat(self, copies: int) -> Conditioning:
-        """All rows, then all again, for several pictures a prompt."""
+        """All rows, then all again, for several images per prompt."""
         return replace(
             self,
             prompt_embeds=repeat_rows(self.prompt_embeds, copies),
@@ -54,12 +54,12 @@ class Conditioning:
 
 @dataclass
 class InitImage:
-    """An image that denoising begins with instead of pure noise: img2img, and with a mask inpainting.
+    """An image that denoising starts from instead of pure noise: img2img, and with a mask inpainting.
 
     Attributes:
         latents: [b or 1, C, H/8, W/8] in scaled space.
-        strength: Denoising strength, in (0, 1]. The steps are the last of a schedule that would have
-            steps / strength; at 1 nothing of the image is left but what the mask keeps.
+        strength: Denoising strength, in (0, 1]. The run's steps are the last of a schedule of steps / strength;
+            at 1 nothing of the image remains but what the mask keeps.
         mask: [b or 1, 1, H/8, W/8] in [0, 1]: 1 where the image may change, 0 where it is kept.
     """
 
@@ -68,11 +68,12 @@ class InitImage:
     mask: Tensor | None = None
 
     def to(self, device: torch.device) -> InitImage:
+        """A copy on a device; dtypes stay."""
         mask = None if self.mask is None else self.mask.to(device)
         return replace(self, latents=self.latents.to(device), mask=mask)
 
     def noised(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        """The image with the noise of a sigma, [b, C, H/8, W/8] in the noise's dtype."""
+        """The image mixed with noise at a sigma in [0, 1]: [b, C, H/8, W/8] in the noise's dtype."""
         return (sigma * noise + (1 - sigma) * self.latents.float()).to(noise.dtype)
 
     def blend(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -83,4 +84,5 @@ class InitImage:
 
 
 def repeat_rows(tensor: Tensor, copies: int) -> Tensor:
+    """[b, ...] to [copies x b, ...], in the order 1, 2, 1, 2."""
     return tensor.repeat(copies, *[1] * (tensor.ndim - 1))

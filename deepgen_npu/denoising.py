@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 OnStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(step, timestep, latents, x0) to the latents to go on with."""
 
 
 def denoise(
@@ -32,16 +33,18 @@ def denoise(
     """Integrate the flow from noise to data with the scheduler's steps.
 
     Args:
-        transformers: The DiT; or two of it on two devices, for the two branches of guidance.
-        conditioning: On the device and in the dtype of the first, as is ``latents``.
+        transformers: The DiT, or copies of it on two devices, for the two branches of guidance.
+        scheduler: One that no other run uses, since it counts steps.
+        conditioning: On the device and in the dtype of the first DiT, like ``latents``.
         latents: [b, C, h, w] noise.
+        num_inference_steps: Number of evaluations.
         guidance_scale: Of classifier-free guidance, v = v_negative + scale (v_positive - v_negative). At 1 or
             less only the positive rows are evaluated.
         on_step: Called after each step with its number, its timestep, the latents and x0, the estimate of the
             finished latents in float32. It returns the latents to go on with.
         on_progress: Called after each step.
         capture_graph: Capture the DiT's evaluation in a graph of the device and replay it (see `graphs`).
-        init_image: An image to begin with (img2img, inpainting), on the same device.
+        init_image: An image to start from (img2img, inpainting), on the same device.
 
     Returns:
         [b, C, h, w].
@@ -49,20 +52,20 @@ def denoise(
     strength = init_image.strength if init_image else 1.0
     patch_size = transformers[0].config["patch_size"]
     timesteps, sigmas = set_timesteps(scheduler, num_inference_steps, latents, patch_size, strength)
-    noise = latents
+    noise = latents  # [b, C, h, w]
     if init_image:
-        latents = init_image.noised(noise, sigmas[0])
+        latents = init_image.noised(noise, sigmas[0])  # [b, C, h, w]
     height, width = latents.shape[-2:]
     velocity_of = GuidedVelocity(transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph)
-    for step, timestep in enumerate(timesteps):
-        velocity = velocity_of(latents, step)
+    for step, timestep in enumerate(timesteps):  # timestep: []
+        velocity = velocity_of(latents, step)  # [b, C, h, w]
         previous = latents
-        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]  # [b, C, h, w]
         if init_image:
-            latents = init_image.blend(latents, noise, sigmas[step + 1])
+            latents = init_image.blend(latents, noise, sigmas[step + 1])  # [b, C, h, w]
         if on_step is not None:
-            x0 = previous.float() - sigmas[step] * velocity.float()
-            latents = on_step(step, timestep, latents, x0)
+            x0 = previous.float() - sigmas[step] * velocity.float()  # [b, C, h, w] float32
+            latents = on_step(step, timestep, latents, x0)  # [b, C, h, w]
         if on_progress is not None:
             on_progress()
     return latents
@@ -78,6 +81,10 @@ def set_timesteps(
     """Timesteps [n] in 0..1000 on the device of ``latents``, and sigmas [n + 1] in 0..1.
 
     Args:
+        scheduler: Set to these timesteps.
+        num_inference_steps: n.
+        latents: [b, C, h, w], for their size and device.
+        patch_size: Of the DiT.
         strength: Below 1 they are the last n of a schedule of n / strength steps.
     """
     config = scheduler.config
@@ -91,6 +98,6 @@ def set_timesteps(
         arguments["mu"] = config["base_shift"] + slope * (tokens - config["base_image_seq_len"])
     scheduler.set_timesteps(int(num_inference_steps / strength), device=latents.device, **arguments)
     first = len(scheduler.timesteps) - num_inference_steps
-    # Without it the scheduler searches for its first timestep, which waits for the device.
+    # Otherwise the scheduler searches for its first timestep, which waits for the device.
     scheduler.set_begin_index(first)
     return scheduler.timesteps[first:], scheduler.sigmas[first:]

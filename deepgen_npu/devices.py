@@ -1,4 +1,4 @@
-"""Every decision about devices: which one, which dtype, where noise comes from, how to wait for it."""
+"""Every decision about devices: which one, which dtype, where noise is drawn, how to wait for them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from . import npu
-from .checks import must_be
+from .checks import must_be, no_such_card
 from .dtypes import CHOICES, dtype_name, torch_dtype
 from .errors import DeviceError
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
-    """The device that a user's choice means, checked to exist.
+    """The device that a user's choice means. It exists.
 
     Args:
         device: ``auto`` (NPU, then CUDA, then CPU), ``npu``, ``npu:1``, ``cuda``, ``cuda:1`` or ``cpu``.
@@ -32,7 +32,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
             name = "cuda" if _backend("cuda").is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("npu", "cuda", "cpu") or (number and not number.isdigit()):
-        raise ValueError(f"device is {name!r}; wanted auto, npu, npu:N, cuda, cuda:N or cpu.")
+        raise ValueError(must_be("device", "auto, npu, npu:N, cuda, cuda:N or cpu", name))
     index = int(number or 0)
     if kind == "cpu":
         return torch.device("cpu")
@@ -40,22 +40,21 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         npu.require_npu(index)
     elif not _backend(kind).is_available():
         raise DeviceError(
-            "cuda was asked for, but this PyTorch finds no CUDA device "
-            f"(torch {torch.__version__}, built for CUDA {torch.version.cuda}). "
-            "Choose --device auto or --device cpu."
+            f"{name} does not exist: this PyTorch finds no CUDA device (torch {torch.__version__}, built for CUDA "
+            f"{torch.version.cuda}). Choose --device auto or --device cpu."
         )
     elif index >= (count := _backend(kind).device_count()):
-        raise DeviceError(f"cuda:{index} was asked for; this machine has cuda:0 to cuda:{count - 1}.")
+        raise DeviceError(no_such_card("cuda", index, count, "CUDA_VISIBLE_DEVICES"))
     return torch.device(kind, index)
 
 
 def _backend(kind: str) -> Any:
-    """PyTorch's module of a kind of device: torch.npu and its like share one interface."""
+    """PyTorch's module for a kind of device; all have the same interface."""
     return getattr(torch, kind)
 
 
 def prepare_thread(device: torch.device) -> None:
-    """Set the calling thread up for a device; call it at the start of work in a thread."""
+    """Set the calling thread up for a device; call it when a thread starts to use one."""
     if device.type == "npu":
         npu.import_torch_npu()
         npu.set_up_thread(device.index or 0)
@@ -71,7 +70,8 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
     Args:
         dtype: A `torch.dtype`, its name, or ``auto``: bfloat16, in which the model was trained and
-            published, on NPU, CUDA and CPUs that compute in it; float32 on other CPUs.
+            published, on NPU, CUDA and CPUs with native bfloat16; float32 on other CPUs.
+        device: Where the model runs.
 
     Raises:
         ValueError: For any other dtype.
@@ -98,7 +98,7 @@ def cpu_has_fast_bfloat16() -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it; call it before reading a clock."""
+    """Wait until the device has finished all launched operators; call it before reading a clock."""
     if device.type != "cpu":
         _backend(device.type).synchronize(device)
 
@@ -106,9 +106,9 @@ def synchronize(device: torch.device) -> None:
 def random_noise(shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype) -> torch.Tensor:
     """Standard normal noise.
 
-    From a CPU generator (or PyTorch's global one) it is drawn in float32 on the CPU, so that a seed means
+    From a CPU generator (or PyTorch's global one) it is drawn in float32 on the CPU, so that a seed gives
     the same noise on every device and in every dtype. From a device's own generator it is drawn there and
-    in ``dtype``, as the original does: its noise differs from device to device.
+    in ``dtype``, as in the original: that noise differs between devices.
     """
     if generator is None or generator.device.type == "cpu":
         return torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -116,12 +116,12 @@ def random_noise(shape: tuple[int, ...], generator: torch.Generator | None, dtyp
 
 
 def memory_allocated(device: torch.device) -> int | None:
-    """Bytes of tensors on a device now; None on a CPU, where nobody counts them."""
+    """Bytes of tensors on a device now; None on a CPU, where PyTorch does not count them."""
     return None if device.type == "cpu" else _backend(device.type).memory_allocated(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure `peak_memory` anew."""
+    """Start measuring `peak_memory` again."""
     if device.type != "cpu":
         _backend(device.type).reset_peak_memory_stats(device)
 
@@ -134,7 +134,7 @@ def peak_memory(device: torch.device) -> int:
 def free_memory(device: torch.device) -> tuple[int, int] | None:
     """(free, total) bytes of a device's own memory.
 
-    Of a CPU, main memory that can be had without swapping; None where the system does not tell.
+    For a CPU, main memory that is available without swapping; None where the system does not report it.
     """
     if device.type != "cpu":
         return _backend(device.type).mem_get_info(device)
@@ -147,7 +147,7 @@ def free_memory(device: torch.device) -> tuple[int, int] | None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that no tensor uses back to the device."""
+    """Return memory that no tensor uses to the device."""
     if device.type != "cpu":
         _backend(device.type).empty_cache()
 

@@ -1,4 +1,4 @@
-"""The dtypes of weights, once: their names for users, in PyTorch and in safetensors files. torch is imported late."""
+"""Dtypes of weights: their names for users, in PyTorch and in safetensors files. torch is imported when needed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     import torch
 
 CHOICES = ("auto", "bfloat16", "float16", "float32")
-"""What a user chooses the dtype of a model from, in the order in which it is shown."""
+"""The dtypes that a user can choose for a model, in the order in which they are shown."""
 
 _STORED = {"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
 
 ITEM_BYTES = {stored: nbytes for stored, (_, nbytes) in _STORED.items()}
-"""Bytes of one element by the dtype's name in a safetensors file; others are not read."""
+"""Bytes of one element, by the dtype's name in a safetensors file. Other dtypes are not read."""
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-"""Of tensors that other programs hand over, by their names in PyTorch."""
+"""Dtypes of tensors that other programs may pass in, by their names in PyTorch."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The dtype with a name of PyTorch's, such as ``bfloat16``."""
+    """The dtype with a PyTorch name, such as ``bfloat16``."""
     import torch
 
     return getattr(torch, name)
@@ -33,5 +33,5 @@ def stored_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``bfloat16`` for ``torch.bfloat16``."""
+    """The PyTorch name of a dtype: ``bfloat16`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")

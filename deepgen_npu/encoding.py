@@ -3,7 +3,7 @@
     texts, references -> tokens -> VLM -> stacked hidden states -> connector -> embeddings
     references        -> VAE    -> reference latents
 
-What the functions are given is checked already; `pipeline` does that.
+`pipeline` checks the arguments before it calls these functions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Embeds = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def references(images: Sequence[Image.Image], height: int, width: int) -> list[ReferenceImage]:
-    """Reference images at the size of the output, height x width in pixels."""
+    """Reference images, resized to the output's ``height`` and ``width`` in pixels."""
     return [ReferenceImage.of(to_pixels(image, height, width)) for image in images]
 
 
@@ -50,12 +50,14 @@ def encode(
 ) -> list[Conditioning]:
     """A `Conditioning` for each group of references, with a row for each prompt.
 
-    The groups go through one part of the model after the other, so that a part that has to be moved to the device is
-    moved once, however many groups there are. What is in ``components.encodings``, or comes twice, is not encoded
-    again.
+    All groups go through one part of the model before the next, so that each part is moved to the device once. What
+    is in ``components.encodings``, or given twice, is not encoded again.
 
     Args:
-        groups: The references of each conditioning, of height x width pixels; [[]] to generate.
+        components: The parts, their placement and their cache.
+        prompts: Each becomes a row of every conditioning.
+        negative_prompt: The same for all rows.
+        groups: The references of each conditioning, each [3, height, width]; [[]] to generate.
         height: Of the image to make, in pixels.
         width: Of the image to make, in pixels.
     """
@@ -82,7 +84,7 @@ def embed(
     keys = [("embeds", tuple(prompts), negative_prompt, *(one.name for one in group)) for group in groups]
     embeds: dict[Hashable, Any] = {key: cache.get(key) for key in keys}
     new = {key: group for key, group in zip(keys, groups, strict=True) if embeds[key] is None}
-    # All through the VLM first: so each part is moved to the device once.
+    # All groups through the VLM first, so that each part is moved to the device once.
     stacked = {key: _stack_states(components, prompts, negative_prompt, group) for key, group in new.items()}
     for key in new:
         embeds[key] = _connect(components, stacked.pop(key))
@@ -91,7 +93,7 @@ def embed(
 
 
 def encode_image(components: Components, pixels: Tensor) -> Tensor:
-    """Pixels [b, 3, H, W] in [-1, 1] to the mode of the VAE's posterior [b, C, H/8, W/8], in scaled space."""
+    """From pixels [b, 3, H, W] in [-1, 1] to the mode of the VAE's posterior: [b, C, H/8, W/8] in scaled space."""
     vae = components.vae
 
     def run(device: torch.device) -> Tensor:
@@ -121,9 +123,9 @@ def _stack_states(
 
         features = None
         if references:
-            # Each alone, so that its features do not depend, in the last bit, on what else is there.
+            # One at a time, so that the features of an image do not depend, in the last bit, on the other images.
             each = [_cached(components, "vision", one, partial(features_of, one.pixels)) for one in references]
-            features = torch.cat([tokens.to(device) for tokens in each])[None]  # [1, tokens of all, hidden]
+            features = torch.cat([tokens.to(device) for tokens in each])[None]  # [1, tokens of all references, hidden]
         meta_queries = components.connector.meta_queries.to(device)  # [queries, hidden]
         return stacked_hidden_states(vlm, input_ids, valid, meta_queries, features, cells)
 
@@ -148,7 +150,7 @@ def _connect(components: Components, stacked: Tensor) -> Embeds:
 
 
 def _cached(components: Components, kind: str, reference: ReferenceImage, make: Callable[[], Tensor]) -> Tensor:
-    """One kind of encoding of a reference, from the cache if it is there."""
+    """One kind of encoding of a reference: from the cache, or made and put there."""
     key = (kind, reference.name)
     if found := components.encodings.get(key):
         return found[0]

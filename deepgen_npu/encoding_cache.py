@@ -1,4 +1,4 @@
-"""What was encoded before is not encoded again."""
+"""A cache of encoded prompts and references, and the key of a reference in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class EncodingCache:
-    """Results of encoding, on the CPU, up to so many bytes; what was not asked for longest goes first.
+    """An LRU cache of tensors on the CPU, limited by their bytes.
 
     Args:
-        max_bytes: With 0 nothing is kept.
+        max_bytes: With 0 nothing is stored.
     """
 
     def __init__(self, max_bytes: int = 0):
@@ -27,13 +27,13 @@ class EncodingCache:
         return len(self._kept)
 
     def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        """What `put` was given under this key, if it is still there."""
+        """The tensors that `put` stored for this key; None if it has none, or no longer has them."""
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
     def put(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
-        """Keep copies on the CPU; no device memory is held."""
+        """Store copies on the CPU, so that no device memory is held. What alone exceeds the limit is not stored."""
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.max_bytes:
             return
@@ -44,6 +44,7 @@ class EncodingCache:
             self.nbytes -= _nbytes(self._kept.popitem(last=False)[1])
 
     def clear(self) -> None:
+        """Remove everything."""
         self._kept.clear()
         self.nbytes = 0
 
@@ -54,11 +55,11 @@ def _nbytes(tensors: tuple[Tensor, ...]) -> int:
 
 @dataclass(frozen=True)
 class ReferenceImage:
-    """A reference picture at the output's size.
+    """A reference image at the output's size.
 
     Attributes:
         pixels: [3, H, W] in [-1, 1], on the CPU.
-        name: What tells it from other pictures.
+        name: Identifies its content, for the cache (see `digest`).
     """
 
     pixels: Tensor
@@ -66,10 +67,11 @@ class ReferenceImage:
 
     @classmethod
     def of(cls, pixels: Tensor) -> ReferenceImage:
+        """The reference with these pixels, [3, H, W] in [-1, 1] on the CPU."""
         return cls(pixels, digest(pixels))
 
 
 def digest(pixels: Tensor) -> tuple[tuple[int, ...], str]:
-    """What tells a picture from others: its shape and a hash of its values, which are on the CPU."""
+    """The identity of an image on the CPU: its shape and a hash of its values."""
     values = pixels.contiguous().view(torch.uint8).numpy()
     return tuple(pixels.shape), hashlib.sha256(values).hexdigest()

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the velocity of a step from the DiT's evaluations with and without the prompt."""
+"""Classifier-free guidance: the velocity of a step, from evaluations of the DiT for prompt and negative prompt."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
 
 
 class _Branch:
-    """Some rows of a step, evaluated together on one device."""
+    """Rows of a step that are evaluated together on one device."""
 
     def __init__(self, device: torch.device, prepared: PreparedTransformer, capture_graph: bool):
         self._device, self._prepared = device, prepared
-        # A graph is captured with the first latents that come.
+        # A graph is captured with the latents of the first step.
         self._evaluate: Step | None = None if capture_graph else prepared
 
     def __call__(self, latents: Tensor, step: int) -> Tensor:
-        """Start the evaluation; on an accelerator the result is there later."""
+        """Start the evaluation: [b, C, h, w] to [rows, C, h, w]. An accelerator finishes it later."""
         with on_device(self._device):
-            latents, modulation = latents.to(self._device), self._prepared.modulation(step)
+            latents = latents.to(self._device)  # [b, C, h, w]
+            modulation = self._prepared.modulation(step)  # [rows, vectors, width]
             if self._evaluate is None:
                 self._evaluate = capture(self._prepared, latents, modulation)
-            return self._evaluate(latents, modulation)
+            return self._evaluate(latents, modulation)  # [rows, C, h, w]
 
 
 class GuidedVelocity:
     """The velocity of each step of one run.
 
-    With one device, both branches of guidance are rows of one evaluation. With two, each has its own device, and
-    both are at work at once as far as the host launches them fast enough: capture makes that sure.
+    With one device, both branches of guidance are rows of one evaluation. With two, each has its own device, and the
+    two run concurrently if the host launches fast enough; graph capture ensures it.
 
     Args:
-        transformers: The DiT; or two of it with the same weights, for the positive and the negative branch.
+        transformers: The DiT, or two copies of it, for the positive and the negative branch.
         conditioning: On the device and in the dtype of the first.
         timesteps: [n] in 0..1000, on the same device.
         guidance_scale: At 1 or less the negative branch is not evaluated.
@@ -65,15 +66,15 @@ class GuidedVelocity:
     ):
         self.scale = guidance_scale
         self.guided = guidance_scale > 1
-        positive = (conditioning.prompt_embeds, conditioning.pooled_prompt_embeds)
+        positive = (conditioning.prompt_embeds, conditioning.pooled_prompt_embeds)  # [b, L, D], [b, P]
         negative = (conditioning.negative_prompt_embeds, conditioning.negative_pooled_prompt_embeds)
 
         def branch(transformer: SD3Transformer2DModel, embeds: Tensor, pooled: Tensor) -> _Branch:
             device, rows = device_of(transformer), len(embeds)
             references = [latents.repeat(rows // len(latents), 1, 1, 1) for latents in conditioning.reference_latents]
             with on_device(device):
-                given = (timesteps, embeds, pooled, *references)
-                timesteps_, embeds, pooled, *references = (tensor.to(device) for tensor in given)
+                tensors = (timesteps, embeds, pooled, *references)
+                timesteps_, embeds, pooled, *references = (tensor.to(device) for tensor in tensors)
                 prepared = PreparedTransformer(transformer, timesteps_, embeds, pooled, references, height, width)
             return _Branch(device, prepared, capture_graph)
 
@@ -81,24 +82,26 @@ class GuidedVelocity:
             self._branches = [branch(transformers[0], *positive)]
         elif len(transformers) == 1:
             # Negative rows come first, as in the original.
-            both = (torch.cat(pair) for pair in zip(negative, positive, strict=True))
+            both = (torch.cat(pair) for pair in zip(negative, positive, strict=True))  # [2b, L, D], [2b, P]
             self._branches = [branch(transformers[0], *both)]
         else:
             self._branches = [branch(transformers[1], *negative), branch(transformers[0], *positive)]
 
     def __call__(self, latents: Tensor, step: int) -> Tensor:
-        """
+        """The velocity of one step.
+
         Args:
             latents: [b, C, h, w].
+            step: Index of its timestep.
 
         Returns:
             [b, C, h, w] on the device of ``latents``.
         """
-        velocities = [branch(latents, step) for branch in self._branches]
+        velocities = [branch(latents, step) for branch in self._branches]  # [b or 2b, C, h, w], or two [b, C, h, w]
         if not self.guided:
             return velocities[0]
         if len(velocities) == 1:
-            negative, positive = velocities[0].chunk(2)
+            negative, positive = velocities[0].chunk(2)  # [b, C, h, w] each
         else:
             negative, positive = (velocity.to(latents.device) for velocity in velocities)
         return negative + self.scale * (positive - negative)

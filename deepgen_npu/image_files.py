@@ -1,4 +1,4 @@
-"""Picture files in and out: opened here only, and saved so that no picture is lost. Nothing here needs torch."""
+"""Image files in and out: opened here only, and saved so that no image is lost. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from .checks import Named, must, must_be
 from .files import FileError, Rehearsed, as_json, kind_of, made, read_bytes, reason_of, replacing, require_room
+from .formatting import format_size
 from .rgb import to_rgb
 
 
-# Pillow goes by the content, whatever the name, and has plugins that start other programs (EPS: Ghostscript). The
-# decoders of these run in this process. JPEG opens MPO, too; AVIF is not in every Pillow.
 READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""The formats that are opened. Pillow goes by the content, whatever the name, and has plugins that start other
+programs (EPS: Ghostscript); the decoders of these run in this process. JPEG includes MPO; AVIF is not in every
+Pillow."""
+
 WRITTEN = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -37,74 +41,82 @@ WRITTEN = {
 """The formats of output names by their endings, which may be of either case."""
 
 MAX_PIXELS = 1 << 27
-"""134 megapixels: more than medium format cameras have, and 0.5 GB as RGBA."""
+"""134 megapixels: more than medium format cameras have, and 512 MiB as RGBA."""
+
 MAX_FILE_BYTES = 1 << 30
+"""Larger files are not read."""
 
 
 def open_image(path: str | os.PathLike[str], option: str = "") -> Image.Image:
-    """The picture in a file: the first of an animation or of several pages, as `to_rgb` shows it.
+    """The image in a file: the first of an animation or of several pages, as `to_rgb` returns it.
 
     Args:
+        path: Of the file.
         option: Of the command line, for errors: ``--input_image``.
 
     Raises:
-        FileError: Naming the file, when it is no regular file, none of the formats in `READ`, damaged or cut off, or
-            larger than `MAX_PIXELS`, which is known before anything is decoded.
+        FileError: Naming the file, when it is not a regular file, not of a format in `READ`, damaged or cut off, or
+            larger than `MAX_PIXELS`, which its header shows before anything is decoded.
     """
     where = f"{option} {path}".strip()
     try:
         content = read_bytes(Path(path), MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise FileError(f"{where}: there is no such file.") from None
+        raise FileError(f"{where} does not exist.") from None
     except FileError as error:
         raise FileError(f"{option} {error}".strip()) from None
-    too_large = f"{where} has more than {MAX_PIXELS} pixels; a smaller picture is wanted."
+
+    def too_large(found: str) -> FileError:
+        return FileError(must(where, f"have at most {MAX_PIXELS} pixels", Named(found)))
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, at damage that may not matter and at large pictures
+        warnings.simplefilter("ignore")  # of Pillow, about harmless damage and large images
         try:
             with Image.open(io.BytesIO(content), formats=_known(READ)) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise FileError(too_large)
+                    raise too_large(format_size(*image.size))
                 image.load()
                 return to_rgb(image)
         except FileError:
             raise
         except UnidentifiedImageError:
             raise FileError(
-                f"{where} cannot be read as a picture: it is none of {', '.join(_known(READ))}, or damaged."
+                f"{where} cannot be read as an image: it is not {', '.join(_known(READ))}, or it is damaged."
             ) from None
         except Image.DecompressionBombError:
-            raise FileError(too_large) from None
+            raise too_large("more") from None
         except Exception as error:  # decoders of damaged files raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise FileError(f"{where} cannot be read as a picture ({reason.rstrip('.')}).") from None
+            raise FileError(f"{where} cannot be read as an image ({reason.rstrip('.')}).") from None
 
 
 def output_paths(name: str, count: int, option: str = "") -> list[Path]:
-    """Where the pictures of a run go: the name itself, or, where there are several, it with numbers from 1.
+    """Where the images of a run go: the name itself, or, where there are several, the name with numbers from 1.
 
     Raises:
-        FileError: When it cannot be the name of a picture.
+        FileError: When it cannot be the name of an image.
     """
     path = Path(name).expanduser()
     if path.is_dir() or name.endswith(("/", os.sep)):
-        raise FileError(f"{option} {name} is a folder; a file name is wanted.".strip())
+        raise FileError(must_be(option or "the file name", "a file name, not a folder", name))
     if WRITTEN.get(path.suffix.lower()) not in _known(WRITTEN.values(), to_write=True):
         endings = [ending for ending, kind in WRITTEN.items() if kind in _known(WRITTEN.values(), to_write=True)]
-        raise FileError(f"{option} {name}: a name that ends in {', '.join(endings)} is wanted.".strip())
+        raise FileError(must(option or "the file name", f"end in {', '.join(endings)}", name))
     return [path] if count == 1 else [path.with_stem(f"{path.stem}_{number + 1}") for number in range(count)]
 
 
 def rehearse(paths: Sequence[Path], height: int, width: int, parameters: Mapping[str, Any], option: str = "") -> None:
-    """Find out, before minutes are spent on the pictures, whether `save_image` can write them; nothing remains.
+    """Find out, before minutes are spent on the images, whether `save_image` can write them; nothing remains.
 
     Args:
-        height: Of the pictures, in pixels.
-        width: As height.
+        paths: Of the images, all in one folder.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
         parameters: As far as they are known.
+        option: Of the command line, for errors.
 
     Raises:
-        FileError: Naming the file or folder that is in the way, or the room that is missing.
+        FileError: Naming the file or folder that is in the way, or the space that is missing.
     """
     folder = path = paths[0].parent
     try:
@@ -124,9 +136,11 @@ def rehearse(paths: Sequence[Path], height: int, width: int, parameters: Mapping
 
 
 def save_image(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
-    """Write a picture whole or not at all: an interrupted run leaves the old file or the new one.
+    """Write an image atomically: an interrupted run leaves the old file or the new one.
 
     Args:
+        image: As RGB.
+        path: Its ending determines the format.
         parameters: Of the run, for a PNG's text ``deepgen``. Names that are not UTF-8 are escaped there.
 
     Raises:
@@ -140,7 +154,7 @@ def save_somewhere(image: Image.Image, path: Path, parameters: Mapping[str, Any]
     """`save_image`, or else a PNG of a new name in the same folder or in the folder for temporary files.
 
     Returns:
-        Where the picture is, and why it is not at ``path``; None when it is.
+        Where the image is, and why it is not at ``path``; None when it is.
 
     Raises:
         FileError: When it could not be written anywhere.
@@ -155,7 +169,7 @@ def save_somewhere(image: Image.Image, path: Path, parameters: Mapping[str, Any]
             place = folder() / f"deepgen_{secrets.token_hex(4)}.png"
             save_image(image, place, parameters)
             return place, reason
-    raise FileError(f"{path} cannot be written ({reason}), nor can {tempfile.gettempdir()}: the picture is lost.")
+    raise FileError(f"{path} cannot be written ({reason}), nor can {tempfile.gettempdir()}: the image is lost.")
 
 
 def _write(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
@@ -165,14 +179,14 @@ def _write(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> Non
         text = PngImagePlugin.PngInfo()
         text.add_itxt("deepgen", as_json(parameters))
         options["pnginfo"] = text
-    # Pillow's own writing takes a disk that takes only the begin of the last bytes for one that took them all.
+    # Pillow itself does not notice a disk that accepts only a part of the last bytes.
     encoded = io.BytesIO()
     image.save(encoded, kind, **options)
     path.write_bytes(encoded.getbuffer())
 
 
 def _try_name(path: Path, option: str) -> None:
-    """Refuse what must not be replaced; make and remove what is not there, since only that shows that it can be."""
+    """Refuse what must not be replaced; make and remove a file that does not exist, to see that it can be made."""
     where = f"{option} {path}".strip()
     try:
         mode = path.stat().st_mode
@@ -182,14 +196,14 @@ def _try_name(path: Path, option: str) -> None:
             path.unlink()
         return
     if not stat.S_ISREG(mode):
-        raise FileError(f"{where} is {kind_of(mode)}; the name of a file is wanted.")
+        raise FileError(must_be(where, "a file", Named(kind_of(mode))))
     if not mode & 0o222:
-        raise FileError(f"{where} is there already and may not be written to.")
+        raise FileError(f"{where} exists and is read-only.")
     os.close(os.open(path, os.O_WRONLY))
 
 
 def _known(formats: Any, to_write: bool = False) -> list[str]:
-    """Those of the formats that this Pillow has."""
+    """The formats among the given ones that this Pillow has."""
     Image.init()
     registered = Image.SAVE if to_write else Image.OPEN
     return [kind for kind in dict.fromkeys(formats) if kind in registered]

@@ -1,4 +1,4 @@
-"""Pictures in and out: PIL to tensors and back."""
+"""Images in and out: PIL to tensors and back."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checks import Named, must_be, type_of
 from .rgb import to_rgb
 
 
 def as_list(image: object) -> list[Image.Image]:
-    """One picture, several or none, as a list.
+    """One image, several or none, as a list.
 
     Raises:
-        TypeError: For anything that is not a PIL picture.
+        TypeError: For anything that is not a PIL image.
         ValueError: For an empty list.
     """
     if image is None:
         return []
-    images = list(image) if isinstance(image, Sequence) else [image]
+    images = list(image) if isinstance(image, Sequence) and not isinstance(image, (str, bytes)) else [image]
     if not images:
-        raise ValueError("image is an empty list; pass None to generate without a reference.")
-    for picture in images:
-        if not isinstance(picture, Image.Image):
-            raise TypeError(
-                f"image holds {type(picture).__name__}; PIL.Image.Image is wanted (one, or a list of them)."
-            )
+        advice = "Pass None to generate without a reference."
+        raise ValueError(must_be("image", "a PIL image or a list of them", Named("an empty list"), advice=advice))
+    for one in images:
+        if not isinstance(one, Image.Image):
+            found = type_of(one) if one is image else Named(f"a list with {type_of(one)}")
+            raise TypeError(must_be("image", "a PIL image or a list of them", found))
     return images
 
 
 def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
     """A reference as the model sees it.
 
-    It is resized to the output's size without keeping its shape, with PIL's default filter (bicubic).
+    It is resized to the output's size without keeping its aspect ratio, with PIL's default filter (bicubic).
 
     Returns:
         [3, height, width] float32 in [-1, 1].
@@ -45,12 +46,12 @@ def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
 
 
 def from_pixels(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-    """Decoded pictures in the form that was asked for.
+    """Decoded images in the requested form.
 
     Args:
         pixels: [b, 3, H, W], about [-1, 1].
         output_type: ``pt`` for [b, 3, H, W] float32 in [0, 1] on the CPU, ``np`` for the same as
-            [b, H, W, 3], ``pil`` for a list of PIL pictures.
+            [b, H, W, 3], ``pil`` for a list of PIL images.
     """
     pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
     if output_type == "pt":
@@ -58,4 +59,4 @@ def from_pixels(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndar
     array = pixels.permute(0, 2, 3, 1).numpy()
     if output_type == "np":
         return array
-    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+    return [Image.fromarray(one) for one in (array * 255).round().astype(np.uint8)]

@@ -1,4 +1,4 @@
-"""Where this pack and its models lie."""
+"""Where this pack and its models are."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from pathlib import Path
 
 from .checkpoint.files import how_to_download
 from .errors import UsageError
+from .formatting import command
 from .hub.download import MODEL_ID, find_downloaded
 
 
 PACK = Path(__file__).absolute().parents[1]
 """The folder of the node pack. Never resolved: a pack that is linked into custom_nodes belongs to the ComfyUI there.
-Where the library alone was installed, it is a folder of packages, and the files below are not there."""
+Where only the library is installed, it is a folder of packages without the files below."""
+
 DEMO_FOLDER = PACK / "demo_checkpoint"
 """The small model that comes with the pack."""
-REQUIREMENTS = PACK / "requirements.txt"
 
 
 def downloaded_model() -> Path:
     """The folder of DeepGen 1.0, which may be incomplete.
 
     Raises:
-        UsageError: When it is nowhere; the message says how to download it.
+        UsageError: When it is not downloaded; the message says how to.
     """
     folder = comfyui_target()
     if folder is None or not folder.is_dir():
         folder = find_downloaded()
     if folder is None:
-        hint = f" To try the small demo model: --model_path {DEMO_FOLDER}" if DEMO_FOLDER.is_dir() else ""
-        raise UsageError(f"No --model_path was given and {MODEL_ID} is not downloaded. {how_to_download()}{hint}")
+        message = f"No --model_path was given and {MODEL_ID} is not downloaded. {how_to_download()}"
+        if DEMO_FOLDER.is_dir():
+            option = f'--model_path "{DEMO_FOLDER}"'
+            message += f" To try the small demo model instead, add:{command(option)}"
+        raise UsageError(message.rstrip())
     return folder
 
 

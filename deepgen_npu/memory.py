@@ -1,7 +1,7 @@
-"""How much device memory work needs, and what happens when there is not enough.
+"""How much device memory a stage needs, and what happens when there is not enough.
 
-A run that finds no memory left is tried once more after everything else was freed. If that fails, too, the error tells
-a size that would fit.
+A stage that runs out of memory is tried once more after everything else was freed. If that fails, the error names a
+size that would fit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
 from .errors import DeepGenError
+from .formatting import format_bytes, format_size
 from .model.transformer import MODULATION_BYTES
 
 
@@ -23,31 +24,36 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Most tensors of [tokens, width] that are alive at once in a layer, the four times wide inside of the feed-forward
-# counted as four; and tensors of [pixels, narrowest width] in the VAE. Upper bounds: tests/npu/simulated measures
-# the peaks.
 DIT_LIVE_TENSORS = 20
+"""Most tensors of [tokens, width] that are alive at once in a block of the DiT; the inside of the feed-forward, which
+is four times as wide, counts as four. An upper bound, like those below: tests/npu/simulated measures the peaks."""
+
 VLM_LIVE_TENSORS = 20
+"""The same for a layer of the VLM."""
+
 CONNECTOR_LIVE_TENSORS = 20
+"""The same for a layer of the connector."""
+
 VAE_LIVE_TENSORS = 17
-# References on the way to the vision tower, in float32.
+"""Most tensors of [pixels, narrowest width] that are alive at once in the VAE."""
+
 VLM_PIXEL_BYTES = 64
+"""Bytes for each pixel of a reference on its way to the vision tower, in float32."""
 
 
 class OutOfDeviceMemory(DeepGenError, torch.OutOfMemoryError):
-    """There is not enough device memory even when all else is freed; the message tells what would fit."""
+    """There is not enough device memory even after all else was freed; the message names what would fit."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a part of the model is to do.
+    """What a part of the model has to compute at once.
 
     Attributes:
         part: ``vlm``, ``connector``, ``transformer`` or ``vae``.
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
-        rows: What is evaluated at once: of the DiT and the VLM two for each picture, of the VAE one.
-        references: Number of reference pictures.
+        height, width: Of the image, in pixels.
+        rows: For DiT and VLM two for each image, for the VAE one.
+        references: Number of reference images.
         text_tokens: Tokens of prompt and queries.
     """
 
@@ -60,7 +66,7 @@ class Workload:
 
 
 def activation_bytes(pipe: Components, work: Workload) -> int:
-    """An upper estimate of what a part needs on its device beside its weights."""
+    """An upper estimate of the bytes that a part needs on its device on top of its weights."""
     if work.part == "vae":
         return vae_activation_bytes(pipe.vae.config, work.height, work.width, pipe.vae.dtype)
     itemsize = pipe.dtype.itemsize
@@ -85,14 +91,14 @@ def activation_bytes(pipe: Components, work: Workload) -> int:
 
 
 def vae_activation_bytes(config: Mapping[str, Any], height: int, width: int, dtype: torch.dtype) -> int:
-    """The same for a VAE that encodes or decodes a picture of so many pixels."""
+    """The same for a VAE that encodes or decodes an image of ``height`` and ``width`` in pixels."""
     return VAE_LIVE_TENSORS * config["block_out_channels"][0] * height * width * dtype.itemsize
 
 
 def largest_fitting(pipe: Components, work: Workload, free: int) -> tuple[int, int] | None:
-    """The largest (height, width) of the same shape whose work fits into ``free`` bytes, by the estimate.
+    """The largest (height, width) of the same aspect ratio whose estimate fits into ``free`` bytes.
 
-    It is smaller than the size of ``work``, which has been tried. None when not even the smallest fits.
+    It is smaller than the size of ``work``, which has been tried. None when not even the smallest size fits.
     """
     multiple = pipe.sizes.multiple(editing=work.references > 0)
     longer = max(work.height, work.width)
@@ -109,10 +115,12 @@ def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch
     """Run a stage on its device, and once more with all other memory freed if memory runs out.
 
     Args:
-        run: Does the work on the device it is given; called again, it starts from the beginning.
+        pipe: The parts and their placement.
+        work: What the stage computes.
+        run: The stage: a function of the device. The second call starts from the beginning.
 
     Raises:
-        OutOfDeviceMemory: When the second attempt fails, too.
+        OutOfDeviceMemory: When the second attempt also runs out of memory.
     """
     reason, of_host = "", False
     for attempt in range(2):
@@ -122,7 +130,7 @@ def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch
             if not is_out_of_memory(error):
                 raise
             reason, of_host = (str(error) or type(error).__name__).splitlines()[0], is_out_of_host_memory(error)
-        # Out here the error is gone, and with it the frames that held the tensors of the failed attempt.
+        # After the except block the error is gone, and with it the frames that held the failed attempt's tensors.
         gc.collect()
         if attempt == 0:
             pipe.placement.make_room(work.part)
@@ -131,7 +139,7 @@ def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch
 
 def _explain(pipe: Components, work: Workload, reason: str, of_host: bool) -> str:
     long_text = work.part == "vlm" and work.text_tokens > Workload.text_tokens
-    doing = [f"{work.height} x {work.width} pixels"] if work.height else []
+    doing = [f"{format_size(work.width, work.height)} pixels"] if work.height else []
     doing += [f"{work.rows} rows at once"] if work.part != "vae" else []
     doing += [f"{work.references} reference(s)"] if work.references else []
     doing += [f"{work.text_tokens} tokens of text"] if long_text else []
@@ -146,16 +154,16 @@ def _explain(pipe: Components, work: Workload, reason: str, of_host: bool) -> st
         device = torch.device("cpu")
     found = free_memory(device)
     size = largest_fitting(pipe, work, found[0]) if found else None
-    advice = [f"choose a smaller size (about {size[0]} x {size[1]} would fit)"] if size else []
-    advice += ["make fewer pictures at once"] if work.rows > 2 else []
+    advice = [f"choose a smaller size (about {format_size(size[1], size[0])} would fit)"] if size else []
+    advice += ["make fewer images at once"] if work.rows > 2 else []
     advice += ["use fewer references"] if work.references else []
     advice += ["shorten the prompt"] if long_text else []
     advice += [f"decode in tiles ({pipe.placement.how_to_tile})"] if work.part == "vae" else []
-    advice += ["free what other programs hold on it"]
+    advice += ["close other programs that use its memory"]
     room = ""
     if found:
-        free, total = (f"{count / 2**30:.1f}" for count in found)
-        room = f"With all else moved out, {free} of {total} GiB are free beside its weights. "
+        free, total = map(format_bytes, found)
+        room = f"With all else moved out, {free} of {total} are free on top of its weights. "
     return (
         f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). {room}"
         f"What can help: {', or '.join(advice)}. ({reason})"

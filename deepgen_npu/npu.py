@@ -1,4 +1,4 @@
-"""Everything that is Ascend's own. torch_npu is imported here and only when an NPU is asked for."""
+"""Everything specific to Ascend. torch_npu is imported here, and only when an NPU is requested."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import torch
 
 from . import npu_setup
+from .checks import no_such_card
 from .errors import DeviceError
 from .npu_setup import Problem
 
@@ -21,40 +22,40 @@ def import_torch_npu() -> None:
     """Import torch_npu, which adds ``torch.npu``.
 
     Raises:
-        DeviceError: When it is not installed or does not load: which of the two, why, and the command that fixes it.
+        DeviceError: When it is not installed or does not load: what is wrong, and the command that fixes it.
     """
     installed = npu_setup.package_version("torch_npu")
     torch_version = torch.__version__
     if installed is None:
         raise _error(Problem(npu_setup.NOT_INSTALLED, npu_setup.install_command(torch_version)))
-    if trouble := npu_setup.mismatch(torch_version, installed):
-        raise _error(trouble, npu_setup.WITHOUT_TORCH_NPU)
+    if problem := npu_setup.mismatch(torch_version, installed):
+        raise _error(problem, npu_setup.WITHOUT_TORCH_NPU)
     try:
         import torch_npu  # pyright: ignore[reportMissingImports]  # noqa: F401
     except Exception as error:
-        trouble = npu_setup.why_not_loaded(
+        problem = npu_setup.why_not_loaded(
             f"{type(error).__name__}: {error}", os.environ, torch=torch_version, torch_npu=installed
         )
-        raise _error(trouble, npu_setup.WITHOUT_TORCH_NPU) from error
+        raise _error(problem, npu_setup.WITHOUT_TORCH_NPU) from error
 
 
-def _error(trouble: Problem, otherwise: str = npu_setup.WITHOUT_NPU) -> DeviceError:
-    return DeviceError(f"An NPU was asked for: {trouble}. {otherwise}")
+def _error(problem: Problem, alternative: str = npu_setup.WITHOUT_NPU) -> DeviceError:
+    return DeviceError(f"The NPU cannot be used: {problem.message(alternative)}")
 
 
 def npu_count() -> int:
-    """Number of usable NPUs; 0 also where torch_npu is missing, or broken, which is logged."""
+    """Number of usable NPUs; 0 also where torch_npu is missing or does not load, of which the latter is logged."""
     try:
         import_torch_npu()
     except DeviceError as error:
         if npu_setup.package_version("torch_npu") is not None:
-            logger.warning("The NPU, if there is one, is not used. %s", error)
+            logger.warning("%s", str(error).rstrip())
         return 0
     return torch.npu.device_count() if torch.npu.is_available() else 0
 
 
 def require_npu(index: int) -> None:
-    """Make sure that card ``index`` exists and set it up for the calling thread.
+    """Check that card ``index`` exists and set it up for the calling thread.
 
     Raises:
         DeviceError: When there is no such card.
@@ -64,19 +65,15 @@ def require_npu(index: int) -> None:
     if count == 0:
         raise _error(npu_setup.no_card(os.environ, npu_setup.cards(), npu_setup.driver_version()))
     if index >= count:
-        raise DeviceError(
-            f"npu:{index} was asked for; this machine has npu:0 to npu:{count - 1}. ASCEND_RT_VISIBLE_DEVICES, "
-            "where it is set, chooses the cards that are counted."
-        )
+        raise DeviceError(no_such_card("npu", index, count, "ASCEND_RT_VISIBLE_DEVICES"))
     set_up_thread(index)
 
 
 def set_up_thread(index: int) -> None:
-    """Choose the card for the calling thread and the settings every Ascend entry point uses.
+    """Choose the card for the calling thread, and the settings that Ascend's own examples use.
 
-    Contexts belong to threads: ComfyUI loads packs in one thread and runs prompts in another. Kernels
-    compiled online (jit_compile) and private memory formats make first runs slow and convolutions fail;
-    Ascend's own examples turn both off.
+    Contexts belong to threads: ComfyUI loads packs in one thread and runs prompts in another. Kernels compiled online
+    (jit_compile) make first runs slow, and with private memory formats convolutions fail: both are turned off.
     """
     torch.npu.set_device(index)
     torch.npu.set_compile_mode(jit_compile=False)

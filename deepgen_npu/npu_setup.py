@@ -1,6 +1,6 @@
-"""What an Ascend host needs, and how to tell which part of it is missing. Nothing here imports torch.
+"""What an Ascend host needs, and how to find out which part of it is missing. Nothing here imports torch.
 
-A `Problem` is what the doctor lists and what an error message is made of.
+The doctor lists the same `Problem` that an error message is made of.
 """
 
 from __future__ import annotations
@@ -13,45 +13,64 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from .formatting import command
+from .requirements import how_to_install
+
 
 NOT_INSTALLED = "torch_npu is not installed in this Python"
 NOT_SOURCED = "torch_npu is installed, but the environment of CANN is not sourced: its libraries are not found"
 NO_CANN = "torch_npu is installed, but CANN, whose libraries it needs, is not found on this machine"
 
 WITHOUT_NPU = "To run without an NPU, choose --device auto or --device cpu."
-# While a torch_npu that does not load is installed, neither torch nor diffusers can be imported at all.
-WITHOUT_TORCH_NPU = "To run without an NPU: pip uninstall torch_npu"
+"""What a user can do instead of fixing a problem of the NPU."""
 
-VARIABLES = (
-    "ASCEND_HOME_PATH",
-    "ASCEND_TOOLKIT_HOME",
-    "ASCEND_RT_VISIBLE_DEVICES",
+WITHOUT_TORCH_NPU = f"To run without an NPU:{command('pip uninstall torch_npu')}"
+"""The same where torch_npu does not load: while it is installed, neither torch nor diffusers can be imported."""
+
+_TUNING = (
     "ASCEND_LAUNCH_BLOCKING",
     "TASK_QUEUE_ENABLE",
     "CPU_AFFINITY_CONF",
     "PYTORCH_NPU_ALLOC_CONF",
     "PYTORCH_ALLOC_CONF",
+)
+
+VARIABLES = (
+    "ASCEND_HOME_PATH",
+    "ASCEND_TOOLKIT_HOME",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    *_TUNING,
     "TORCH_DEVICE_BACKEND_AUTOLOAD",
     "CUDA_VISIBLE_DEVICES",
     "HF_ENDPOINT",
     "LD_LIBRARY_PATH",
 )
-"""Environment variables that matter, first of all on an Ascend host."""
+"""Environment variables that decide whether and how an NPU, and the rest of this library, works."""
 
-# Where CANN is installed for all users or for one: since 8.5 in cann, before in ascend-toolkit; nnae has no compilers.
+MEASURED = (*_TUNING, "OMP_NUM_THREADS")
+"""Environment variables that change times or memory: a measurement lists those that are set."""
+
 _CANN_FOLDERS = ("cann", "ascend-toolkit/latest", "ascend-toolkit", "nnae/latest", "nnae")
-_BUILT_FOR_ANOTHER = "undefined symbol"
+"""Where CANN is, below ``/usr/local/Ascend`` or ``~/Ascend``: from 8.5 in cann, before in ascend-toolkit. nnae is CANN
+without compilers."""
 
 
 class Problem(NamedTuple):
-    """What is wrong, and the command (or, where there is none, the sentence) that fixes it."""
+    """What is wrong, and how to fix it.
+
+    Attributes:
+        what: What is wrong; no full stop at its end.
+        fix: A command. Where none can fix it, a sentence, which begins with a capital letter and has no full stop.
+    """
 
     what: str
     fix: str
 
-    def __str__(self) -> str:
-        what = self.what if self.what.endswith((".", "?", "!")) else f"{self.what}."
-        return f"{what} To fix it: {self.fix}"
+    def message(self, alternative: str = "") -> str:
+        """The problem, its fix and, if there is one, the alternative, for an error. See `formatting.command`."""
+        if self.fix[:1].isupper():
+            return f"{self.what}. {self.fix}.{' ' if alternative else ''}{alternative}"
+        return f"{self.what}. To fix it:{command(self.fix)}{alternative}"
 
 
 # Versions
@@ -72,7 +91,7 @@ def release(number: str | None) -> tuple[int, ...] | None:
 
 
 def mismatch(torch: str | None, torch_npu: str | None) -> Problem | None:
-    """The trouble where these releases of torch and torch_npu do not belong together.
+    """The problem where these releases of torch and torch_npu do not belong together.
 
     A torch_npu is built for one torch and requires it (``torch==2.9.0.*``): the first three numbers are the same.
     What follows them (+cpu, .post2) does not matter.
@@ -80,7 +99,7 @@ def mismatch(torch: str | None, torch_npu: str | None) -> Problem | None:
     if torch is None or torch_npu is None or release(torch) == release(torch_npu):
         return None
     return Problem(
-        f"torch_npu {torch_npu} does not belong to torch {torch}: the first three numbers have to be the same",
+        f"torch_npu {torch_npu} does not belong to torch {torch}: the first three numbers of both must be equal",
         install_command(torch),
     )
 
@@ -89,7 +108,7 @@ def install_command(torch: str | None) -> str:
     """The command that installs the torch_npu of a torch."""
     numbers = release(torch)
     if numbers is None:
-        return "pip install -r requirements-npu.txt"
+        return how_to_install("requirements-npu.txt", "run,npu")
     return f'pip install "torch_npu=={".".join(map(str, numbers))}.*"'
 
 
@@ -97,7 +116,7 @@ def install_command(torch: str | None) -> str:
 
 
 def cards(root: Path = Path("/")) -> list[str]:
-    """Device files of the NPUs that this process sees: ``/dev/davinci0`` and so on."""
+    """Device files of the NPUs that are visible to this process: ``/dev/davinci0`` and so on."""
     return [f"/{path}" for path in sorted(glob.glob("dev/davinci[0-9]*", root_dir=root), key=_by_number)]
 
 
@@ -106,7 +125,7 @@ def _by_number(path: str) -> int:
 
 
 def cann_folders(environment: Mapping[str, str], root: Path = Path("/")) -> list[Path]:
-    """Folders of CANN that exist: those that the environment names, then the usual ones."""
+    """Folders of CANN that exist: first those that the environment names, then the usual ones."""
     named = [environment.get(name) for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")]
     places = [Path(home) for home in named if home]
     bases = [root / "usr/local/Ascend"]
@@ -117,7 +136,7 @@ def cann_folders(environment: Mapping[str, str], root: Path = Path("/")) -> list
 
 
 def set_env_script(environment: Mapping[str, str], root: Path = Path("/")) -> Path | None:
-    """``set_env.sh`` of the CANN on this machine; None when there is none in the usual places."""
+    """``set_env.sh`` of the CANN on this machine; None if there is none in these folders."""
     for folder in cann_folders(environment, root):
         for path in (folder / "set_env.sh", folder.parent / "set_env.sh"):
             if path.is_file():
@@ -126,7 +145,7 @@ def set_env_script(environment: Mapping[str, str], root: Path = Path("/")) -> Pa
 
 
 def cann_version(environment: Mapping[str, str], root: Path = Path("/")) -> str | None:
-    """The release of CANN that the environment points to, or else of its usual places."""
+    """The release of CANN that the environment names, otherwise of the one in the usual folders."""
     for place in cann_folders(environment, root):
         for name in ("*-linux/ascend_*_install.info", "version.cfg", "compiler/version.info"):
             for path in sorted(place.glob(name)):
@@ -154,6 +173,41 @@ def _version_in(path: Path) -> str | None:
 # What is wrong
 
 
+_LIBRARY = r"(lib\w+\.so[\w.]*): cannot open shared object"
+_SYMBOL = "undefined symbol"
+
+_SYMPTOMS = (
+    (_LIBRARY, f"{NOT_SOURCED} ({{found}})", "source {script}"),
+    (
+        _LIBRARY,
+        f"{NO_CANN} ({{found}})",
+        "Install CANN, or source the set_env.sh of the folder it is installed in (usually "
+        "/usr/local/Ascend/cann/set_env.sh, before CANN 8.5 /usr/local/Ascend/ascend-toolkit/set_env.sh)",
+    ),
+    (
+        r"No module named '([\w.]+)'",
+        "torch_npu needs the package {found}, which is not installed",
+        "pip install -r requirements-npu.txt",
+    ),
+    (
+        "Two accelerators",
+        "torch_npu does not work with a PyTorch that finds an accelerator of another kind",
+        "Install the CPU build of PyTorch for torch_npu",
+    ),
+    (
+        _SYMBOL,
+        "torch_npu {torch_npu} was built for another torch or another CANN ({cause})",
+        "{install}  # and check that the release notes of this torch_npu name this CANN",
+    ),
+    ("", "torch_npu is installed but does not load ({cause})", "{install}"),
+)
+"""Why an installed torch_npu does not load: what its error contains (a regular expression), the problem, the fix.
+
+The first row that matches applies. ``{found}`` is what the expression's group matched, ``{script}`` the set_env.sh of
+this machine (without one, its row is left out), ``{cause}`` the most informative line of the error, and ``{install}``
+the command that installs the matching torch_npu."""
+
+
 def why_not_loaded(
     error: str,
     environment: Mapping[str, str],
@@ -165,49 +219,37 @@ def why_not_loaded(
 
     Args:
         error: What its import raised; of a chain of errors, all of them.
+        environment: Environment variables.
+        root: Of the file system.
         torch: Installed version.
         torch_npu: Installed version.
     """
-    if trouble := mismatch(torch, torch_npu) or conflict(environment, torch_npu):
-        return trouble
-    if library := re.search(r"(lib\w+\.so[\w.]*): cannot open shared object", error):
-        script = set_env_script(environment, root)
-        if script is not None:
-            return Problem(f"{NOT_SOURCED} ({library[1]})", f"source {script}")
-        return Problem(
-            f"{NO_CANN} ({library[1]})",
-            "install CANN, or source the set_env.sh of the folder it is installed in "
-            "(usually source /usr/local/Ascend/cann/set_env.sh, before CANN 8.5 "
-            "source /usr/local/Ascend/ascend-toolkit/set_env.sh)",
-        )
-    if package := re.search(r"No module named '([\w.]+)'", error):
-        return Problem(f"torch_npu needs the package {package[1]}", "pip install -r requirements-npu.txt")
-    if "Two accelerators" in error:
-        return Problem(
-            "torch_npu refuses a PyTorch that finds an accelerator of another kind",
-            "install the CPU build of PyTorch beside torch_npu",
-        )
-    if _BUILT_FOR_ANOTHER in error:
-        return Problem(
-            f"torch_npu {torch_npu} was built for another torch or another CANN ({_last_line(error)})",
-            f"{install_command(torch)}  # and check that this CANN is one that this torch_npu names",
-        )
-    return Problem(f"torch_npu is installed but does not load ({_last_line(error)})", install_command(torch))
+    if problem := mismatch(torch, torch_npu) or conflict(environment, torch_npu):
+        return problem
+    script = set_env_script(environment, root)
+    facts = {"script": script, "torch_npu": torch_npu, "cause": _cause(error), "install": install_command(torch)}
+    for pattern, what, fix in _SYMPTOMS:
+        match = re.search(pattern, error)
+        if match is None or (script is None and "{script}" in fix):
+            continue
+        found = match[match.lastindex or 0]
+        return Problem(what.format(found=found, **facts), fix.format(found=found, **facts))
+    raise AssertionError("the last row of the table matches every error")
 
 
-def _last_line(error: str) -> str:
-    """The line of an error that tells most: with a chain of errors, the cause of the first."""
+def _cause(error: str) -> str:
+    """The most informative line of an error: of a chain of errors, the first cause."""
     lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
-    telling = [line for line in lines if "cannot open shared object" in line or _BUILT_FOR_ANOTHER in line]
-    return (telling or lines[-1:] or ["no message"])[0]
+    causes = [line for line in lines if re.search(f"cannot open shared object|{_SYMBOL}", line)]
+    return (causes or lines[-1:] or ["no message"])[0]
 
 
 def conflict(environment: Mapping[str, str], torch_npu: str | None) -> Problem | None:
-    """Two variables for the allocator, at which torch_npu 2.10 and later stops."""
+    """The problem of two variables for the allocator, with which torch_npu 2.10 and later does not load."""
     both = "PYTORCH_NPU_ALLOC_CONF" in environment and "PYTORCH_ALLOC_CONF" in environment
     if both and (release(torch_npu) or (0, 0, 0)) >= (2, 10, 0):
         return Problem(
-            "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set, at which torch_npu 2.10 and later stops",
+            "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set; torch_npu 2.10 and later refuses to start",
             "unset PYTORCH_ALLOC_CONF",
         )
     return None
@@ -217,6 +259,7 @@ def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | 
     """Why a torch_npu that loads finds no card.
 
     Args:
+        environment: Environment variables.
         found: Device files, see `cards`.
         driver: See `driver_version`.
     """
@@ -224,28 +267,28 @@ def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | 
     if found and visible is not None:
         return Problem(
             f"torch_npu finds no NPU, although there is {', '.join(found)}: ASCEND_RT_VISIBLE_DEVICES is {visible!r}",
-            "unset ASCEND_RT_VISIBLE_DEVICES  # or set it to the number of a card that `npu-smi info` lists",
+            "unset ASCEND_RT_VISIBLE_DEVICES  # or set it to the number of a card that npu-smi info lists",
         )
     if found:
         return Problem(
             f"torch_npu finds no NPU, although there is {', '.join(found)}",
-            "npu-smi info  # does it list the card as OK, and may this user read it (group HwHiAiUser)?",
+            "npu-smi info  # lists the card as OK? If so, add this user to the group HwHiAiUser, which may use it",
         )
     if driver is not None:
         return Problem(
             "torch_npu finds no NPU: the driver is installed, but there is no card at /dev/davinci*",
-            "npu-smi info  # a container has to be started with --device /dev/davinci0 and the manager devices",
+            "npu-smi info  # lists the card? Start a container with --device /dev/davinci0 and the manager devices",
         )
     return Problem(
         "torch_npu finds no NPU: this machine has no Ascend card, or no driver for it",
-        "install driver and firmware of the card, then npu-smi info lists it",
+        "Install driver and firmware of the card; npu-smi info then lists it",
     )
 
 
 def explain_import(error: BaseException, environment: Mapping[str, str] | None = None) -> str | None:
-    """One line for a user whose torch does not import; None when the error is about something else.
+    """The message for a user whose torch does not import; None when the error is about something else.
 
-    With torch_npu installed, `import torch` loads it, and fails where it fails.
+    With torch_npu installed, `import torch` loads it, and fails if it fails.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -260,12 +303,15 @@ def explain_import(error: BaseException, environment: Mapping[str, str] | None =
     torch, torch_npu = package_version("torch"), package_version("torch_npu")
     missing = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if torch is None and missing == "torch":
-        return str(Problem("torch is not installed in this Python", "pip install torch, as pytorch.org tells"))
+        return Problem(
+            "torch is not installed in this Python", "pip install torch  # in the build that pytorch.org names"
+        ).message()
     if torch_npu is None or not (_is_of_torch_npu(chain) or "torch_npu" in text):
         named = bool(missing) and missing != __package__
-        return f"The package {missing} is not installed: pip install -r requirements.txt" if named else None
-    trouble = why_not_loaded(text, os.environ if environment is None else environment, Path("/"), torch, torch_npu)
-    return f"{trouble}. {WITHOUT_TORCH_NPU}"
+        problem = Problem(f"The package {missing} is not installed", how_to_install())
+        return problem.message() if named else None
+    problem = why_not_loaded(text, os.environ if environment is None else environment, Path("/"), torch, torch_npu)
+    return problem.message(WITHOUT_TORCH_NPU)
 
 
 def _is_of_torch_npu(chain: Sequence[BaseException]) -> bool:
@@ -280,24 +326,24 @@ def _is_of_torch_npu(chain: Sequence[BaseException]) -> bool:
 
 
 def advice(environment: Mapping[str, str]) -> Iterator[Problem]:
-    """Settings that are known to help on an NPU, and such that hurt. Nothing sets them but the user."""
+    """Settings known to help or hurt on an NPU. Only the user sets them."""
     if environment.get("ASCEND_LAUNCH_BLOCKING") == "1":
         yield Problem(
-            "ASCEND_LAUNCH_BLOCKING=1 makes the host wait for every operator: for finding errors, not for work",
+            "ASCEND_LAUNCH_BLOCKING=1 makes the host wait for every operator: only for finding errors",
             "unset ASCEND_LAUNCH_BLOCKING",
         )
     if environment.get("TASK_QUEUE_ENABLE") != "2":
         yield Problem(
-            "TASK_QUEUE_ENABLE=2 launches operators in two stages, faster than the default 1, for some more memory",
+            "TASK_QUEUE_ENABLE=2 launches operators in two stages: faster than the default 1, with some more memory",
             "export TASK_QUEUE_ENABLE=2",
         )
     if "CPU_AFFINITY_CONF" not in environment:
         yield Problem(
-            "CPU_AFFINITY_CONF binds threads to the card's processor cores; measure it, ComfyUI has further threads",
+            "CPU_AFFINITY_CONF binds threads to the card's CPU cores; measure it, ComfyUI has further threads",
             "export CPU_AFFINITY_CONF=1",
         )
     if "PYTORCH_NPU_ALLOC_CONF" not in environment and "PYTORCH_ALLOC_CONF" not in environment:
         yield Problem(
-            "expandable segments leave fewer gaps in the card's memory",
+            "expandable segments reduce the fragmentation of the card's memory",
             "export PYTORCH_NPU_ALLOC_CONF=expandable_segments:True",
         )

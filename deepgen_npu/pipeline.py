@@ -1,8 +1,8 @@
-"""`DeepGenPipeline`: prompt and pictures in, pictures out, in three stages.
+"""`DeepGenPipeline`: prompt and reference images in, images out, in three stages.
 
-    prompt, images -> encode -> Conditioning -> denoise -> latents -> decode -> pictures
+    prompt, references -> encode -> Conditioning -> denoise -> latents -> decode -> images
 
-Each stage is public and a function of what the one before returned.
+Each stage is public and takes what the one before returned.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .components import Components
 from .conditioning import Conditioning, InitImage, repeat_rows
 from .denoising import denoise
 from .devices import random_noise
+from .formatting import format_size
 from .images import as_list, from_pixels
 from .memory import Workload, run_with_memory_retry
 from .model import autoencoder
@@ -32,7 +33,7 @@ StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "di
 
 @dataclass
 class DeepGenPipelineOutput:
-    """``images`` in the form that ``output_type`` named."""
+    """``images`` in the form that ``output_type`` names."""
 
     images: list[Image.Image] | np.ndarray | Tensor
 
@@ -40,10 +41,10 @@ class DeepGenPipelineOutput:
 class DeepGenPipeline(Components):
     """DeepGen 1.0: text-to-image and image editing with one set of weights.
 
-    Use `from_pretrained`. The constructor takes the parts as they are, for those who load them themselves.
+    Use `from_pretrained`. The constructor takes parts that are loaded already.
     """
 
-    # The whole way
+    # All three stages
 
     def __call__(
         self,
@@ -61,21 +62,20 @@ class DeepGenPipeline(Components):
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
     ) -> DeepGenPipelineOutput:
-        """Generate pictures, or edit one.
+        """Generate images, or edit one.
 
         Args:
             prompt: One prompt, or a batch.
-            image: None to generate; a picture to edit; a list for several references, all of which every
-                prompt gets. References are resized to the output's size.
-            negative_prompt: What to keep away from; one for the whole batch.
-            height: In pixels: a multiple of 16, of 32 with references (`sizes` knows the checkpoint's rules).
+            image: None to generate; an image to edit; a list for several references, which all prompts share.
+                References are resized to the output's size.
+            negative_prompt: What to avoid; one for the whole batch.
+            height: In pixels: a multiple of 16, or of 32 with references (`sizes` has the checkpoint's rules).
             width: As height.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: Of classifier-free guidance; at 1 or less there is none and a step costs half.
-            num_images_per_prompt: Pictures come prompt by prompt, then again: p1, p2, p1, p2, as in the
-                original.
+            num_images_per_prompt: Images come prompt by prompt, then again: p1, p2, p1, p2, as in the original.
             seed: Of the noise. The same seed gives the same noise on every device.
-            generator: Instead of a seed. One of an accelerator draws the noise there, as the original does.
+            generator: Instead of a seed. A generator of an accelerator draws the noise there, as the original does.
             latents: [b, C, H/8, W/8]: the noise itself, used as it is.
             output_type: ``pil``, ``np`` ([b, H, W, 3] in [0, 1]), ``pt`` ([b, 3, H, W] in [0, 1]) or
                 ``latent`` (the final latents in scaled space).
@@ -85,7 +85,8 @@ class DeepGenPipeline(Components):
 
         Raises:
             TypeError, ValueError: For arguments that cannot work, before anything slow.
-            FloatingPointError: When the latents are not finite.
+            OutOfDeviceMemory: When a device has too little memory for a stage even with all else moved out.
+            FloatingPointError: When latents or pixels are not finite.
         """
         checks.output_type(output_type)
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
@@ -118,7 +119,7 @@ class DeepGenPipeline(Components):
         width: int = 512,
         num_images_per_prompt: int = 1,
     ) -> Conditioning:
-        """Encode prompts and references; arguments as in `__call__`."""
+        """Encode prompts and references to a `Conditioning`; arguments as in `__call__`."""
         return self.encode_each(prompt, [as_list(image)], negative_prompt, height, width, num_images_per_prompt)[0]
 
     @torch.no_grad()
@@ -133,9 +134,8 @@ class DeepGenPipeline(Components):
     ) -> list[Conditioning]:
         """`encode` for several sets of references and the same prompts.
 
-        The sets go through one part of the model after the other, so that a part that has to be moved to the
-        device is moved once, however many sets there are. What is in `encodings`, or comes twice, is not encoded
-        again.
+        All sets go through one part of the model before the next, so that each part is moved to the device once.
+        What is in `encodings`, or given twice, is not encoded again.
         """
         prompts, negative = self._check_prompts(prompt, negative_prompt, any(images))
         height, width = self.sizes.check(height, width, editing=any(images))
@@ -157,7 +157,7 @@ class DeepGenPipeline(Components):
         """The text side alone: VLM and connector.
 
         Prompts and negative prompts go through the VLM as one left-padded batch. The padding takes part in the
-        connector, so encoding them apart would give other embeddings than the published model's.
+        connector, so encoding them separately would give other embeddings than the published model's.
 
         Returns:
             prompt_embeds, pooled_prompt_embeds, negative_prompt_embeds, negative_pooled_prompt_embeds, shaped
@@ -202,7 +202,7 @@ class DeepGenPipeline(Components):
         """The noise [b, C, H/8, W/8] of a seed or a generator (see `devices.random_noise`)."""
         if seed is not None:
             if generator is not None:
-                raise ValueError("Both seed and generator were given; one of them is wanted.")
+                raise ValueError("seed and generator cannot be combined: pass one of them.")
             generator = torch.Generator("cpu").manual_seed(checks.seed(seed))
         shape = self._latent_shape(batch_size, height, width)
         return random_noise(shape, checks.generator(generator), self.transformer.dtype)
@@ -220,11 +220,20 @@ class DeepGenPipeline(Components):
         """From noise to finished latents.
 
         Args:
+            conditioning: As `encode` returns it.
             latents: [b, C, H/8, W/8] noise, as `prepare_latents` makes it.
-            init_image: An image to begin with instead of pure noise (img2img, inpainting).
+            num_inference_steps: As in `__call__`, like ``guidance_scale`` and ``callback_on_step_end``.
+            guidance_scale: As in `__call__`.
+            callback_on_step_end: As in `__call__`.
+            init_image: An image to start from instead of pure noise (img2img, inpainting).
 
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
+
+        Raises:
+            TypeError, ValueError: For arguments that cannot work, also where ``latents`` do not fit ``conditioning``.
+            OutOfDeviceMemory: As in `__call__`.
+            FloatingPointError: When the latents are not finite.
         """
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
         batch = len(conditioning.prompt_embeds)
@@ -240,7 +249,7 @@ class DeepGenPipeline(Components):
             with self.progress_bar(total=num_inference_steps) as progress_bar:
                 return denoise(
                     [self.transformer, *self._cfg_transformers],
-                    # Its own copy: a scheduler counts steps, and runs may overlap (threads, a run inside a callback).
+                    # A copy: a scheduler counts steps, and runs may overlap (threads, a run inside a callback).
                     type(self.scheduler).from_config(self.scheduler.config),
                     conditioning.to(device, self.transformer.dtype),
                     noise.to(device, self.transformer.dtype),
@@ -268,7 +277,7 @@ class DeepGenPipeline(Components):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | Tensor:
-        """From finished latents to pictures.
+        """From finished latents to images.
 
         Args:
             latents: [b, C, H/8, W/8] in scaled space.
@@ -306,11 +315,9 @@ class DeepGenPipeline(Components):
         return batch, self.transformer.config["in_channels"], height // factor, width // factor
 
     def _check_latents(self, latents: Tensor, batch: int, height: int, width: int) -> None:
-        wanted = self._latent_shape(batch, height, width)
+        shape = self._latent_shape(batch, height, width)
         if not isinstance(latents, Tensor):
-            raise TypeError(f"latents is {type(latents).__name__}; a torch.Tensor is wanted.")
-        if tuple(latents.shape) != wanted:
-            raise ValueError(
-                f"latents have the shape {list(latents.shape)}; {list(wanted)} is wanted for "
-                f"{batch} picture(s) of {height} x {width} pixels."
-            )
+            raise TypeError(checks.must_be("latents", "a torch.Tensor", checks.type_of(latents)))
+        if tuple(latents.shape) != shape:
+            images = f"{batch} {'image' if batch == 1 else 'images'} of {format_size(width, height)}"
+            raise ValueError(checks.must("latents", f"have the shape {list(shape)} for {images}", list(latents.shape)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import checks
-from .checks import shown
+from .checks import Named, must, must_be, shown
 from .errors import CheckpointError
 
 
@@ -17,39 +17,46 @@ if TYPE_CHECKING:
 
 
 MAX_TOKENS = 4096
-"""Most tokens of a text, the template around it included; pictures have tokens of their own and are not counted.
+"""Most tokens of a text, the template around it included; images have tokens of their own and are not counted.
 
 The limit is ours. The original has none: it cuts no text and never uses the ``max_length`` of 1024 to which it was
-trained, and rotary positions end nowhere near (128,000). So this is four times what the model has seen, and there so
-that a text pasted by mistake ends in an error instead of in all the memory: attention takes memory with the square
-of the length (on a CPU in float32 140 MB at the limit, 14 GB at ten times as much), and every denoising step, too,
+trained, and rotary positions end far above it (128,000). This is four times what the model has seen, so that a text
+pasted by mistake ends in an error instead of filling the memory: attention takes memory with the square of the length
+(on a CPU in float32 140 MB at the limit, a hundred times that at ten times the length), and every denoising step
 attends to each token.
 """
 
-# No token of Qwen's vocabulary is longer (128 spaces). The tokenizer normalises a text first (NFC), which at most
-# triples or thirds its bytes, and leaves ASCII alone.
 _LONGEST_TOKEN = 128
-_NFC_FACTOR = 3
+"""Bytes of the longest token of Qwen's vocabulary (128 spaces)."""
 
-# From the model card, for editing; generation is evaluated with an empty one.
+_NFC_FACTOR = 3
+"""The tokenizer normalizes a text first (NFC), which at most triples or thirds its bytes, and leaves ASCII alone."""
+
 EDIT_NEGATIVE_PROMPT = (
     "blurry, low quality, low resolution, distorted, deformed, broken content, missing parts, damaged details, "
     "artifacts, glitch, noise, pixelated, grainy, compression artifacts, bad composition, wrong proportion, "
     "incomplete editing, unfinished, unedited areas."
 )
+"""From the model card, for editing; generation is evaluated with an empty one."""
 
-
-# The published template has 60 characters.
 _MAX_TEMPLATE = 4096
+"""Most characters of a string of the template; the published one has 60."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
     """The strings around a prompt. There is no system message, and a prompt is neither stripped nor cut.
 
+    Attributes:
+        instruction: The turn of the user, with ``{input}`` for its text.
+        generation: That text for generation, with ``{input}`` for the prompt.
+        image_start: The token before the tokens of an image.
+        image_token: The placeholder for each token of an image.
+        image_end: The token after the tokens of an image.
+
     Raises:
-        CheckpointError: Naming a string of ``prompt_template.json`` in which a prompt has not exactly one place, or a
-            mark of a picture that is empty or part of another string.
+        CheckpointError: Naming a string of ``prompt_template.json`` without exactly one place for a prompt, or a
+            token of images that is empty or part of another string.
     """
 
     instruction: str
@@ -80,30 +87,31 @@ class PromptTemplate:
         texts = {key: getattr(self, name) for name, key in self._KEYS.items()}
         for key, text in texts.items():
             if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEMPLATE:
-                raise self._wrong(key, text, f"a text of 1 to {_MAX_TEMPLATE} letters")
+                raise self._wrong(key, text, f"a text of 1 to {_MAX_TEMPLATE} characters")
             if text.encode(errors="replace").decode() != text:
                 raise self._wrong(key, text, "a text without halves of surrogate pairs")
-        # What stands for a picture must not come about by putting strings together.
+        # The tokens of images must not arise from joined strings.
         marks = [(key, text) for key, text in texts.items() if key.startswith("IMG_")]
         for key, mark in marks:
             if any(other != key and (text in mark or mark in text) for other, text in marks):
-                raise self._wrong(key, mark, "a text that is no part of the other IMG_ tokens")
+                raise self._wrong(key, mark, "a text that neither contains another IMG_ token nor is part of one")
         for key in ("INSTRUCTION", "GENERATION"):
             if texts[key].count("{input}") != 1:
-                raise self._wrong(key, texts[key], "a text with one {input}, the place of the prompt,")
+                raise self._wrong(key, texts[key], "a text with exactly one {input}, the place of the prompt")
             for other, mark in marks:
                 if mark in texts[key]:
-                    raise self._wrong(key, texts[key], f"a text without {shown(mark)}, the {other},")
+                    raise self._wrong(key, texts[key], f"a text without {shown(mark)}, the {other}")
 
     @staticmethod
-    def _wrong(key: str, found: object, wanted: str) -> CheckpointError:
-        return CheckpointError(f"prompt_template.json: {key} is {shown(found)}; {wanted} is wanted.")
+    def _wrong(key: str, found: object, requirement: str) -> CheckpointError:
+        return CheckpointError(f"prompt_template.json: {must_be(key, requirement, found)}")
 
     def for_generation(self, prompt: str) -> str:
+        """The text around a prompt without images."""
         return self.instruction.replace("{input}", self.generation.replace("{input}", prompt, 1), 1)
 
     def for_editing(self, prompt: str, image_tokens: Sequence[int]) -> str:
-        """The edit turn: one block of placeholders for each reference, a line break, the prompt."""
+        """The text of an edit: a block of placeholders for each reference image, a line break, the prompt."""
         blocks = "".join(self.image_start + self.image_token * count + self.image_end for count in image_tokens)
         return self.instruction.replace("{input}", f"{blocks}\n{prompt}", 1)
 
@@ -125,23 +133,29 @@ def check_prompts(
     negative_prompt: str | None,
     editing: bool,
 ) -> tuple[list[str], str]:
-    """The prompts and the negative prompt of a run, which can be encoded. It needs no weights.
+    """Check that the prompts and the negative prompt of a run can be encoded, without any weights.
 
     The model's other control tokens, such as ``<|im_end|>``, are accepted, as in the original: they break nothing.
 
     Args:
-        tokenizer: Gives the tokenizer; called only for texts that are not short anyway.
-        editing: Whether there are references.
+        template: Of the checkpoint.
+        tokenizer: Returns the tokenizer; called only for texts that are not obviously short enough.
+        prompt: One text, or a list with one for each image.
+        negative_prompt: One text for all of them; None is an empty one.
+        editing: Whether there are reference images.
+
+    Returns:
+        The prompts as a list, and the negative prompt.
 
     Raises:
-        TypeError: For what is no text.
-        ValueError: For a text that is not Unicode, that has a placeholder of pictures, or of too many tokens.
+        TypeError: A prompt is not a text.
+        ValueError: A text is not Unicode, contains a placeholder of images, or has too many tokens.
         CheckpointError: When the template alone has too many.
     """
     prompts, negative = checks.prompts(prompt), checks.negative_prompt(negative_prompt)
     count = len(prompts)
     if count > checks.MAX_IMAGES:
-        raise ValueError(f"prompt is a list of {count:,} texts; at most {checks.MAX_IMAGES:,} are wanted.")
+        raise ValueError(must("prompt", f"have at most {checks.MAX_IMAGES:,} texts", Named(f"{count:,}")))
     names = ["prompt" if count == 1 else f"prompt {number} of {count}" for number in range(1, count + 1)]
     for name, text in [*zip(names, prompts, strict=True), ("negative_prompt", negative)]:
         _check_text(name, text, template)
@@ -154,17 +168,16 @@ def _check_text(name: str, text: str, template: PromptTemplate) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        # Python's way to keep a byte of the command line that is no UTF-8 (PEP 383).
-        what = f", from the byte {code - 0xDC00:#x}, which is no UTF-8" if 0xDC80 <= code <= 0xDCFF else ""
-        raise ValueError(
-            f"{name} has a lone surrogate (U+{code:04X}{what}) as character {error.start + 1}; "
-            "Unicode text is wanted. Remove it or give the text as UTF-8."
-        ) from None
+        # How Python stores a byte of the command line that is not UTF-8 (PEP 383).
+        source = f", from the byte {code - 0xDC00:#x}, which is not UTF-8" if 0xDC80 <= code <= 0xDCFF else ""
+        found = Named(f"a lone surrogate (U+{code:04X}{source}) as character {error.start + 1}")
+        advice = "Remove it, or pass the text as UTF-8."
+        raise ValueError(must_be(name, "Unicode text", found, advice=advice)) from None
     for token in (template.image_start, template.image_token, template.image_end):
         if token in text:
             raise ValueError(
-                f"{name} contains {token}, which stands for a picture in the model's language. "
-                "Remove it from the text and pass pictures as image."
+                f"{name} must not contain {token}, the model's placeholder for images. "
+                "Remove it from the text and pass images as image."
             )
 
 
@@ -176,17 +189,17 @@ def _check_length(
     editing: bool,
 ) -> None:
     def count(text: str) -> tuple[int, str]:
-        """The tokens of a text, or of a long one how many it has at least, and the same in words."""
-        whole = template.for_editing(text, [0]) if editing else template.for_generation(text)
-        size, factor = len(whole.encode()), 1 if whole.isascii() else _NFC_FACTOR
-        # A token is a byte at least: most texts need no counting.
+        """The number of tokens of a text, of a long one a lower bound, and the same in words."""
+        full = template.for_editing(text, [0]) if editing else template.for_generation(text)
+        size, factor = len(full.encode()), 1 if full.isascii() else _NFC_FACTOR
+        # A token has at least one byte: most texts need no counting.
         if size * factor <= MAX_TOKENS:
             return size, ""
         # Counting would take minutes for a text of 100 MB, and gigabytes.
         least = size // (factor * _LONGEST_TOKEN)
         if least > MAX_TOKENS:
             return least, f"at least {least:,}"
-        exact = len(tokenizer().tokenize(whole))
+        exact = len(tokenizer().tokenize(full))
         return exact, f"{exact:,}"
 
     tokens, found = count(text)
@@ -194,10 +207,13 @@ def _check_length(
         return
     own, found_alone = count("")
     if own > MAX_TOKENS:
-        raise CheckpointError(
-            f"prompt_template.json has {found_alone} tokens alone; at most {MAX_TOKENS:,} are wanted, prompt included."
-        )
+        requirement = f"have at most {MAX_TOKENS:,} tokens with the prompt"
+        raise CheckpointError(must("prompt_template.json", requirement, Named(f"{found_alone} without one")))
     raise ValueError(
-        f"{name} has {found} tokens with the template around it; at most {MAX_TOKENS:,} are wanted. "
-        "Shorten the text: the memory of longer ones grows with the square of their length."
+        must(
+            name,
+            f"have at most {MAX_TOKENS:,} tokens with the template around it",
+            Named(found),
+            advice="Shorten it: memory grows with the square of the length.",
+        )
     )

@@ -1,11 +1,16 @@
-"""A picture of any kind as a viewer shows it. Nothing here needs torch."""
+"""An image of any mode as a viewer shows it. Nothing here needs torch."""
 
 from __future__ import annotations
 
 from PIL import Image
 
+from .checks import Named, must
+from .formatting import format_size
+
 
 _ORIENTATION = 0x0112
+"""The EXIF tag of the orientation."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -18,19 +23,19 @@ _TURNS = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned as its EXIF says, transparency over white, 8-bit RGB.
+    """The image as a viewer shows it: turned as its EXIF says, transparency over white, 8-bit RGB.
 
-    Grey of more than 8 bits is scaled, floats by the smallest of 1, 255 and 65535 that holds them. Colour profiles
+    Grey of more than 8 bits is scaled, floats by the smallest of 1, 255 and 65535 that covers them. Colour profiles
     are not applied.
 
     Returns:
-        A picture of its own, without metadata.
+        A new image, without metadata.
 
     Raises:
-        ValueError: When it has no pixels, or values that are no colours.
+        ValueError: When it has no pixels, or values that are not colours.
     """
     if 0 in image.size:
-        raise ValueError(f"the picture has {image.width} x {image.height} pixels; at least 1 x 1 is wanted")
+        raise ValueError(must("the image", "have at least 1 x 1 pixels", Named(format_size(*image.size))))
     mode = image.mode
     image = _upright(image)
     if mode.startswith("I") or mode == "F":
@@ -46,8 +51,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image = Image.alpha_composite(canvas, image)
         rgb = image.convert("RGB")
     except (ValueError, TypeError, KeyError, IndexError, ImportError) as error:
-        raise ValueError(f"a picture of the mode {mode} cannot be shown as RGB ({error})") from error
-    # Among it is the orientation, by which the picture would be turned once more.
+        raise ValueError(f"an image of the mode {mode} cannot be converted to RGB ({error})") from error
+    # It contains the orientation, by which the image would be turned again.
     rgb.info.clear()
     return rgb
 
@@ -55,7 +60,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-    except Exception:  # Pillow raises anything at broken EXIF; what cannot be read says nothing
+    except Exception:  # Pillow raises anything at broken EXIF, which is then ignored
         turn = None
     return image if turn is None else image.transpose(turn)
 
@@ -66,7 +71,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("the picture holds NaN or infinite values; finite ones are wanted")
+        raise ValueError(must("the image", "have finite values", Named("NaN or infinity")))
     largest = values.max()
     full_scale = 65535.0
     if image.mode == "F" and largest <= 255:

@@ -1,4 +1,4 @@
-"""Which picture sizes a checkpoint allows, and which one suits a given input."""
+"""Which image sizes a checkpoint allows, and which one suits a given input."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .errors import CheckpointError
 from .model.architecture import VISION_SCALE
 
 
-# DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3).
 TRAINED_SIDE = 512
+"""DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3)."""
 
 
-def nearest_sides(side: int, multiple: int, largest: int) -> str:
-    """The nearest multiples from ``multiple`` to ``largest``, for messages: "96 or 112", or one of them."""
+def nearest_sides(side: int, multiple: int, largest: int) -> tuple[int, ...]:
+    """The one or two nearest multiples of ``multiple`` from itself to ``largest``, the smaller first."""
     lower = min(max(side // multiple * multiple, multiple), largest)
     upper = min(max(-(-side // multiple) * multiple, multiple), largest)
-    return f"{lower}" if lower == upper else f"{lower} or {upper}"
+    return (lower,) if lower == upper else (lower, upper)
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class SizeRules:
     """Sizes in pixels.
 
     Attributes:
-        generation_multiple: Sides of generated pictures are multiples of this (16 for DeepGen 1.0: the VAE's
+        generation_multiple: Sides of generated images are multiples of this (16 for DeepGen 1.0: the VAE's
             factor 8 times the DiT's patch 2).
-        editing_multiple: The same where there are references (32: one merge cell of the vision tower).
+        editing_multiple: The same with reference images (32: one merge cell of the vision tower).
         vision_cell: Pixels covered by one merge cell of the vision tower, that is by one image token (32).
-        vae_factor: Pixels along a side that one latent stands for (8).
-        longest_side: What the DiT's position grid covers (6144).
+        vae_factor: Pixels along a side for each latent (8).
+        longest_side: Longest side that the DiT's position grid covers (6144).
         trained_side: Side of the square whose area the model was trained at (512).
     """
 
@@ -56,13 +56,15 @@ class SizeRules:
         """Derive the rules from the configs of DiT, VAE and vision tower.
 
         Raises:
-            CheckpointError: When a merge cell of the vision tower does not cover whole pixels.
+            CheckpointError: When a merge cell of the vision tower does not cover an integer number of pixels.
         """
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         generation = factor * transformer["patch_size"]
         cell = vision["patch_size"] * vision["spatial_merge_size"] / VISION_SCALE
         if cell != int(cell):
-            raise CheckpointError(f"A merge cell of the vision tower covers {cell} pixels; whole ones are wanted.")
+            raise CheckpointError(
+                checks.must("a merge cell of the vision tower", "cover an integer number of pixels", cell)
+            )
         longest = transformer["pos_embed_max_size"] * generation
         return cls(
             generation_multiple=generation,
@@ -74,10 +76,16 @@ class SizeRules:
         )
 
     def multiple(self, editing: bool) -> int:
+        """Of which sides must be multiples, in pixels."""
         return self.editing_multiple if editing else self.generation_multiple
 
     def check(self, height: int, width: int, editing: bool) -> tuple[int, int]:
         """Refuse a size that the model cannot make.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            editing: Whether there are reference images.
 
         Returns:
             (height, width) as plain integers.
@@ -87,25 +95,32 @@ class SizeRules:
         """
         multiple = self.multiple(editing)
         largest = self.longest_side // multiple * multiple
-        task = "editing" if editing else "generation"
+        requirement = f"a multiple of {multiple} from {multiple} to {largest}"
         sides = {
-            name: checks.whole(name, side, -sys.maxsize, None, "a whole number of pixels")
+            name: checks.whole(name, side, -sys.maxsize, None, requirement)
             for name, side in (("height", height), ("width", width))
         }
         for name, side in sides.items():
             if side % multiple == 0 and multiple <= side <= largest:
                 continue
-            raise ValueError(
-                f"{name} is {side}, which {task} does not allow: multiples of {multiple} from {multiple} "
-                f"to {largest} are wanted. Nearest: {nearest_sides(side, multiple, largest)}."
-            )
+            # A side that only generation allows is a common mistake.
+            advice = ""
+            if editing and side % self.generation_multiple == 0 and multiple <= side <= largest:
+                advice = f"Editing takes multiples of {multiple}, generation of {self.generation_multiple}."
+            nearest = nearest_sides(side, multiple, largest)
+            raise ValueError(checks.must_be(name, requirement, side, nearest, advice))
         return sides["height"], sides["width"]
 
     def match_aspect(self, height: int, width: int, editing: bool = True) -> tuple[int, int]:
-        """The size with the shape of a height x width picture at the area that the model was trained at.
+        """The size with the aspect ratio of an image at the area that the model was trained at.
 
         Sides are scaled by trained_side / sqrt(height x width) and rounded up to the next multiple, as in the
         original's training data (resize_image_fix_pixels), then limited to what the model allows.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            editing: Whether there are reference images.
 
         Returns:
             (height, width).

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..deepgen_npu import checks
 from ..deepgen_npu.checks import must_be, type_of
+from ..deepgen_npu.sizes import nearest_sides
 from .check_tensors import conditioning, image, latent
 
 
@@ -59,12 +60,6 @@ def check_value(declared: io.Input, value: Any, counts: bool = True) -> Any:
     return rule(declared, value) if counts else _integer(declared, value)
 
 
-def nearest_multiples(value: int, multiple: int, largest: int) -> list[int]:
-    """The multiples next to a value, from ``multiple`` to ``largest``: two, or one beyond the limits."""
-    below, above = value // multiple * multiple, -(-value // multiple) * multiple
-    return sorted({min(max(side, multiple), largest) for side in (below, above)})
-
-
 def _integer(declared: io.Input, value: Any, requirement: str = "an integer") -> int:
     """Also a float such as 512.0, which a node for arithmetic makes."""
     found: Any = value
@@ -80,7 +75,7 @@ def _integer_in_range(declared: io.Input, value: Any) -> int:
     found = _integer(declared, value, requirement)
     if low <= found <= high and found % step == 0:
         return found
-    nearest = nearest_multiples(found, step, high) if step > 1 else ()
+    nearest = nearest_sides(found, step, high) if step > 1 else ()
     raise ValueError(must_be(declared.id, requirement, value, nearest))
 
 

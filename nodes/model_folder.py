@@ -12,7 +12,7 @@ import folder_paths
 from ..deepgen_npu.checkpoint.folder import is_model_folder, model_folders, modelscope_spelling
 from ..deepgen_npu.checks import must_be
 from ..deepgen_npu.formatting import command
-from ..deepgen_npu.hub.download import MODEL_ID
+from ..deepgen_npu.hub.download import DOWNLOAD_SIZE, MODEL_ID
 from ..deepgen_npu.locations import DEMO_FOLDER
 from .names import DEMO, EITHER, FOLDER
 
@@ -63,7 +63,7 @@ def find_model(name: object) -> Path:
         download = command(f'python -m deepgen_npu download --to "{target}"')
         raise ValueError(
             f"model {PUBLISHED} is not downloaded yet. Run in the folder of this node pack:{download}"
-            "It fetches 14.3 GB (13.4 GiB); where Hugging Face cannot be reached, add --source modelscope. "
+            f"It fetches {DOWNLOAD_SIZE}; where Hugging Face cannot be reached, add --source modelscope. "
             f"Then press R. To try the nodes without it, choose {DEMO!r}."
         )
     found = ", ".join(sorted(folders)) or "none"

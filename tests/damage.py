@@ -1,4 +1,4 @@
-"""What can be wrong in a checkpoint's files, for property-based tests: any value of any JSON file, any byte."""
+"""Damage to a checkpoint's files, for property-based tests: any value of any JSON file, any byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARK = "\x00here\x00"
 
 
 def linked(source: Path, target: Path) -> Path:
-    """A checkpoint whose files are links to those of another: made in no time, and any of them can be replaced."""
+    """A checkpoint whose files are links to those of another: made quickly, and any of them can be replaced."""
     for file in source.rglob("*"):
         if file.is_file():
             (target / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def put(file: Path, content: bytes) -> None:
 
 
 def places(value: Any, before: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Where something stands in JSON: keys and indices that lead there, for all levels."""
+    """The places of all values in JSON: keys and indices that lead there, for all levels."""
     if isinstance(value, (dict, list)):
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield (*before, key)
@@ -38,7 +38,7 @@ def places(value: Any, before: tuple[str | int, ...] = ()) -> Iterator[tuple[str
 
 
 def text(draw: Any, content: Any) -> str:
-    """JSON with one value damaged: replaced by another of any kind, removed, or told twice."""
+    """JSON with one value damaged: replaced by another of any type, removed, or given twice."""
     content = json.loads(json.dumps(content))
     *parents, key = draw(st.sampled_from(sorted(places(content), key=repr)))
     holder = content
@@ -58,7 +58,7 @@ def text(draw: Any, content: Any) -> str:
 
 
 def _raw(found: Any) -> st.SearchStrategy[str]:
-    """JSON texts in the place of a value: near it, of another kind, out of any range, or no JSON at all."""
+    """JSON texts in the place of a value: near it, of another type, out of any range, or no JSON at all."""
     near: list[Any] = [found]
     if isinstance(found, bool):
         near = [not found, int(found)]
@@ -91,7 +91,7 @@ def _raw(found: Any) -> st.SearchStrategy[str]:
 
 
 def damaged_bytes(draw: Any, content: bytes) -> bytes:
-    """Bytes cut off, changed, put in or taken out."""
+    """Bytes cut off, changed, inserted or removed."""
     at = draw(st.integers(0, len(content)))
     size = draw(st.integers(0, 20))
     how = draw(st.sampled_from(["cut", "flip", "insert", "delete", "repeat"]))

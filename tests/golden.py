@@ -18,7 +18,7 @@ CASES = sorted(path.stem for path in (REFERENCE / "golden").glob("*.json"))
 
 
 def load_case(name: str) -> tuple[dict, list[Image.Image], dict[str, torch.Tensor]]:
-    """The call of a case, its reference pictures and its tensors."""
+    """The call of a case, its reference images and its tensors."""
     folder = REFERENCE / "golden"
     call = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     references = [Image.open(folder / file) for file in call.pop("references")]

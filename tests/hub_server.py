@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from deepgen_npu.errors import DownloadError
+
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -25,13 +27,13 @@ DATA = {
     "tokenizer/merges.txt": b"a b\n",
     WEIGHTS: random.Random(0).randbytes(60_000),
 }
-"""A small model, to be offered."""
+"""A small model to serve."""
 EACH_SOURCE = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request that reached the server; ``file`` is the repository file it was about, ``user`` who asked."""
+    """One request that reached the server; ``file`` is the repository file it asks for, ``user`` the secret."""
 
     method: str
     path: str
@@ -42,7 +44,7 @@ class Request:
 
 @dataclass(repr=False)
 class Hub:
-    """What the server offers, how it misbehaves, and what it was asked.
+    """What the server offers, how it misbehaves, and its requests.
 
     Attributes:
         model_id: The only repository.
@@ -51,12 +53,11 @@ class Hub:
         stop_at: For a file, the offset at which the connection is dropped, and how often.
         status: For a route ("info", "sizes", "file"), an HTTP status to answer instead.
         relist: Changes a listing's JSON before it is sent.
-        headers: Of the answers with a file's content, added to or put in the place of the true ones; None leaves one
-            out.
+        headers: Added to those of the answers with a file's content, or in their place; None removes one.
         listing_headers: The same, of the answers with a listing.
-        contents: For a file, what is sent in the place of what is listed.
-        drip: For a file, after how many bytes it goes on with one byte a second; for "info", the same of a listing.
-            Before the first byte when negative, headers included.
+        contents: For a file, what is sent instead of the listed content.
+        drip: For a file, the number of bytes after which it sends one byte a second; for "info", the same of a
+            listing. A negative one blocks before the headers.
     """
 
     model_id: str
@@ -76,10 +77,10 @@ class Hub:
     def __repr__(self) -> str:
         return f"Hub({self.url})"
 
-    def asked_for(self, *methods: str) -> list[str]:
+    def requested(self, *methods: str) -> list[str]:
         """The repository files that were requested, with repeats."""
-        wanted = methods or ("GET", "HEAD")
-        return [item.file for item in self.log if item.file and item.method in wanted]
+        counted = methods or ("GET", "HEAD")
+        return [item.file for item in self.log if item.file and item.method in counted]
 
     def etag(self, path: str) -> str:
         return hashlib.sha256(self.files[path]).hexdigest()
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # whoever asked has left
+        with contextlib.suppress(ConnectionError):  # the client has disconnected
             super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -176,9 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str | None] = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         headers["ETag"] = f'"{self.hub.entry(name).get("lfs", {}).get("oid", self.hub.blob_id(name))}"'
         status = 200
-        asked = self.headers.get("Range")
-        if asked and not self.hub.ignores_ranges:
-            start, _, end = asked.removeprefix("bytes=").partition("-")
+        bounds = self.headers.get("Range")
+        if bounds and not self.hub.ignores_ranges:
+            start, _, end = bounds.removeprefix("bytes=").partition("-")
             first, last = int(start), int(end) if end else last
             if first >= len(content):
                 self._refuse(416)
@@ -237,3 +238,15 @@ def serve(model_id: str, files: dict[str, bytes]) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def assert_clear(error: DownloadError) -> None:
+    """Printable, of bounded length, and nothing that a hub sends makes a line of its own, least of all a command."""
+    text = str(error)
+    lines = text.splitlines()
+    assert all(line.isprintable() for line in lines), ascii(text)
+    assert 40 < len(text) < 1200
+    if len(lines) > 1:
+        about, command, then = lines
+        assert about.endswith(" log in:") and command in ("    hf auth login", "    modelscope login")
+        assert then.startswith("Then run the download again")

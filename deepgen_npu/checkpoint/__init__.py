@@ -1,1 +1,1 @@
-"""The published folder: what it has to hold, and its weights."""
+"""The published folder: what it must contain, and its weights."""

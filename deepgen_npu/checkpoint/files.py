@@ -1,4 +1,4 @@
-"""What all readers of a checkpoint's files share: one error, one way to read JSON, one way to say what is wrong."""
+"""What all readers of a checkpoint's files share: how JSON and text are read, and the errors about them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,53 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..checks import shown
+from ..checks import must, must_be, shown
 from ..errors import CheckpointError
-from ..hub.download import MODEL_ID
+from ..formatting import command
+from ..hub.download import DOWNLOAD_SIZE, MODEL_ID
 
 
-# Configs have a few kB; the published index of the VLM has 66.
 MAX_CONFIG_BYTES = 1 << 20
-# Values or lines of one file, so that it is read within a second. A published tokenizer.json has half a million.
+"""Configs have a few KiB; the published index of the VLM has 65."""
+
 MAX_VALUES = 1 << 20
+"""Values or lines of one file, so that it is read within a second. A published tokenizer.json has half a million."""
+
+_DOWNLOAD = (
+    f"{command('python -m deepgen_npu download')}"
+    "Add --to FOLDER to download into that folder, --source modelscope where Hugging Face cannot be reached."
+)
 
 
 def how_to_download() -> str:
-    return (
-        f"To download {MODEL_ID} (14 GB): python -m deepgen_npu download --to FOLDER "
-        "(add --source modelscope where Hugging Face cannot be reached)."
-    )
+    """Advice for an error where there is no model: the command that downloads it."""
+    return f"To download {MODEL_ID}, {DOWNLOAD_SIZE}:{_DOWNLOAD}"
 
 
-def missing(folder: Path, name: str) -> CheckpointError:
-    return CheckpointError(f"{name} is missing in {folder}. {how_to_download()}")
+def download_again() -> str:
+    """Advice for an error about a damaged folder: the command that completes a download."""
+    return f"Run the download again:{_DOWNLOAD}"
 
 
-def wrong(file: Path, key: str, found: object, wanted: str) -> CheckpointError:
-    """The error for a value in a file: the key, what was found and what is wanted."""
-    return CheckpointError(f"{file}: {key} is {shown(found)}; {wanted} is wanted. {how_to_download()}")
+def missing(folder: Path, name: str, note: str = "") -> CheckpointError:
+    """The error for a file that is not there.
+
+    Args:
+        folder: The checkpoint.
+        name: Of the file, relative to the folder.
+        note: Words after its path.
+    """
+    return CheckpointError(f"{folder / name}{note} is missing. {download_again()}")
+
+
+def damaged(what: str) -> CheckpointError:
+    """The error for a folder of which a download, run again, replaces what is wrong; ``what`` is a sentence."""
+    return CheckpointError(f"{what} {download_again()}")
+
+
+def wrong(file: Path, key: str, found: object, requirement: str) -> CheckpointError:
+    """The error for a value in a file: ``FILE: KEY must be REQUIREMENT, got FOUND.`` and how to download."""
+    return CheckpointError(f"{file}: {must_be(key, requirement, found, advice=download_again())}")
 
 
 def printable(name: str) -> str:
@@ -41,8 +63,13 @@ def printable(name: str) -> str:
 def read_json(folder: Path, name: str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The object in a JSON file of the folder.
 
+    Args:
+        folder: The checkpoint.
+        name: Of the file, relative to the folder.
+        max_bytes: A larger file is refused.
+
     Raises:
-        CheckpointError: When it is missing, is no regular file or no JSON object, or is too large or deep.
+        CheckpointError: When it is missing, is not a regular file, is not a JSON object, or is too large or deep.
     """
     try:
         content = _bounded(folder / name, files.read_bytes(folder / name, max_bytes), b",")
@@ -50,7 +77,7 @@ def read_json(folder: Path, name: str, max_bytes: int = MAX_CONFIG_BYTES) -> dic
     except FileNotFoundError:
         raise missing(folder, name) from None
     except files.FileError as error:
-        raise CheckpointError(f"{error} {how_to_download()}") from None
+        raise damaged(str(error)) from None
 
 
 def read_text(folder: Path, name: str, max_bytes: int) -> str:
@@ -60,11 +87,11 @@ def read_text(folder: Path, name: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise missing(folder, name) from None
     except (files.FileError, UnicodeDecodeError) as error:
-        reason = f"{folder / name} is no UTF-8 text ({error})." if isinstance(error, UnicodeDecodeError) else error
-        raise CheckpointError(f"{reason} {how_to_download()}") from None
+        reason = f"{folder / name} is not UTF-8 text ({error})." if isinstance(error, UnicodeDecodeError) else error
+        raise damaged(str(reason)) from None
 
 
 def _bounded(file: Path, content: bytes, between: bytes) -> bytes:
     if (count := content.count(between)) > MAX_VALUES:
-        raise files.FileError(f"{file} has {count} times {between.decode()!r}; at most {MAX_VALUES} are wanted.")
+        raise files.FileError(must(str(file), f"have at most {MAX_VALUES} times {between.decode()!r}", count))
     return content

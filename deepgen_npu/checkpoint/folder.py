@@ -1,4 +1,4 @@
-"""The published folder: find it, read its configs, and check that it is whole.
+"""The published folder: find it, read its configs, and check that it is complete.
 
 Everything here reads JSON and safetensors headers only, so a damaged folder is reported within
 milliseconds and before torch, diffusers or transformers are imported. Nothing in the folder is ever
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import shown
+from ..checks import Named, must_be, shown
 from ..errors import CheckpointError, DownloadError
 from ..hub.download import download, find_downloaded
 from ..model.architecture import stacked_states
 from ..prompts import PromptTemplate
 from ..sizes import SizeRules
-from .files import how_to_download, missing, printable, read_json, wrong
+from .files import damaged, download_again, how_to_download, missing, printable, read_json, wrong
 from .index_keys import LATENT_RGB_FACTORS_KEY, TRAINED_SIDE_KEY
 from .safetensors_header import StoredTensor, read_safetensors_header
 from .schema import CONFIG_FILES, check_shifting, is_table, settings
@@ -45,14 +45,14 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("vlm", "connector", "transformer", "vae")
 
-# File names as save_pretrained writes them: transformers for the VLM, diffusers for the DiT and the VAE,
-# plain safetensors for the connector.
 _WEIGHTS = {
     "vlm": "model.safetensors",
     "connector": "model.safetensors",
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+"""File names as save_pretrained writes them: transformers for the VLM, diffusers for the DiT and the VAE, plain
+safetensors for the connector."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Checkpoint:
     """A checked checkpoint folder in the layout of ``deepgenteam/DeepGen-1.0-diffusers``.
 
     Attributes:
-        folder: The folder that holds ``model_index.json``.
+        folder: The folder with ``model_index.json``.
         configs: What the models are built from, for each of ``vlm``, ``connector``, ``transformer``, ``vae`` and
             ``scheduler``: the known keys of the config files, all of them, checked.
         tensors: For each part in `PARTS`, the stored tensors by name.
@@ -102,10 +102,12 @@ class Checkpoint:
 
     @property
     def text_config(self) -> dict[str, Any]:
+        """Settings of the VLM's language model."""
         return self.configs["vlm"]["text_config"]
 
     @property
     def vision_config(self) -> dict[str, Any]:
+        """Settings of the VLM's vision tower."""
         return self.configs["vlm"]["vision_config"]
 
     @property
@@ -113,8 +115,7 @@ class Checkpoint:
         """Which image sizes the folder allows.
 
         Raises:
-            CheckpointError: When the folder has a trained side that is no number of pixels, or one that the position
-                grid does not cover.
+            CheckpointError: When the folder's trained side is not a number of pixels that the position grid covers.
         """
         rules = SizeRules.from_configs(self.configs["transformer"], self.configs["vae"], self.vision_config)
         if TRAINED_SIDE_KEY not in self.index:
@@ -122,8 +123,8 @@ class Checkpoint:
         side = self.index[TRAINED_SIDE_KEY]
         low, high = rules.generation_multiple, rules.longest_side
         if type(side) is not int or not low <= side <= high:
-            wanted = f"a whole number of pixels from {low} to {high}"
-            raise wrong(self.folder / "model_index.json", TRAINED_SIDE_KEY, side, wanted)
+            requirement = f"an integer from {low} to {high} (pixels)"
+            raise wrong(self.folder / "model_index.json", TRAINED_SIDE_KEY, side, requirement)
         return replace(rules, trained_side=side)
 
     def elements(self, part: str) -> int:
@@ -136,6 +137,7 @@ class Checkpoint:
 
 
 def is_model_folder(path: Path) -> bool:
+    """Whether there is a ``model_index.json`` in the folder."""
     # Not pathlib's, which lets some of the system's errors through.
     return os.path.isfile(path / "model_index.json")
 
@@ -143,7 +145,7 @@ def is_model_folder(path: Path) -> bool:
 def model_folders(root: Path, depth: int = 3) -> Iterator[Path]:
     """Checkpoint folders in ``root``, at most ``depth`` levels down, in name order.
 
-    Hidden folders are passed over; links are followed, since models are often kept on another disk.
+    Hidden folders are skipped; links are followed, since models are often kept on another disk.
     """
     try:
         children = sorted(child for child in root.iterdir() if not child.name.startswith("."))
@@ -166,7 +168,7 @@ def modelscope_spelling(name: str) -> str:
 def find_model_folder(path: str | os.PathLike[str]) -> Path:
     """The folder with ``model_index.json`` that ``path`` means.
 
-    ``path`` may be that folder, the same folder in ModelScope's spelling, or a folder that holds exactly
+    ``path`` may be that folder, the same folder in ModelScope's spelling, or a folder that contains exactly
     one checkpoint, as a ModelScope cache does (``<cache>/deepgenteam/DeepGen-1___0-diffusers``).
 
     Raises:
@@ -174,7 +176,7 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
     """
     try:
         path = Path(path).expanduser()
-    except RuntimeError as error:  # a home of nobody
+    except RuntimeError as error:  # ~USER where there is no such user
         raise CheckpointError(f"There is no folder {path}: {error}") from None
     for candidate in (path, path.parent / modelscope_spelling(path.name)):
         if is_model_folder(candidate):
@@ -182,24 +184,24 @@ def find_model_folder(path: str | os.PathLike[str]) -> Path:
     if not os.path.exists(path):
         raise CheckpointError(f"There is no folder {path}. {how_to_download()}")
     if not os.path.isdir(path):
-        raise CheckpointError(f"{path} is a file; a checkpoint is a folder with model_index.json.")
+        raise CheckpointError(must_be(str(path), "a folder with model_index.json", Named("a file")))
     found = list(model_folders(path))
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(str(folder.relative_to(path)) for folder in found)
-        raise CheckpointError(f"{path} holds several checkpoints ({names}): name one of them.")
-    raise CheckpointError(f"model_index.json is missing in {path}. {how_to_download()}")
+        raise CheckpointError(f"{path} contains several checkpoints ({names}): pass one of them.")
+    raise missing(path, "model_index.json")
 
 
 def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
     """A local checkpoint folder for a path or a Hugging Face id (``owner/name``).
 
-    An id is looked up in the Hugging Face and ModelScope caches first and downloaded when it is whole in
-    neither; an interrupted download goes on. Only data files are downloaded.
+    An id is looked up in the Hugging Face and ModelScope caches first and downloaded when it is
+    complete in neither; an interrupted download continues. Only data files are downloaded.
 
     Raises:
-        CheckpointError: When a path holds no checkpoint.
+        CheckpointError: When there is no checkpoint at a path.
         deepgen_npu.hub.download.DownloadError: When an id cannot be downloaded.
     """
     text = os.fspath(name_or_path)
@@ -210,11 +212,11 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
         try:
             return Checkpoint.open(found).folder
         except CheckpointError as error:
-            logger.info("%s is to be completed: %s", found, error)
+            logger.info("%s is not complete and the download continues: %s", found, error)
     try:
         return find_model_folder(download(model_id=text))
     except DownloadError as error:
-        raise DownloadError(f"There is no folder {text} here. Taken as the id of a model: {error}") from error
+        raise DownloadError(f"There is no folder {text} here. As the id of a model: {error}") from error
 
 
 def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
@@ -223,10 +225,7 @@ def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
     index_name = f"{part}/{name}.index.json"
     if not os.path.lexists(folder / index_name):
         if not os.path.lexists(folder / part / name):
-            wanted = f"{part}/{name}"
-            if part == "vlm":
-                wanted += f" (or {index_name} with its shards)"
-            raise missing(folder, wanted)
+            raise missing(folder, f"{part}/{name}", f" (or {index_name} with its shards)" if part == "vlm" else "")
         return _header(folder, f"{part}/{name}")
 
     index = folder / index_name
@@ -235,33 +234,30 @@ def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
         raise wrong(index, "weight_map", weight_map, "an object with a file for each tensor")
     for tensor, home in weight_map.items():
         if not isinstance(home, str) or Path(home).name != home or not home.endswith(".safetensors"):
-            raise wrong(
-                index, f"weight_map[{shown(tensor)}]", home, "the name of a .safetensors file beside the index"
-            )
+            requirement = "the name of a .safetensors file in the folder of the index"
+            raise wrong(index, f"weight_map[{shown(tensor)}]", home, requirement)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        stored = _header(folder, f"{part}/{shard}", f", named by {index_name},")
+        stored = _header(folder, f"{part}/{shard}", f" (listed in {index_name})")
         for tensor, home in weight_map.items():
             if home == shard and tensor not in stored:
-                raise CheckpointError(
-                    f"The tensor {printable(tensor)}, which {index_name} places in {part}/{shard}, "
-                    f"is not in that file in {folder}. {how_to_download()}"
+                raise damaged(
+                    f"{folder / part / shard} lacks the tensor {printable(tensor)}, which {index_name} lists there."
                 )
         for tensor in stored:
             if tensor in tensors:
-                raise CheckpointError(
-                    f"The tensor {printable(tensor)} is in {tensors[tensor].file} and in {folder / part / shard}; "
-                    f"once is wanted. {how_to_download()}"
+                raise damaged(
+                    f"{tensors[tensor].file} and {folder / part / shard} both contain the tensor {printable(tensor)}."
                 )
         tensors.update(stored)
     return tensors
 
 
-def _header(folder: Path, name: str, named_by: str = "") -> dict[str, StoredTensor]:
+def _header(folder: Path, name: str, note: str = "") -> dict[str, StoredTensor]:
     try:
         return read_safetensors_header(folder / name)
     except FileNotFoundError:
-        raise missing(folder, f"{name}{named_by}") from None
+        raise missing(folder, name, note) from None
 
 
 def _check_dimensions(checkpoint: Checkpoint) -> None:
@@ -270,15 +266,15 @@ def _check_dimensions(checkpoint: Checkpoint) -> None:
     text, vision = checkpoint.text_config, checkpoint.vision_config
     hidden, layers, width = text["hidden_size"], text["num_hidden_layers"], connector["connector"]["hidden_size"]
     count = len(stacked_states(layers))
-    of_vlm = ("hidden_size of vlm/config.json", hidden)
-    of_connector = ("connector.hidden_size of connector/config.json", width)
+    of_vlm = (hidden, "hidden_size of vlm/config.json")
+    of_connector = (width, "connector.hidden_size of connector/config.json")
     pairs = [
         ("connector", "llm_hidden_size", *of_vlm),
         (
             "connector",
             "projector_1_in",
-            f"{count} hidden states x {hidden} of the vlm's {layers} layers",
             count * hidden,
+            f"{count} hidden states x {hidden} of the vlm's {layers} layers",
         ),
         ("connector", "projector_1_out", *of_connector),
         ("connector", "projector_2_in", *of_connector),
@@ -286,31 +282,30 @@ def _check_dimensions(checkpoint: Checkpoint) -> None:
         (
             "transformer",
             "pooled_projection_dim",
-            "projector_2_out of connector/config.json",
             connector["projector_2_out"],
+            "projector_2_out of connector/config.json",
         ),
         (
             "transformer",
             "joint_attention_dim",
-            "projector_3_out of connector/config.json",
             connector["projector_3_out"],
+            "projector_3_out of connector/config.json",
         ),
-        ("vae", "latent_channels", "in_channels of transformer/config.json", transformer["in_channels"]),
+        ("vae", "latent_channels", transformer["in_channels"], "in_channels of transformer/config.json"),
     ]
-    values = [(f"{key} of {part}/config.json", checkpoint.configs[part][key], *right) for part, key, *right in pairs]
-    values.append(("vision_config.out_hidden_size of vlm/config.json", vision["out_hidden_size"], *of_vlm))
-    for left, left_value, right, right_value in values:
-        if left_value != right_value:
-            raise CheckpointError(
-                f"The parts of {checkpoint.folder} do not fit together: {left} is {left_value}, "
-                f"but {right} is {right_value}. The folder mixes different models. {how_to_download()}"
-            )
+    values = [(part, key, checkpoint.configs[part][key], *other) for part, key, *other in pairs]
+    values.append(("vlm", "vision_config.out_hidden_size", vision["out_hidden_size"], *of_vlm))
+    for part, key, found, expected, source in values:
+        if found != expected:
+            advice = f"The folder mixes different models. {download_again()}"
+            message = must_be(key, f"{expected}, the {source}", found, advice=advice)
+            raise CheckpointError(f"{checkpoint.folder / part / 'config.json'}: {message}")
     tokens = transformer["pos_embed_max_size"] ** 2
     check_shifting(checkpoint.folder / CONFIG_FILES["scheduler"], checkpoint.configs["scheduler"], tokens)
 
 
 def _check_language(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> None:
-    """Tokenizer, prompt template and VLM must speak of the same tokens."""
+    """Tokenizer, prompt template and VLM must agree on the ids of special tokens."""
     folder, vlm = checkpoint.folder, checkpoint.configs["vlm"]
     tokenizer.check_ids(checkpoint.text_config["vocab_size"])
     template = PromptTemplate.from_config(checkpoint.prompt_template)
@@ -321,24 +316,21 @@ def _check_language(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> None:
     ):
         number = tokenizer.special_ids.get(text)
         if number is None:
-            wanted = f"a special token of {tokenizer.added_file}"
-            raise wrong(folder / "prompt_template.json", name, text, wanted)
+            raise wrong(folder / "prompt_template.json", name, text, f"a special token of {tokenizer.added_file}")
         if vlm[key] is not None and vlm[key] != number:
-            raise CheckpointError(
-                f"{text} ({name} of prompt_template.json) is token {number} of {tokenizer.added_file}, but {key} of "
-                f"{folder / CONFIG_FILES['vlm']} is {vlm[key]}. {how_to_download()}"
-            )
+            requirement = f"{number}, the id in {tokenizer.added_file} of {text} ({name} of prompt_template.json)"
+            raise wrong(folder / CONFIG_FILES["vlm"], key, vlm[key], requirement)
 
 
 def latent_rgb_factors(checkpoint: Checkpoint) -> list[list[float]] | None:
-    """The colours of the latents, if the checkpoint tells its own.
+    """The colours of the latents, if the checkpoint has its own: [C + 1, 3] for C latent channels.
 
     Raises:
-        CheckpointError: When it tells something else than colours.
+        CheckpointError: When there is something else than colours.
     """
     factors = checkpoint.index.get(LATENT_RGB_FACTORS_KEY)
     rows = checkpoint.configs["vae"]["latent_channels"] + 1
     if factors is not None and not is_table(factors, rows, 3):
-        wanted = f"a list of {rows} lists of 3 numbers: one for each latent channel, and one to add"
-        raise wrong(checkpoint.folder / "model_index.json", LATENT_RGB_FACTORS_KEY, factors, wanted)
+        requirement = f"a list of {rows} lists of 3 numbers (one for each latent channel, and one to add)"
+        raise wrong(checkpoint.folder / "model_index.json", LATENT_RGB_FACTORS_KEY, factors, requirement)
     return factors

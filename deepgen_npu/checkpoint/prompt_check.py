@@ -1,4 +1,4 @@
-"""Prompts checked with the tokenizer of a folder whose weights were not read yet."""
+"""Checks of prompts with the tokenizer of a folder whose weights were not read yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, judged as strictly as the safetensors library does."""
+"""The header of a safetensors file, checked as strictly as the safetensors library does."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..checks import shown
+from ..checks import must_be, shown
 from ..dtypes import ITEM_BYTES
 from ..errors import CheckpointError
-from .files import how_to_download
+from ..formatting import command
+from .files import damaged, download_again
 
 
-# The format allows 100 MB, which take Python many seconds and gigabytes. The published headers have at most 0.1 MB.
 MAX_HEADER_BYTES = 1 << 20
+"""The format allows 100 MB, which take Python many seconds and gigabytes. Published headers have at most 0.1 MB."""
 
 _LARGEST = 2**63 - 1
 
@@ -41,8 +42,8 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         FileNotFoundError: When there is nothing of that name.
-        CheckpointError: When the file is no regular file, is cut off, is a Git LFS pointer, is no safetensors file or
-            describes its data wrongly.
+        CheckpointError: When the file is not a regular file, is cut off, is a Git LFS pointer, is not a safetensors
+            file or describes its data wrongly.
     """
     try:
         size, start, header = _read(path)
@@ -57,7 +58,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} has a damaged safetensors header ({error}). {how_to_download()}") from None
+        raise damaged(f"{path} has a damaged safetensors header ({str(error).rstrip('.')}).") from None
 
 
 def _read(path: Path) -> tuple[int, bytes, bytes]:
@@ -66,21 +67,20 @@ def _read(path: Path) -> tuple[int, bytes, bytes]:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if start == b"version ":
+            lfs = f"In a git clone, run in that folder instead:{command('git lfs pull')}".rstrip()
             raise CheckpointError(
-                f"{path} is a Git LFS pointer of {size} bytes, not the weights: "
-                "run `git lfs pull` in the folder. " + how_to_download()
+                f"{path} is a Git LFS pointer of {size} bytes, not the weights. {download_again()} {lfs}"
             )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:
-            raise CheckpointError(f"{path} ({size} bytes) is cut off or is no safetensors file. {how_to_download()}")
+            raise damaged(f"{path} ({size} bytes) is cut off or is not a safetensors file.")
         if length > MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"{path} announces a header of {length} bytes; at most {MAX_HEADER_BYTES} are wanted. "
-                + how_to_download()
+            raise damaged(
+                f"{path}: {must_be('the length of the header', f'at most {MAX_HEADER_BYTES} bytes', length)}"
             )
         header = file.read(length)
     if len(header) != length:
-        raise CheckpointError(f"{path} became shorter while it was read. {how_to_download()}")
+        raise damaged(f"{path} became shorter while it was read.")
     return size, start, header
 
 
@@ -89,11 +89,11 @@ def _tensors(path: Path, header: bytes, data_starts: int, size: int) -> dict[str
         raise ValueError("it does not begin with '{'")
     # Python takes it for 0, safetensors for a fraction.
     if re.search(rb"[\s,:\[]-0\b", header):
-        raise ValueError("it holds the number -0")
+        raise ValueError("it contains the number -0")
     entries = files.parse_json(header, "the header")
     _check_metadata(entries.pop("__metadata__", {}))
     if not entries:
-        raise ValueError("it names no tensor")
+        raise ValueError("it lists no tensor")
     tensors = {name: _tensor(path, name, entry, data_starts) for name, entry in entries.items()}
     end = data_starts
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
@@ -102,44 +102,41 @@ def _tensors(path: Path, header: bytes, data_starts: int, size: int) -> dict[str
             raise ValueError(f"the range of {shown(name)} {kind} it")
         end += tensor.nbytes
     if end != size:
-        raise CheckpointError(
-            f"{path} has {size} bytes where its header announces {end}: the download is not complete. "
-            + how_to_download()
-        )
+        raise damaged(f"{path} has {size} bytes, but {end} by its header: the download is not complete.")
     return tensors
 
 
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"__metadata__ is {shown(metadata)}; an object of strings is wanted")
+        raise ValueError(must_be("__metadata__", "an object of strings", metadata))
     for text in (*metadata.keys(), *metadata.values()):
         text.encode()
 
 
 def _tensor(path: Path, name: str, entry: Any, data_starts: int) -> StoredTensor:
-    name.encode()  # half a surrogate pair is no name
+    name.encode()  # half a surrogate pair is not a name
     keys = ("dtype", "shape", "data_offsets")
     if not isinstance(entry, dict) or set(entry) != set(keys):
-        raise ValueError(f"{shown(name)} is {shown(entry)}; an object of {', '.join(keys)} is wanted")
+        raise ValueError(must_be(shown(name), f"an object of {', '.join(keys)}", entry))
     dtype, shape, offsets = (entry[key] for key in keys)
 
-    def wrong(key: str, wanted: str) -> ValueError:
-        return ValueError(f"{key} of {shown(name)} is {shown(entry[key])}; {wanted} is wanted")
+    def wrong(key: str, requirement: str) -> ValueError:
+        return ValueError(must_be(f"{key} of {shown(name)}", requirement, entry[key]))
 
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise wrong("dtype", f"one of {', '.join(ITEM_BYTES)}")
     if not _are_sizes(shape):
-        raise wrong("shape", "a list of whole numbers")
+        raise wrong("shape", "a list of integers from 0")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise wrong("data_offsets", "[begin, end]")
     nbytes = ITEM_BYTES[dtype]
     for side in shape:
         nbytes *= side
         if nbytes > _LARGEST:
-            raise wrong("shape", "what can be in a file")
+            raise wrong("shape", "one that fits a file")
     begin, end = offsets
     if end - begin != nbytes:
-        raise wrong("data_offsets", f"a range of {nbytes} bytes, for {dtype} of the shape {shown(shape)},")
+        raise wrong("data_offsets", f"a range of {nbytes} bytes, for {dtype} of the shape {shown(shape)}")
     return StoredTensor(path, dtype, tuple(shape), data_starts + begin, nbytes)
 
 

@@ -1,4 +1,4 @@
-"""The stored tensors decide: what their names and shapes say about each part, against what its config says.
+"""The settings of each part compared with the names and shapes of its stored tensors, which decide.
 
 First single numbers, so that an error names the key that is wrong; then all names and shapes. Counts come first, so
 that no list is longer than what is stored.
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checks import must
 from ..errors import CheckpointError
-from .files import how_to_download, printable, wrong
+from .files import damaged, download_again, printable, wrong
 from .safetensors_header import StoredTensor
 from .schema import relations
 from .tensor_shapes import SHAPES
@@ -26,37 +27,43 @@ def check_structure(part: str, folder: Path, config_file: Path, settings: Mappin
     """Compare the settings of a part with its stored tensors.
 
     Args:
+        part: ``vlm``, ``connector``, ``transformer`` or ``vae``.
         folder: Of the part, for messages.
-        tensors: By the names that the model has, so for the VLM by those of today's transformers.
+        config_file: Its config, for messages.
+        settings: As `schema.settings` returns them.
+        tensors: By the names that the model has, so for the VLM by those of current transformers.
 
     Raises:
-        CheckpointError: Naming the key or the tensor, what is stored and what was said.
+        CheckpointError: Naming the key or the tensor, what is stored and what the config has.
     """
     stored = _Stored(folder, tensors)
-    for path, wanted, witness in _PINS[part](stored, settings):
+    for path, expected, source in _PINS[part](stored, settings):
         found: Any = settings
         for key in path.split("."):
             found = found[key]
-        if found != wanted:
-            raise wrong(config_file, path, found, f"{wanted}, by {witness} in {stored.where},")
+        if found != expected:
+            raise wrong(config_file, path, found, f"{expected}, given {source} in {stored.where}")
     relations(part, config_file, settings)
-    expected = SHAPES[part](settings)
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise CheckpointError(
-            f"{stored.where} lacks {_few(missing)}, which {config_file} calls for. {how_to_download()}"
-        )
-    if unknown := sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(f"{stored.where} has {_few(unknown)}, which {config_file} does not know.")
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
+    shapes = SHAPES[part](settings)
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise damaged(f"{stored.where} lacks {_few(missing)}, which {config_file} requires.")
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise CheckpointError(f"{stored.where} has {_few(unknown)}, which {config_file} does not describe.")
+    for name, shape in shapes.items():
+        if (found := tensors[name].shape) != shape:
+            requirement = f"have the shape {list(shape)}, given {config_file}"
             raise CheckpointError(
-                f"{tensors[name].file}: {name} has the shape {list(tensors[name].shape)}, but {config_file} gives "
-                f"{list(shape)}. {how_to_download()}"
+                f"{tensors[name].file}: {must(name, requirement, list(found), (), download_again())}"
             )
 
 
 class _Stored:
-    """Numbers from names and shapes. Each comes with the name of what shows it, for messages."""
+    """Numbers from the names and shapes of stored tensors.
+
+    Attributes:
+        where: The file that contains all tensors, or the folder of several; for messages.
+        tensors: By name.
+    """
 
     def __init__(self, folder: Path, tensors: Tensors):
         files = {tensor.file for tensor in tensors.values()}
@@ -64,14 +71,13 @@ class _Stored:
         self.tensors = tensors
 
     def shape(self, name: str, sides: int) -> tuple[int, ...]:
+        """The shape of a tensor, which must have that number of dimensions."""
         if name not in self.tensors:
-            raise CheckpointError(f"{self.where} lacks {name}. {how_to_download()}")
+            raise damaged(f"{self.where} lacks {name}.")
         tensor = self.tensors[name]
         if len(tensor.shape) != sides:
-            raise CheckpointError(
-                f"{tensor.file}: {name} has the shape {list(tensor.shape)}; {sides} dimensions are wanted. "
-                + how_to_download()
-            )
+            message = must(name, f"have {sides} dimensions", list(tensor.shape), (), download_again())
+            raise CheckpointError(f"{tensor.file}: {message}")
         return tensor.shape
 
     def count(self, prefix: str) -> int:
@@ -84,12 +90,12 @@ class _Stored:
         found = {int(match[1]) for match in map(pattern.match, self.tensors) if match}
         if found != set(range(len(found))):
             absent = next(index for index in range(len(found)) if index not in found)
-            raise CheckpointError(f"{self.where} lacks {prefix}.{absent}. {how_to_download()}")
+            raise damaged(f"{self.where} lacks {prefix}.{absent}.")
         return len(found)
 
 
 Pins = Iterator[tuple[str, Any, str]]
-"""Keys in a config, the value that the tensors show, and the name of what shows it."""
+"""Keys in a config, the value that the tensors require, and the tensor that requires it."""
 
 
 def _connector(stored: _Stored, settings: Mapping[str, Any]) -> Pins:
@@ -150,7 +156,7 @@ def _vae(stored: _Stored, settings: Mapping[str, Any]) -> Pins:
         ("use_post_quant_conv", "post_quant_conv.weight"),
     ):
         there = name in stored.tensors
-        yield key, there, f"tensors: {name} is {'there' if there else 'not there'}"
+        yield key, there, name if there else f"no {name}"
 
 
 def _vlm(stored: _Stored, settings: Mapping[str, Any]) -> Pins:
@@ -180,20 +186,19 @@ def _vlm(stored: _Stored, settings: Mapping[str, Any]) -> Pins:
 
 
 def _heads(width: int, of_keys: int, text: Mapping[str, Any]) -> Pins:
-    """Three keys tell the width of a head, each in its way; where one disagrees with two, it is the wrong one."""
-    witness = "self_attn.k_proj, and the other keys about heads"
+    """Three keys determine the width of a head; where one disagrees with two, it is the wrong one."""
+    source = "self_attn.k_proj, and the other keys about heads,"
     heads, key_heads = text["num_attention_heads"], text["num_key_value_heads"]
     sections = text["rope_scaling"]["mrope_section"]
-    told = {"heads": width / heads, "keys": of_keys / key_heads, "rope": 2.0 * sum(sections)}
-    head = Counter(told.values()).most_common(1)[0][0]
-    yield "text_config.num_attention_heads", _whole(width / head), witness
-    yield "text_config.num_key_value_heads", _whole(of_keys / head), witness
-    if told["rope"] != head:
-        wanted = f"three numbers whose sum is {head / 2:g}"
-        yield "text_config.rope_scaling.mrope_section", wanted, witness
+    widths = {"heads": width / heads, "keys": of_keys / key_heads, "rope": 2.0 * sum(sections)}
+    head = Counter(widths.values()).most_common(1)[0][0]
+    yield "text_config.num_attention_heads", _integer(width / head), source
+    yield "text_config.num_key_value_heads", _integer(of_keys / head), source
+    if widths["rope"] != head:
+        yield "text_config.rope_scaling.mrope_section", f"three numbers whose sum is {head / 2:g}", source
 
 
-def _whole(value: float) -> float:
+def _integer(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
@@ -206,7 +211,7 @@ _PINS: dict[str, Callable[[_Stored, Mapping[str, Any]], Pins]] = {
 
 
 def vlm_name(name: str) -> str:
-    """The name in today's transformers of a tensor saved by 4.5x (``visual.*``, ``model.*``) or later."""
+    """The name in current transformers of a tensor saved by 4.5x (``visual.*``, ``model.*``) or later."""
     if name.startswith(("model.visual.", "model.language_model.")):
         return name
     if name.startswith("visual."):
@@ -227,7 +232,7 @@ def by_model_names(part: str, folder: Path, tensors: Tensors) -> dict[str, Store
         if name.startswith("lm_head."):
             continue
         if (new := vlm_name(name)) in named:
-            raise CheckpointError(f"{folder} has {new} twice, once under its old name. {how_to_download()}")
+            raise damaged(f"{folder} has {new} twice, once under its old name.")
         named[new] = tensor
     return named
 

@@ -1,6 +1,7 @@
-"""Names and shapes of all tensors of each part, from its settings: those of `Connector`, of diffusers'
-``SD3Transformer2DModel`` and ``AutoencoderKL`` and of transformers' ``Qwen2_5_VLForConditionalGeneration``, without
-importing any of them.
+"""Names and shapes of all tensors of each part, from its settings.
+
+They are those of `Connector`, of diffusers' ``SD3Transformer2DModel`` and ``AutoencoderKL`` and of transformers'
+``Qwen2_5_VLForConditionalGeneration``, without importing any of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def _norm(name: str, width: int) -> Shapes:
 
 
 def connector(settings: Mapping[str, Any]) -> Shapes:
+    """Of the connector: its queries, three projectors and the encoder."""
     encoder = settings["connector"]
     width, inner = encoder["hidden_size"], encoder["intermediate_size"]
     shapes: Shapes = {"meta_queries": (settings["num_queries"], settings["llm_hidden_size"])}
@@ -44,6 +46,7 @@ def connector(settings: Mapping[str, Any]) -> Shapes:
 
 
 def transformer(settings: Mapping[str, Any]) -> Shapes:
+    """Of the DiT, with the dual attention of SD3.5-medium in the blocks that have it."""
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     patch, layers = settings["patch_size"], settings["num_layers"]
     head = settings["attention_head_dim"] if settings["qk_norm"] else None
@@ -88,6 +91,7 @@ def transformer(settings: Mapping[str, Any]) -> Shapes:
 
 
 def vae(settings: Mapping[str, Any]) -> Shapes:
+    """Of the VAE, encoder and decoder."""
     channels, latent = settings["block_out_channels"], settings["latent_channels"]
     first, deepest, blocks = channels[0], channels[-1], len(channels)
     layers = settings["layers_per_block"]
@@ -130,6 +134,7 @@ def vae(settings: Mapping[str, Any]) -> Shapes:
 
 
 def vlm(settings: Mapping[str, Any]) -> Shapes:
+    """Of the VLM without its ``lm_head``, by the names of current transformers."""
     return _decoder(settings["text_config"]) | _tower(settings["vision_config"])
 
 

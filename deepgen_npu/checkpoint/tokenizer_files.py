@@ -1,7 +1,7 @@
 """The tokenizer's files: read here and nowhere else, so that no key of theirs leads a library to another file.
 
-It is the byte-level BPE of Qwen2. What may differ is the vocabulary, the merges, and the tokens added to it; what
-text goes through before (`build`) is the model's, and a file that wants something else is refused.
+It is the byte-level BPE of Qwen2. The vocabulary, the merges and the added tokens may differ; the steps before BPE
+(`build`) are the model's, and a file with other ones is refused.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import shown
+from ..checks import Named, must, must_be, shown
 from ..errors import CheckpointError
-from .files import how_to_download, read_json, read_text, wrong
+from .files import damaged, read_json, read_text, wrong
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The published vocabulary has 3 MB; a tokenizer.json, which holds everything, 7 to 12.
 MAX_BYTES = 16 << 20
+"""The published vocabulary has 3 MB; a tokenizer.json, which contains everything, 7 to 12."""
 
-# How Qwen2 divides text before BPE; tokenizer.json files of the family hold it.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+"""How Qwen2 splits text before BPE, from tokenizer.json files of the family."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word")
 _NAMES = ("pad_token", "eos_token", "bos_token", "unk_token")
 _DEFAULT = "<|endoftext|>"
-# Common text must not become a token of the model's own language.
 _ADDED = re.compile(r"<[^<>\s]+>")
+"""Ordinary text must not become one of the model's control tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class TokenizerFiles:
     """The content of ``tokenizer/``, checked.
 
     Attributes:
-        vocabulary_file: Where the vocabulary is.
-        added_file: Where the added tokens are.
+        vocabulary_file: The file with the vocabulary.
+        added_file: The file with the added tokens.
         vocabulary: Ids by token; all 256 bytes are there.
         merges: Pairs of tokens in the order in which they are merged.
         added: In the order of their ids.
@@ -69,25 +69,30 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
-        """Read the files of a checkpoint folder. Needs no library.
+        """Read the files of a checkpoint folder, without any library.
 
         Raises:
-            CheckpointError: Naming the file and what is wrong in it.
+            CheckpointError: Naming the file and the value that is wrong.
         """
         name = "tokenizer/tokenizer_config.json"
         config_file, config = folder / name, read_json(folder, name)
         _check_config(config_file, config)
-        whole = "tokenizer/tokenizer.json"
-        if os.path.lexists(folder / whole):
-            file = merges_file = added_file = folder / whole
-            content = read_json(folder, whole, MAX_BYTES)
+        single = "tokenizer/tokenizer.json"
+        if os.path.lexists(folder / single):
+            file = merges_file = added_file = folder / single
+            content = read_json(folder, single, MAX_BYTES)
             vocabulary, merges, listed = _parts_of(file, content)
             added = {one.id: one for one in (_listed(file, entry) for entry in listed)}
             if len(added) != len(listed):
-                raise wrong(file, "added_tokens", listed, "a list with a different id for each")
+                raise wrong(file, "added_tokens", listed, "a list of tokens with different ids")
             for one in _decoder(config_file, config):
                 if one.id not in added or added[one.id].content != one.content:
-                    raise wrong(config_file, f"added_tokens_decoder.{one.id}", one.content, f"what {file.name} says")
+                    raise wrong(
+                        config_file,
+                        f"added_tokens_decoder.{one.id}",
+                        one.content,
+                        f"the token of that id in {file.name}",
+                    )
         else:
             file, merges_file = folder / "tokenizer/vocab.json", folder / "tokenizer/merges.txt"
             vocabulary = read_json(folder, "tokenizer/vocab.json", MAX_BYTES)
@@ -104,7 +109,7 @@ class TokenizerFiles:
         _check_added(added_file, in_order, vocabulary, file)
         names = {key: _name(config_file, config, key, in_order) for key in _NAMES}
         if names["pad_token"] is None:
-            raise wrong(config_file, "pad_token", None, "an added token, which fills up shorter prompts,")
+            raise wrong(config_file, "pad_token", None, "an added token, to pad shorter prompts")
         return cls(file, added_file, vocabulary, merges, in_order, names)
 
     @cached_property
@@ -118,16 +123,16 @@ class TokenizerFiles:
         Raises:
             CheckpointError: Naming the token, its id and the number of rows.
         """
-        wanted = f"an id below {rows}, the rows of the stored embedding,"
+        requirement = f"an id below {rows}, the number of rows of the stored embedding"
         for token, number in self.vocabulary.items():
             if number >= rows:
-                raise wrong(self.vocabulary_file, shown(token), number, wanted)
+                raise wrong(self.vocabulary_file, shown(token), number, requirement)
         for one in self.added:
             if one.id >= rows:
-                raise wrong(self.added_file, one.content, one.id, wanted)
+                raise wrong(self.added_file, one.content, one.id, requirement)
 
     def build(self) -> PreTrainedTokenizerBase:
-        """The tokenizer itself."""
+        """The tokenizer itself, made by the tokenizers library."""
         from tokenizers import AddedToken as Added
         from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
         from tokenizers.models import BPE
@@ -149,7 +154,7 @@ class TokenizerFiles:
         made = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, split_special_tokens=False, **self.names
         )
-        # Which ids the library gave: what is checked above is what it does.
+        # The library assigns ids by itself: they must be those that were checked.
         wrong_ids = [one for one in self.added if made.convert_tokens_to_ids(one.content) != one.id]
         if wrong_ids or len(made) != len(self.vocabulary) + len(self.added):
             raise CheckpointError(f"{self.added_file}: the ids of the added tokens do not follow the vocabulary's.")
@@ -157,7 +162,7 @@ class TokenizerFiles:
 
 
 def _check_config(file: Path, config: Mapping[str, Any]) -> None:
-    """Settings that would change what text becomes must be the model's."""
+    """Settings that would change the tokens of a text must be the model's."""
     for key in ("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens"):
         if config.get(key) not in (None, False) or type(config.get(key)) is int:
             raise wrong(file, key, config[key], "false")
@@ -175,9 +180,9 @@ def _parts_of(file: Path, content: Mapping[str, Any]) -> tuple[Any, list[tuple[s
         if model.get(key):
             raise wrong(file, f"model.{key}", model[key], "an empty string")
     if not isinstance(content.get("normalizer"), dict) or content["normalizer"].get("type") != "NFC":
-        raise wrong(file, "normalizer", content.get("normalizer"), "NFC")
+        raise wrong(file, "normalizer", content.get("normalizer"), "an object of type NFC")
     if not _is_qwen2(content.get("pre_tokenizer")):
-        raise wrong(file, "pre_tokenizer", content.get("pre_tokenizer"), "Qwen2's")
+        raise wrong(file, "pre_tokenizer", content.get("pre_tokenizer"), "that of Qwen2")
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise wrong(file, "model.merges", merges, "a list of pairs")
@@ -214,7 +219,7 @@ def _merges(file: Path, text: str) -> list[tuple[str, str]]:
             continue
         pair = line.split(" ")
         if len(pair) != 2:
-            raise wrong(file, f"line {number + 1}", line, "two tokens with a blank between them")
+            raise wrong(file, f"line {number + 1}", line, "two tokens separated by a blank")
         pairs.append((pair[0], pair[1]))
     return pairs
 
@@ -224,15 +229,13 @@ def _check_vocabulary(file: Path, vocabulary: Any) -> None:
         raise wrong(file, "the vocabulary", vocabulary, "an object of tokens and ids")
     for token, number in vocabulary.items():
         if type(number) is not int or number < 0:
-            raise wrong(file, shown(token), number, "a whole number from 0")
+            raise wrong(file, shown(token), number, "an integer from 0")
         if not token.isprintable() and not _is_utf8(token):
-            raise CheckpointError(f"{file}: {shown(token)} is no text. {how_to_download()}")
+            raise damaged(f"{file}: {must_be('a token', 'Unicode text', token)}")
     if len(set(vocabulary.values())) != len(vocabulary):
-        raise CheckpointError(f"{file} gives one id to {_repeated(vocabulary)}. {how_to_download()}")
+        raise damaged(f"{file} gives one id to {_repeated(vocabulary)}.")
     if absent := [symbol for symbol in byte_symbols() if symbol not in vocabulary]:
-        raise CheckpointError(
-            f"{file} lacks {shown(absent[0])}; a token for each of the 256 bytes is wanted. {how_to_download()}"
-        )
+        raise damaged(must(str(file), "have a token for each of the 256 bytes", Named(f"none for {shown(absent[0])}")))
 
 
 def _repeated(vocabulary: Mapping[str, int]) -> str:
@@ -248,41 +251,36 @@ def _check_merges(file: Path, merges: list[tuple[str, str]], vocabulary: Mapping
     for left, right in merges:
         for token in (left, right, left + right):
             if token not in vocabulary:
-                raise CheckpointError(
-                    f"{file}: the merge {shown(f'{left} {right}')} needs the token {shown(token)}, "
-                    f"which is not in {home}. {how_to_download()}"
-                )
+                merge = shown(f"{left} {right}")
+                raise damaged(f"{file}: the merge {merge} needs the token {shown(token)}, which is not in {home}.")
     # Ranks are ids in this family: the first merge makes the first token after the 256 bytes, and so on. A list that
-    # was cut off or shuffled would divide every text in another way.
+    # was cut off or shuffled would split every text differently.
     for number, (left, right) in enumerate(merges, start=256):
         if vocabulary[left + right] != number:
-            wanted = f"{number}, the place of its merge {shown(f'{left} {right}')} in {file.name} after the 256 bytes,"
-            raise wrong(home, f"the id of {shown(left + right)}", vocabulary[left + right], wanted)
+            requirement = (
+                f"{number}, the place of its merge {shown(f'{left} {right}')} in {file.name} after the 256 bytes"
+            )
+            raise wrong(home, f"the id of {shown(left + right)}", vocabulary[left + right], requirement)
     if len(vocabulary) != 256 + len(merges):
-        raise CheckpointError(
-            f"{file} has {len(merges)} merges; {len(vocabulary) - 256} are wanted, one for each token of {home} but "
-            f"the 256 bytes. {how_to_download()}"
-        )
+        requirement = f"have {len(vocabulary) - 256} merges, one for each token of {home} except the 256 bytes"
+        raise damaged(must(str(file), requirement, len(merges)))
 
 
 def _check_added(file: Path, added: list[AddedToken], vocabulary: Mapping[str, int], home: Path) -> None:
     if (last := max(vocabulary.values())) != len(vocabulary) - 1:
-        raise CheckpointError(
-            f"{home}: the ids end at {shown(last)}, but there are {len(vocabulary)}; ids from 0 without a gap are "
-            f"wanted. {how_to_download()}"
-        )
+        raise wrong(home, "the last id", last, f"{len(vocabulary) - 1}, since ids count up from 0 without a gap")
     seen: set[str] = set()
     for number, one in enumerate(added, start=len(vocabulary)):
         if one.content in seen:
-            raise CheckpointError(f"{file} gives two ids to {shown(one.content)}. {how_to_download()}")
+            raise damaged(f"{file} gives two ids to {shown(one.content)}.")
         seen.add(one.content)
         if not _ADDED.fullmatch(one.content) or not _is_utf8(one.content):
             raise wrong(file, f"the added token {one.id}", one.content, "a text in angle brackets without blanks")
         if one.content in vocabulary:
             raise wrong(file, f"the added token {one.id}", one.content, f"a text that is not in {home}")
         if one.id != number:
-            wanted = f"{number}, which follows on the {len(vocabulary)} ids of {home} without a gap,"
-            raise wrong(file, f"the id of {one.content}", one.id, wanted)
+            requirement = f"{number}, since ids continue those of {home} without a gap"
+            raise wrong(file, f"the id of {one.content}", one.id, requirement)
 
 
 def _decoder(file: Path, config: Mapping[str, Any]) -> list[AddedToken]:
@@ -292,9 +290,9 @@ def _decoder(file: Path, config: Mapping[str, Any]) -> list[AddedToken]:
         raise wrong(file, "added_tokens_decoder", decoder, "an object of ids and tokens")
     found = []
     for number, entry in decoder.items():
-        # As few digits as an id can have, written in one way only.
+        # No more digits than an id can have, and one spelling for each.
         if not re.fullmatch("0|[1-9][0-9]{0,8}", number):
-            raise wrong(file, "an id of added_tokens_decoder", number, "a whole number from 0")
+            raise wrong(file, "an id of added_tokens_decoder", number, "an integer from 0")
         found.append(_added(file, f"added_tokens_decoder.{number}", int(number), entry))
     return found
 
@@ -302,7 +300,7 @@ def _decoder(file: Path, config: Mapping[str, Any]) -> list[AddedToken]:
 def _listed(file: Path, entry: Any) -> AddedToken:
     number = entry.get("id") if isinstance(entry, dict) else None
     if type(number) is not int or not 0 <= number < 10**9:
-        raise wrong(file, "a token of added_tokens", entry, "an object with an id")
+        raise wrong(file, "a token of added_tokens", entry, "an object with an integer id")
     return _added(file, f"the added token {number}", number, entry)
 
 
@@ -320,7 +318,7 @@ def _added(file: Path, key: str, number: int, entry: Any) -> AddedToken:
 
 
 def _legacy(folder: Path, file: Path, config: Mapping[str, Any]) -> list[AddedToken]:
-    """``added_tokens.json``, where older exports have the ids; what is special is named elsewhere."""
+    """The tokens of ``added_tokens.json``, where older exports store the ids; other files list which are special."""
     named = dict(config)
     if os.path.lexists(folder / "tokenizer/special_tokens_map.json"):
         named.update(read_json(folder, "tokenizer/special_tokens_map.json"))
@@ -330,10 +328,10 @@ def _legacy(folder: Path, file: Path, config: Mapping[str, Any]) -> list[AddedTo
     found = []
     for content, number in read_json(folder, "tokenizer/added_tokens.json").items():
         if type(number) is not int or not 0 <= number < 10**9:
-            raise wrong(file, shown(content), number, "a whole number from 0")
+            raise wrong(file, shown(content), number, "an integer from 0")
         found.append(AddedToken(number, content, content in special, content not in special))
     if len({one.id for one in found}) != len(found):
-        raise CheckpointError(f"{file} gives one id to two tokens. {how_to_download()}")
+        raise damaged(f"{file} gives one id to two tokens.")
     return found
 
 

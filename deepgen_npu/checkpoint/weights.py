@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK_BYTES = 32 * 1024 * 1024
+"""Size of the pieces in which weights are read and converted."""
+
 BytesRead = Callable[[int], object]
+"""Called with the number of bytes of each piece that was read."""
 
 
 # ComfyUI calls this in inference mode and later moves the model outside of it, which tensors made there refuse.
@@ -51,6 +54,8 @@ def load_part(
     """Load ``vlm``, ``connector``, ``transformer`` or ``vae``, ready for inference.
 
     Args:
+        checkpoint: The checked folder.
+        part: Which of the four.
         dtype: Of the weights. Rotary frequencies of the VLM are computed, not stored, and stay float32.
         device: Where the weights are read to; nothing of their size is kept on the host on the way.
         on_bytes_read: Called with the number of bytes of each piece that was read.
@@ -72,15 +77,15 @@ def filled(model: Module, state: Mapping[str, Tensor], device: torch.device) -> 
     """A model without memory, as `empty_model` makes it, with its weights on ``device``, ready for inference."""
     model.requires_grad_(False)
     model.load_state_dict(state, assign=True)
-    # Rotary frequencies, which no file holds, were computed on the CPU.
+    # Rotary frequencies, which no file contains, were computed on the CPU.
     return model.to(device).eval()
 
 
 @contextmanager
 def _named(checkpoint: Checkpoint, part: str) -> Iterator[None]:
-    """Whatever a library makes of a part that passed all checks becomes an error that names the part.
+    """Turn what a library raises about a part that passed all checks into an error that names the part.
 
-    Memory that ran out is no fault of the checkpoint. What ends a run from outside never comes from in here.
+    Running out of memory is not a fault of the checkpoint. What ends a run from outside is never raised in here.
     """
     try:
         yield
@@ -89,12 +94,12 @@ def _named(checkpoint: Checkpoint, part: str) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {error}".strip()[:500]
         raise CheckpointError(
-            f"{checkpoint.folder / CONFIG_FILES.get(part, part)}: the {part} cannot be made of it ({reason})."
+            f"{checkpoint.folder / CONFIG_FILES.get(part, part)}: the {part} cannot be built from it ({reason})."
         ) from error
 
 
 def copy_to(model: Module, device: torch.device) -> Any:
-    """A DiT or VAE once more, on another device; nothing of its size is kept elsewhere on the way."""
+    """A copy of a DiT or VAE on another device; nothing of its size is kept elsewhere on the way."""
     config = dict(model.config)
     with torch.device("meta"):
         copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
@@ -127,7 +132,10 @@ def read_tensor(
     """Read one tensor into memory of its own.
 
     Args:
+        stored: Where it lies.
         dtype: None keeps the stored one.
+        device: Where it is read to.
+        on_bytes_read: Called with the number of bytes of each piece that was read.
         buffer: Bytes to read into where dtype or device change on the way; None makes one.
     """
     source = stored_dtype(stored.dtype)
@@ -170,21 +178,21 @@ def _read_into(file: FileIO, target: Tensor, stored: StoredTensor) -> None:
         except OSError as error:
             raise _gone(stored, error) from None
         if not count:
-            raise CheckpointError(f"{stored.file} ended while it was read; was it changed meanwhile?")
+            raise CheckpointError(f"{stored.file} is shorter than its header says. Was it modified while loading?")
         view = view[count:]
 
 
 def _gone(stored: StoredTensor, error: OSError | FileError) -> CheckpointError:
     return CheckpointError(
-        f"{stored.file} was there when the checkpoint was opened, but cannot be read now "
-        f"({getattr(error, 'strerror', None) or error}); was it moved, replaced or removed meanwhile?"
+        f"{stored.file} can no longer be read ({getattr(error, 'strerror', None) or error}). "
+        "Was it moved, replaced or removed while loading?"
     )
 
 
 def empty_model(part: str, config: Mapping[str, Any]) -> Any:
     """The model of a part as its config describes it, with parameters that occupy no memory (meta device).
 
-    The VLM comes without its ``lm_head``: the published folder leaves it out, since it is the embedding once more,
+    The VLM comes without its ``lm_head``: the published folder leaves it out, since it is the embedding again,
     and image generation never uses it. Its rotary frequencies are real.
     """
     config = settings(part, Path(CONFIG_FILES[part]), config)
@@ -197,7 +205,7 @@ def empty_model(part: str, config: Mapping[str, Any]) -> Any:
         # The device of a with statement belongs to this thread; accelerate's init_empty_weights would put the
         # modules of every other thread on the meta device as well.
         with _quiet_transformers():
-            # transformers writes into its config, and wants no None.
+            # transformers writes into its config, and does not accept None.
             given = {key: value for key, value in copy.deepcopy(config).items() if value is not None}
             with torch.device("meta"):
                 model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(given))
@@ -212,7 +220,7 @@ def empty_model(part: str, config: Mapping[str, Any]) -> Any:
 
 
 def _make_rotary_buffers(vlm: Any) -> None:
-    """Compute the rotary frequencies, which no file holds, of a VLM that was built on the meta device."""
+    """Compute the rotary frequencies, which no file contains, of a VLM that was built on the meta device."""
     text, vision = vlm.config.get_text_config(), vlm.config.vision_config
     for module in vlm.modules():
         if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
@@ -231,7 +239,7 @@ def _make_rotary_buffers(vlm: Any) -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """transformers 5 remarks on the spelling of rope settings in configs that 4.5x wrote; both mean the same."""
+    """Silence transformers 5, which warns about the rope settings of configs that 4.5x wrote; both mean the same."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()

@@ -1,1 +1,1 @@
-"""Hugging Face and ModelScope: what lies there, and how it gets here, checked."""
+"""Downloads from Hugging Face and ModelScope, with every answer checked."""

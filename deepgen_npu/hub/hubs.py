@@ -1,4 +1,4 @@
-"""The two hubs: where their caches keep a model, how each is asked for its files, and what it answers, checked."""
+"""The two hubs: where their caches store a model, how each lists its files, and its answers, checked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from ..checks import shown
+from ..checks import must_be
 from ..errors import DownloadError
 from ..files import FileError, parse_json, read_bytes
-from .files import COMMIT, BadAnswer, HubFile, checked_id, is_data_file, wanted_files
+from .files import COMMIT, BadAnswer, HubFile, checked_files, checked_id, is_data_file
 
 
 if TYPE_CHECKING:
@@ -23,13 +23,21 @@ logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
-    """What to bring, and where: the files' folder, the folder that links in it may lead to, each file's address."""
+    """What to fetch, and where.
+
+    Attributes:
+        folder: Receives the files.
+        root: The folder that links in it may lead to.
+        files: As the hub lists them, checked.
+        address: The address of a file by its name.
+        ref: The file that names the commit once all files are there; None where there is none.
+    """
 
     folder: Path
     root: Path
     files: list[HubFile]
     address: Callable[[str], str]
-    ref: Path | None = None  # names the commit, once all of it is there
+    ref: Path | None = None
 
 
 def _hf_storage(model_id: str) -> Path:
@@ -39,7 +47,7 @@ def _hf_storage(model_id: str) -> Path:
 
 
 def cached_folders(source: str, model_id: str, revision: str | None) -> Iterator[Path]:
-    """Folders where a cache may keep the model, the likeliest first; they need not exist."""
+    """Folders where a cache may store the model, the most likely first; they need not exist."""
     if source == "huggingface":
         storage = _hf_storage(model_id)
         commit = revision or ""
@@ -69,6 +77,11 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def make_client(source: str, watch: Watch) -> Client:
+    """A client of one of `SOURCES`, with the user's token if there is one.
+
+    Raises:
+        DownloadError: The token or the address is malformed.
+    """
     from .transfer import Client
 
     secret = {}
@@ -89,7 +102,7 @@ def make_client(source: str, watch: Watch) -> Client:
             secret["Cookie"] = f"m_session_id={token}"
     if token:
         if not (token.isascii() and token.isprintable()):  # an error of the transfer would show it
-            raise DownloadError(f"The token for {source} has characters that no token has. Log in again, or mend it.")
+            raise DownloadError(f"The token for {source} must be printable ASCII. Log in again, or correct it.")
         secret["Authorization"] = f"Bearer {token}"
     return Client(endpoint, secret, watch)
 
@@ -100,6 +113,7 @@ def _modelscope_address() -> str:
 
 
 def from_huggingface(client: Client, model_id: str, revision: str | None, target: Path | None) -> Plan:
+    """The plan of a download from Hugging Face or a mirror: into ``target``, or its cache."""
     from .transfer import Refused
 
     api = f"{client.endpoint}/api/models/{model_id}"
@@ -109,26 +123,26 @@ def from_huggingface(client: Client, model_id: str, revision: str | None, target
     except Refused as refused:  # a mirror may not offer sizes; the plain query must work
         if refused.status in (401, 403, 404):
             raise
-        logger.debug("the hub told no file sizes: %s", refused)
+        logger.debug("the hub does not list file sizes: %s", refused)
         info = parse_json(client.read(about), "the list of files")
     commit = checked_id("the commit", info.get("sha"), COMMIT)
     entries = _hf_entries(info.get("siblings"), "rfilename", "blobId", "sha256")
     if any(entry["size"] is None for entry in entries if is_data_file(entry["name"])):
-        # A list has no name of its own, as an object's parts have.
+        # `parse_json` takes an object, and the answer is a list.
         tree = b'{"tree": %s}' % client.read(f"{api}/tree/{commit}?recursive=true")
         entries = _hf_entries(parse_json(tree, "the tree of files").get("tree"), "path", "oid", "oid")
     storage = _hf_storage(model_id)
     return Plan(
         folder=target or storage / "snapshots" / commit,
         root=target or storage,
-        files=wanted_files(entries),
+        files=checked_files(entries),
         address=lambda name: f"{client.endpoint}/{model_id}/resolve/{commit}/{quote(name)}",
         ref=None if target or revision == commit else storage / "refs" / (revision or "main"),
     )
 
 
 def _hf_entries(listed: object, name: str, blob_id: str, sha256: str) -> list[dict[str, Any]]:
-    """The two kinds of list that the hub has, in the form that `wanted_files` takes."""
+    """The two kinds of list that the hub has, in the form of `checked_files`."""
     entries = []
     for entry in _objects(listed):
         if entry.get("type", "file") != "file":
@@ -148,16 +162,16 @@ def _hf_entries(listed: object, name: str, blob_id: str, sha256: str) -> list[di
 
 
 def _objects(listed: object) -> list[dict[str, Any]]:
-    wanted = "a list of objects is wanted"
     if not isinstance(listed, list):
-        raise BadAnswer(f"the list of files is {shown(listed)}; {wanted}")
+        raise BadAnswer(must_be("the list of files", "a list of objects", listed))
     for value in listed:
         if not isinstance(value, dict):
-            raise BadAnswer(f"the list of files holds {shown(value)}; {wanted}")
+            raise BadAnswer(must_be("an entry of the list of files", "an object", value))
     return listed
 
 
 def from_modelscope(client: Client, model_id: str, revision: str | None, target: Path | None) -> Plan:
+    """The plan of a download from ModelScope: into ``target``, or its cache."""
     from .transfer import Refused
 
     api = f"{client.endpoint}/api/v1/models/{model_id}/repo"
@@ -168,7 +182,7 @@ def from_modelscope(client: Client, model_id: str, revision: str | None, target:
     if type(code) is int and code != 200:  # its errors may come with the status 200
         raise Refused(code, f"{api}/files")
     if not isinstance(data, dict):
-        raise BadAnswer(f"the list of files is in {shown(data)}; an object is wanted")
+        raise BadAnswer(must_be("the Data of the answer", "an object", data))
     entries = [
         {
             "name": entry.get("Path"),
@@ -180,7 +194,7 @@ def from_modelscope(client: Client, model_id: str, revision: str | None, target:
         for entry in _objects(data.get("Files"))
         if entry.get("Type", "blob") == "blob"
     ]
-    # What an older version of ModelScope's library began is completed where it is.
+    # A download begun by an older version of ModelScope's library is completed where it is.
     old = (path for path in cached_folders("modelscope", model_id, None) if path.parent.name != "snapshots")
     began = None if revision else next((path for path in old if path.is_dir()), None)
     owner, name = model_id.split("/")
@@ -188,9 +202,10 @@ def from_modelscope(client: Client, model_id: str, revision: str | None, target:
     return Plan(
         folder=folder,
         root=folder,
-        files=wanted_files(entries),
+        files=checked_files(entries),
         address=lambda name: f"{api}?{where}&FilePath={quote(name, safe='')}",
     )
 
 
 PLANS = {"huggingface": from_huggingface, "modelscope": from_modelscope}
+"""How to plan a download, by source."""

@@ -1,7 +1,7 @@
 """Bytes over HTTP: one listing or many files, in threads that can be left at any moment.
 
-Everything that may wait (a name, a connection, a server that drips) happens in daemon threads. The thread that asked
-only looks at them, ten times a second, so that Ctrl-C acts at once whatever they wait for.
+Everything that may wait (a name, a connection, a slow server) happens in daemon threads. The calling thread only polls
+them, ten times a second, so that Ctrl-C acts at once whatever they wait for.
 """
 
 from __future__ import annotations
@@ -20,23 +20,31 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from ..checks import shown
+from ..checks import Named, must, must_be
 from ..errors import DownloadError
 from .files import BadAnswer, HubFile, content_id, unfinished_path
 
 
-# Seconds; requests counts the second one anew for every piece that it receives.
 CONNECT_SECONDS, SILENT_SECONDS = 15, 20
-# Without so much as a chunk anywhere: a server that drips never lets the other clocks run out.
+"""Timeouts; requests restarts the second one for every piece that it receives."""
+
 STALLED_SECONDS = 90
+"""Timeout without as much as a chunk for any file: a server that sends single bytes never meets the other two."""
+
 CHUNK = 1 << 15
+"""Bytes of a piece."""
+
 WORKERS = 4
-# Without MIN_PROGRESS bytes between them.
-ATTEMPTS = 4
-MIN_PROGRESS = 1 << 20
+"""Files that are fetched at the same time."""
+
+ATTEMPTS, MIN_PROGRESS = 4, 1 << 20
+"""Failures of a file in a row that end the download, unless at least that many bytes came between two."""
+
 MAX_REDIRECTS = 8
 MAX_LISTING_BYTES = 16 << 20
-LATER = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may be others next time
+
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses of failures that may be temporary."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -52,14 +60,14 @@ class Refused(Exception):
 
 
 class _Stopped(Exception):
-    """Ends a thread that nobody waits for any more."""
+    """Ends a thread whose result is no longer needed."""
 
 
 class Watch:
-    """What threads have done, for the thread that looks at them.
+    """What threads have done, for the thread that polls them.
 
     Attributes:
-        stop: Set when the threads are to end.
+        stop: Set when the threads must end.
         have: Bytes of each file that are on disk.
     """
 
@@ -76,22 +84,26 @@ class Watch:
         self._last, self._few = time.monotonic(), 0
 
     def received(self, count: int) -> None:
+        """Called for each piece that a hub sent, with its bytes."""
         if self.stop.is_set():
             raise _Stopped
         self._few += count
         if self._few >= CHUNK:
             self.alive()
 
-    def look(self) -> None:
+    def check(self) -> None:
+        """Raise a timeout when nothing has moved for too long."""
         if time.monotonic() - self._last > STALLED_SECONDS:
-            raise requests.Timeout(f"hardly a byte came for {STALLED_SECONDS} seconds")
+            raise requests.Timeout(f"the transfer stalled for {STALLED_SECONDS} seconds")
 
 
-def in_threads(jobs: Sequence[Callable[[], T]], watch: Watch, look: Callable[[], None] = lambda: None) -> list[T]:
+def in_threads(jobs: Sequence[Callable[[], T]], watch: Watch, poll: Callable[[], None] = lambda: None) -> list[T]:
     """The results of functions, run a few at a time. The first error, or Ctrl-C, stops them all.
 
     Args:
-        look: Called now and then, in the thread of the caller.
+        jobs: The functions.
+        watch: Through which they are stopped.
+        poll: Called several times a second, in the thread of the caller.
     """
     waiting: queue.SimpleQueue[tuple[int, Callable[[], T]]] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
@@ -117,17 +129,17 @@ def in_threads(jobs: Sequence[Callable[[], T]], watch: Watch, look: Callable[[],
         for thread in threads:
             thread.start()
         while len(done) < len(jobs):
-            look()
+            poll()
             with contextlib.suppress(queue.Empty):
                 number, result, error = results.get(timeout=0.1)
                 if error is not None:
                     raise error
                 done[number] = result
                 continue
-            watch.look()
+            watch.check()
     except BaseException:
         watch.stop.set()
-        until = time.monotonic() + 0.5  # for what a thread has in hand; one that waits for a server is left behind
+        until = time.monotonic() + 0.5  # to finish a write; a thread that waits for a server is left behind
         for thread in threads:
             if thread.is_alive():
                 thread.join(max(0.0, until - time.monotonic()))
@@ -136,11 +148,12 @@ def in_threads(jobs: Sequence[Callable[[], T]], watch: Watch, look: Callable[[],
 
 
 class Client:
-    """Asks one hub.
+    """Requests to one hub.
 
     Args:
-        endpoint: Its address. What identifies the user is sent to that origin only, never to where it redirects.
+        endpoint: Its address. The secret is sent to that origin only, never to where it redirects.
         secret: Headers that identify the user.
+        watch: Receives the progress.
     """
 
     def __init__(self, endpoint: str, secret: dict[str, str], watch: Watch) -> None:
@@ -149,7 +162,7 @@ class Client:
         except ValueError:
             scheme = host = None
         if scheme not in ("http", "https") or not host:
-            raise DownloadError(f"The hub's address is {shown(endpoint)}; one that begins with https:// is wanted.")
+            raise DownloadError(must_be("the address of the hub", "a URL that begins with https://", endpoint))
         self.endpoint = endpoint.rstrip("/")
         self._secret = secret
         self.watch = watch
@@ -169,7 +182,7 @@ class Client:
                     stream=True,
                     allow_redirects=False,
                     timeout=(CONNECT_SECONDS, SILENT_SECONDS),
-                    auth=lambda request: request,  # else requests puts a netrc file over our header
+                    auth=lambda request: request,  # otherwise requests replaces our header by a netrc file
                 )
                 with contextlib.closing(answer):
                     self.watch.received(0)
@@ -179,10 +192,10 @@ class Client:
                     if answer.status_code >= 400:
                         raise Refused(answer.status_code, url, answer.headers.get("X-Error-Code"))
                     if answer.status_code not in (200, 206):
-                        raise BadAnswer(f"the status of {url} is {answer.status_code}; 200 is wanted")
+                        raise BadAnswer(must_be(f"the status of {url}", "200", answer.status_code))
                     yield answer
                     return
-        raise BadAnswer(f"{MAX_REDIRECTS} redirects follow each other; fewer are wanted")
+        raise BadAnswer(f"there are more than {MAX_REDIRECTS} redirects in a row")
 
     def read(self, url: str) -> bytes:
         """A short answer."""
@@ -192,17 +205,17 @@ class Client:
                 self.watch.received(len(piece))
                 content += piece
                 if len(content) > MAX_LISTING_BYTES:
-                    raise BadAnswer(f"{url} has more than {MAX_LISTING_BYTES} bytes; at most so many are wanted")
+                    raise BadAnswer(must(url, f"have at most {MAX_LISTING_BYTES} bytes", Named("more")))
         return bytes(content)
 
     def fetch(self, url: str, file: HubFile, place: Path) -> None:
-        """Bring one file to its place, going on with what an earlier attempt left beside it.
+        """Fetch one file to its place, continuing what an earlier attempt left next to it.
 
-        The content takes its name only after it was compared with what the list of the hub told.
+        The content gets its name only after it was compared with the list of the hub.
 
         Raises:
-            BadAnswer: Something else came; nothing of it is kept.
-            requests.RequestException, Refused: It cannot be fetched; what came is kept.
+            BadAnswer: The content is not what was listed; nothing of it is kept.
+            requests.RequestException, Refused: It cannot be fetched; what was received is kept.
         """
         unfinished = unfinished_path(place, file)
         try:
@@ -225,8 +238,8 @@ class Client:
             stream.truncate(0)
             if fresh:
                 kind = "SHA-256" if file.sha256 else "blob id"
-                raise BadAnswer(f"the {kind} of what came as {file.name} is {found}; {file.id} is wanted, as listed")
-            fresh = True  # what was there already may be what is wrong
+                raise BadAnswer(must_be(f"the {kind} of {file.name}", f"{file.id}, as listed", Named(found)))
+            fresh = True  # the part of an earlier attempt may be what is wrong
 
     def _receive_all(self, url: str, file: HubFile, stream: BinaryIO) -> None:
         failures, before = 0, stream.seek(0, os.SEEK_END)
@@ -242,7 +255,7 @@ class Client:
             except Refused as refused:
                 if refused.status == 416:
                     stream.truncate(0)
-                elif refused.status not in LATER:
+                elif refused.status not in RETRIED:
                     raise
                 error = refused
             size = stream.seek(0, os.SEEK_END)
@@ -250,7 +263,7 @@ class Client:
             before = size
             if failures >= ATTEMPTS:
                 raise error
-            logger.info("%s stopped at %d bytes and is continued: %s", file.name, size, error)
+            logger.info("%s stopped at %d bytes and continues: %s", file.name, size, error)
             if self.watch.stop.wait(0.5 * 2 ** (failures - 1)):
                 raise _Stopped
 
@@ -264,16 +277,16 @@ class Client:
                 have = 0
                 length = answer.headers.get("Content-Length", "")
                 if length.isdecimal() and "Content-Encoding" not in answer.headers and int(length[:20]) != file.size:
-                    raise BadAnswer(f"{file.name} comes with {length[:20]} bytes; {file.size} are wanted, as listed")
+                    raise BadAnswer(must(file.name, f"have {file.size} bytes, as listed", Named(length[:20])))
             elif answer.headers.get("Content-Range") != f"bytes {have}-{file.size - 1}/{file.size}":
                 stream.truncate(0)
-                raise requests.ConnectionError(f"the rest of {file.name} was asked for, and another piece came")
+                raise requests.ConnectionError(f"the answer is not the requested range of {file.name}")
             stream.seek(have)
             stream.truncate()
             for piece in answer.iter_content(CHUNK):
                 if have + len(piece) > file.size:
                     stream.truncate(0)
-                    raise BadAnswer(f"{file.name} has more bytes than the {file.size} that are listed")
+                    raise BadAnswer(must(file.name, f"have {file.size} bytes, as listed", Named("more")))
                 stream.write(piece)
                 have += len(piece)
                 self.watch.have[file.name] = have
@@ -287,15 +300,15 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def _follow(url: str, location: str | None) -> str:
     """The address that a redirect leads to."""
-    wanted = "https" if urlsplit(url).scheme == "https" else "http or https"
+    schemes = ("https",) if urlsplit(url).scheme == "https" else ("http", "https")
     try:
         target = urljoin(url, location or "")
         parts = urlsplit(target)
-        _origin(target)  # a port may be none
+        _origin(target)  # raises if the port is invalid
     except ValueError:
         target, parts = "", urlsplit("")
-    if not location or not parts.hostname or parts.scheme not in wanted.split(" or "):
-        raise BadAnswer(f"a redirect leads to {shown(location)}; an address of {wanted} is wanted")
+    if not location or not parts.hostname or parts.scheme not in schemes:
+        raise BadAnswer(must_be("the target of a redirect", f"a URL of {' or '.join(schemes)}", location))
     return target
 
 
@@ -303,20 +316,20 @@ def _follow(url: str, location: str | None) -> str:
 def _claimed(path: Path) -> Iterator[BinaryIO]:
     """The file at a path, made where there is none, for reading and writing by one process.
 
-    A link or anything else that was laid there is removed first, never followed.
+    A link or anything else in its place is removed first, never followed.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_nlink > 1:
             path.unlink()
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags, 0o666), "r+b") as stream:
-        with contextlib.suppress(ImportError):  # on Windows, where two at once end as a wrong id
+        with contextlib.suppress(ImportError):  # on Windows, where two at once end in a wrong id
             import fcntl
 
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DownloadError(
-                    f"{path} is being written by another download. Wait for it, or stop it, and start this one again."
+                    f"{path} is being written by another download. Wait for it, or stop it, then run this one again."
                 ) from None
         yield stream

@@ -1,1 +1,1 @@
-"""The maths of the model. Nothing here imports anything of the library but its own neighbours."""
+"""The maths of the model. Modules here import nothing else of this library."""

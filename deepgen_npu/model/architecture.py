@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-# The vision tower sees pictures at 28/32 of their size, so that one of its 28-pixel merge cells covers exactly
-# 32 pixels, that is one 2x2 group of DiT patches (original: interpolate with scale_factor 28/32).
 VISION_SCALE = 28 / 32
+"""The vision tower sees images at this scale, so that one of its merge cells (28 pixels) covers exactly 32 pixels,
+which are 2 x 2 patches of the DiT (original: interpolate with scale_factor 28/32)."""
 
 
 def stacked_states(num_hidden_layers: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The VAE as DeepGen uses it: pictures to latents and back, and the scale that the DiT works in."""
+"""The VAE as DeepGen uses it: images to latents and back, and the scale that the DiT works in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """The mode of the posterior: [b, 3, H, W] in [-1, 1] to [b, C, H/8, W/8], unscaled.
 
-    The original draws a sample from the global random numbers; with the mode, a seed alone decides.
+    The original draws a sample with PyTorch's global generator; with the mode, the result depends on the seed alone.
     """
     return vae.encode(pixels).latent_dist.mode()
 
@@ -28,19 +28,19 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     Raises:
         FloatingPointError: When a value is NaN or infinite.
     """
-    # One at a time: a batch would need a gigabyte for each picture of 512 x 512.
+    # One at a time: a batch would need a gigabyte for each image of 512 x 512.
     pixels = torch.cat([vae.decode(one).sample for one in latents.split(1)])
     require_finite(pixels, "The VAE's output", {"vae": vae})
     return pixels
 
 
 def scale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """From the VAE's latents to the scaled space that the DiT works in."""
+    """Latents [b, C, h, w] from the VAE's own space to the scaled one that the DiT works in."""
     return (latents - _shift(vae)) * vae.config["scaling_factor"]
 
 
 def unscale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """From the DiT's scaled space to the VAE's latents, in the dtype of the VAE, as the original does it."""
+    """Latents [b, C, h, w] from the DiT's scaled space to the VAE's own, in the VAE's dtype, as in the original."""
     return latents.to(vae.dtype) / vae.config["scaling_factor"] + _shift(vae)
 
 

@@ -27,24 +27,30 @@ class ConnectorAttention(Module):
         self.out_proj = Linear(hidden_size, hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """[b, L, width] to [b, L, width]."""
         q, k, v = (
-            projection(hidden_states).unflatten(-1, (self.num_heads, -1))
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1))  # [b, L, heads, d]
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.out_proj(attention(q, k, v).flatten(2))
 
 
 class ConnectorMLP(Module):
+    """The feed-forward of a layer, with the tanh form of GELU."""
+
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
         self.fc1 = Linear(hidden_size, intermediate_size)
         self.fc2 = Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """[b, L, width] to [b, L, width]."""
         return self.fc2(F.gelu(self.fc1(hidden_states), approximate="tanh"))
 
 
 class ConnectorLayer(Module):
+    """A pre-norm transformer layer."""
+
     def __init__(self, hidden_size: int, intermediate_size: int, num_attention_heads: int, eps: float):
         super().__init__()
         self.layer_norm1 = LayerNorm(hidden_size, eps=eps)
@@ -53,16 +59,20 @@ class ConnectorLayer(Module):
         self.mlp = ConnectorMLP(hidden_size, intermediate_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """[b, L, width] to [b, L, width]."""
         hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states))
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
 class ConnectorEncoder(Module):
+    """The layers of the connector. Its attribute names are part of the parameter names."""
+
     def __init__(self, num_hidden_layers: int, **layer: Any):
         super().__init__()
         self.layers = ModuleList(ConnectorLayer(**layer) for _ in range(num_hidden_layers))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """[b, L, width] to [b, L, width]."""
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         return hidden_states
@@ -72,7 +82,7 @@ class Connector(Module):
     """The learned meta queries, the encoder and its three projectors.
 
     Args:
-        config: The settings of ``connector/config.json`` (`checkpoint_schema.settings`).
+        config: The settings of ``connector/config.json`` (`checkpoint.schema.settings`).
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -94,10 +104,11 @@ class Connector(Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
         return self.meta_queries.dtype
 
     def forward(self, stacked: Tensor) -> tuple[Tensor, Tensor]:
-        """Bridge the stacked hidden states.
+        """From stacked hidden states to the conditioning of the DiT.
 
         Args:
             stacked: [b, L + queries, states x hidden], hidden states concatenated channel-wise, deepest first.
@@ -106,5 +117,5 @@ class Connector(Module):
             The sequence [b, L + queries, joint_attention_dim] and the pooled vector
             [b, pooled_projection_dim]. The mean runs over every position, padding included, as in training.
         """
-        hidden_states = self.connector(self.projector_1(stacked))
+        hidden_states = self.connector(self.projector_1(stacked))  # [b, L + queries, width]
         return self.projector_3(hidden_states), self.projector_2(hidden_states.mean(dim=1))

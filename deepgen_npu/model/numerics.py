@@ -1,4 +1,4 @@
-"""A check of results."""
+"""The check that results are finite."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch.nn import Module
 
 
 def require_finite(values: Tensor, what: str, models: Mapping[str, Module]) -> None:
-    """Refuse a result that would become a black picture.
+    """Refuse a result that would become a black image.
 
     Args:
-        models: What made it, by the name of the part. Only now, when it counts, their weights are looked at.
+        values: The result.
+        what: Its name, for the message.
+        models: The models that made it, by the name of the part. Their weights are checked only if it is not finite.
 
     Raises:
         FloatingPointError: With advice, when a value is NaN or infinite.
@@ -29,10 +31,10 @@ def require_finite(values: Tensor, what: str, models: Mapping[str, Module]) -> N
                     "float32 as dtype."
                 )
     advice = {
-        torch.float16: "Choose bfloat16 or float32 as dtype (torch_dtype in the library)",
-        torch.bfloat16: "Choose float32 as dtype (torch_dtype in the library)",
-    }.get(values.dtype, "Check the files with `python -m deepgen_npu check FOLDER`")
+        torch.float16: "choose bfloat16 or float32 as dtype (torch_dtype in the library).",
+        torch.bfloat16: "choose float32 as dtype (torch_dtype in the library).",
+    }.get(values.dtype, "check the files of the model with the command check.")
     raise FloatingPointError(
-        f"{what} became NaN or infinite in {values.dtype} on {values.device}; the picture would be black. "
-        f"{advice}, or lower the guidance scale."
+        f"{what} became NaN or infinite in {values.dtype} on {values.device}; the image would be black. "
+        f"Lower the guidance scale, or {advice}"
     )

@@ -1,7 +1,7 @@
 """The operators for which Ascend has a fused kernel, each with the plain form that every other device runs.
 
-What decides is the device of the tensor, not whether torch_npu is installed: on an Ascend host the CPU runs the plain
-form, too. (diffusers' own RMSNorm calls ``npu_rms_norm`` for CPU tensors wherever the package is there, and fails.)
+The device of the tensor decides, not whether torch_npu is installed: on an Ascend host the CPU runs the plain form.
+(diffusers' own RMSNorm calls ``npu_rms_norm`` also for CPU tensors if the package is installed, and fails.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 
 def on_npu(tensor: Tensor) -> bool:
+    """Whether a tensor is on an NPU, so that fused kernels can be used."""
     return tensor.device.type == "npu"
 
 
@@ -24,16 +25,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Args:
         x: [..., n].
         weight: [n].
+        eps: Added to the mean square.
     """
     if on_npu(x):
         return torch.ops.npu.npu_rms_norm(x, weight, eps)[0]
-    scaled = x.float()
-    scaled = scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps)
+    scaled = x.float()  # [..., n]
+    scaled = scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps)  # [..., n] x [..., 1]
     return scaled.to(x.dtype) * weight
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) x up."""
+    """silu(gate) x up, elementwise; both [..., n]."""
     if on_npu(gate):
         return torch.ops.npu.npu_swiglu(torch.cat([gate, up], dim=-1), -1)
     return F.silu(gate) * up
@@ -44,11 +46,12 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: [b, L, heads, d].
-        cos: [b or 1, L, 1, d] in the dtype of ``x``, as ``sin``.
+        cos: [b or 1, L, 1, d] in the dtype of ``x``.
+        sin: As ``cos``.
     """
     if on_npu(x):
         return torch.ops.npu.npu_rotary_mul(x, cos, sin)
-    first, second = x.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)  # [b, L, heads, d/2] each
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
@@ -59,33 +62,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
         q: [b, L, heads, d].
         k: [b, S, kv heads, d]; heads are a multiple of kv heads.
         v: As ``k``.
-        mask: What `attention_mask` made, or None.
+        mask: As `attention_mask` returns it, or None.
 
     Returns:
         [b, L, heads, d].
     """
     if on_npu(q):
         # Called directly: PyTorch's function has the heads before the tokens, which costs the device a transposition
-        # of queries, keys, values and result. No row is without a key, so the plain inner_precise is right.
+        # of queries, keys, values and result. Each query has a key, so the default inner_precise is right.
         return _fused_attention()(q, k, v, q.shape[2], "BSND", atten_mask=mask, scale=q.shape[-1] ** -0.5)[0]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, heads, L, d], [b, kv heads, S, d] twice
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 def attention_mask(allowed: Tensor) -> Tensor:
-    """A mask as `attention` takes it on the device of ``allowed``, made of it in place.
+    """The mask that `attention` takes on the device of ``allowed``, computed in place.
 
     Args:
-        allowed: [b, 1, L, S] boolean, True where a query may attend; every row has one. No smaller: the fused kernel
-            does not broadcast a mask over queries or keys.
+        allowed: [b, 1, L, S] boolean, True where a query may attend; every row has a True. It has the full shape,
+            since the fused kernel does not broadcast a mask over queries or keys.
     """
     return allowed.logical_not_() if on_npu(allowed) else allowed
 
 
 @functools.cache
 def _fused_attention() -> Any:
-    """The third form returns nothing that the host has to know, the first is in every release."""
+    """npu_fusion_attention_v3, which returns only tensors, or the form that every release of torch_npu has.
+
+    The latter also returns integers (seed and offset of dropout), which the host has to know."""
     operators = torch.ops.npu
     return getattr(operators, "npu_fusion_attention_v3", None) or operators.npu_fusion_attention
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, npu_setup
-from ..locations import REQUIREMENTS
 from ..npu_setup import Problem, package_version
+from ..requirements import fits, requirements
 
 
 PACKAGES = (
@@ -229,21 +229,12 @@ def _of_packages(found: Report) -> Iterator[Problem]:
         yield Problem(f"Python is {found.python}; {oldest} or later is wanted", f"install Python {oldest} or later")
     if found.packages["torch"] is None:
         yield Problem("torch is not installed in this Python", "pip install torch  # in the build for this machine")
-    for name, oldest in requirements().items():
+    for name, versions in requirements().items():
         installed = found.packages.get(name) or package_version(name)
         if installed is None:
-            yield Problem(f"{name} is not installed in this Python", f'pip install "{name}>={oldest}"')
-        elif (npu_setup.release(installed) or ()) < (npu_setup.release(oldest) or ()):
-            yield Problem(f"{name} is {installed}; {oldest} or later is wanted", f'pip install "{name}>={oldest}"')
-
-
-def requirements(path: Path = REQUIREMENTS) -> dict[str, str]:
-    """The oldest version of each package in ``requirements.txt``; nothing where the file is not beside the library."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    return dict(re.findall(r"^([\w-]+)>=([\w.]+)", text, re.MULTILINE))
+            yield Problem(f"{name} is not installed in this Python", f'pip install "{name}{versions}"')
+        elif not fits(installed, versions):
+            yield Problem(f"{name} must be {versions}, got {installed}", f'pip install "{name}{versions}"')
 
 
 def _of_torch(found: Report, environment: Mapping[str, str], root: Path) -> Iterator[Problem]:

@@ -18,22 +18,12 @@ from ..devices import device_name, empty_cache, free_memory, resolve_device, res
 from ..dtypes import dtype_name
 from ..errors import UsageError
 from ..locations import downloaded_model
+from ..npu_setup import MEASURED
 from ..pipeline import DeepGenPipeline
 from . import doctor
 from .baseline import fingerprint
 from .random_model import RandomModel
 from .runs import RunSettings
-
-
-# Whatever of it is set belongs to a measurement.
-_ENVIRONMENT = (
-    "ASCEND_LAUNCH_BLOCKING",
-    "TASK_QUEUE_ENABLE",
-    "CPU_AFFINITY_CONF",
-    "PYTORCH_NPU_ALLOC_CONF",
-    "PYTORCH_ALLOC_CONF",
-    "OMP_NUM_THREADS",
-)
 
 
 @dataclass(frozen=True)
@@ -158,7 +148,7 @@ def header(**facts: object) -> str:
     """What a table in an issue begins with: versions, variables that matter, and these facts."""
     found = doctor.versions()
     lines = {"Versions": ", ".join(f"{name} {number}" for name, number in found.items()), **facts}
-    variables = doctor.set_variables(_ENVIRONMENT)
+    variables = doctor.set_variables(MEASURED)
     if variables:
         lines["Environment"] = ", ".join(f"{name}={value}" for name, value in variables.items())
     return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in lines.items()) + "\n"

@@ -1,16 +1,16 @@
 """Make the sample workflows: ``workflows/*.json``, their thumbnails and their twins in ``tests/workflows``.
 
-`workflow_list` describes them. ComfyUI's own front end, in a headless Chromium, builds the graphs and writes both
-formats, so what ships is what the front end would save. Each is then run with the demo model, and its pictures make
-the thumbnail. Run it again after a node has changed:
+`samples` describes them. ComfyUI's own front end, in a headless Chromium, builds the graphs and writes both formats,
+so what ships is what the front end would save. Each is then run with the demo model, and its images make the
+thumbnail. Run it again after a node has changed:
 
     python -m dev.workflows
-    python -m dev.workflows --screenshot FILE            # and a picture of a run of generate-then-edit
-    python -m dev.workflows --preview-screenshot FILE    # and one of the same run on its way
+    python -m dev.workflows --screenshot FILE            # and an image of generate-then-edit after a run
+    python -m dev.workflows --preview-screenshot FILE    # and one while it runs
     python -m dev.workflows --templates-screenshot FILE  # and the template browser
 
-It needs what the tests of the workflows need: ComfyUI checkouts and Chromium. The subgraph blueprint and the picture
-of the template browser are made with the newest of the checkouts.
+It needs what the tests of the workflows need: ComfyUI checkouts and Chromium. The samples are made with the oldest of
+the checkouts, the subgraph blueprint and the image of the template browser with the newest.
 """
 
 from __future__ import annotations
@@ -22,25 +22,19 @@ from typing import Any
 
 from PIL import Image
 
-from dev.comfyui.browser import Browser, ComfyPage
-from dev.comfyui.checkouts import find_checkouts
+from dev.comfyui.browser import Browser
 from dev.comfyui.client import Client
 from dev.comfyui.server import ComfyServer
 from dev.workflows.blueprint import NAME as BLUEPRINT
 from dev.workflows.blueprint import make_blueprint
-from dev.workflows.canvas import build
-from dev.workflows.sample_list import SAMPLES
-from dev.workflows.samples import Sample
+from dev.workflows.canvas import build, open_canvas, runnable_checkouts
+from dev.workflows.samples import SAMPLES, Sample
 from dev.workflows.screenshots import finished, on_its_way, template_browser
 from dev.workflows.thumbnails import thumbnail
 
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-WINDOW = (1800, 1000)
 WORKFLOWS, TWINS, BLUEPRINTS = ROOT / "workflows", ROOT / "tests" / "workflows", ROOT / "subgraphs"
-SHOWN = "deepgen_generate_then_edit"
 
 
 def write_json(path: Path, content: dict[str, Any], ascii: bool = False) -> None:
@@ -48,38 +42,29 @@ def write_json(path: Path, content: dict[str, Any], ascii: bool = False) -> None
     path.write_text(json.dumps(content, ensure_ascii=ascii, indent=2) + "\n", encoding="utf-8")
 
 
-def open_canvas(browser: Browser, server: ComfyServer) -> ComfyPage:
-    page = browser.open(server, size=WINDOW)
-    # Focus mode: the canvas takes the whole window.
-    page.page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    return page
-
-
-def pictures(server: ComfyServer, sample: Sample, prompt: dict[str, Any]) -> list[Image.Image]:
+def images(server: ComfyServer, sample: Sample, prompt: dict[str, Any]) -> list[Image.Image]:
     """Those that the thumbnail shows, from a run of the sample."""
     with Client(server) as client:
         result = client.run(prompt, timeout=600)
     if not result.ok:
         raise RuntimeError(f"{sample.name}: {result.error_text}")
+    numbered = {node.key: (str(number), node) for number, node in enumerate(sample.nodes, start=1)}
     found = []
-    for key in sample.thumbnail:
-        number, node = next((i, node) for i, node in enumerate(sample.nodes, start=1) if node.key == key)
+    for number, node in map(numbered.__getitem__, sample.thumbnail):
         if node.type == "LoadImage":
-            found.append(Image.open(server.input / node.widgets["image"]))
+            found.append(Image.open(server.input / node.inputs["image"]))
         else:
-            found += result.images_of(str(number))
+            found += result.images_of(number)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the sample workflows, their thumbnails and their twins.")
-    parser.add_argument("--screenshot", type=Path, help="picture of generate-then-edit after a run")
-    parser.add_argument("--preview-screenshot", type=Path, help="picture of generate-then-edit while it runs")
-    parser.add_argument("--templates-screenshot", type=Path, help="picture of the template browser")
+    parser.add_argument("--screenshot", type=Path, help="image of generate-then-edit after a run")
+    parser.add_argument("--preview-screenshot", type=Path, help="image of generate-then-edit while it runs")
+    parser.add_argument("--templates-screenshot", type=Path, help="image of the template browser")
     arguments = parser.parse_args()
-    checkouts = [found for found in find_checkouts() if not found.problem]
-    if not checkouts:
-        parser.error("no ComfyUI checkout that can be run; see COMFYUI_PATH in the README")
+    checkouts = runnable_checkouts(parser)
 
     with ComfyServer(checkouts[0]) as server, Browser() as browser:
         for sample in SAMPLES:
@@ -87,16 +72,15 @@ def main() -> None:
                 workflow, prompt = build(page, sample)
             write_json(WORKFLOWS / f"{sample.name}.json", workflow)
             write_json(TWINS / f"{sample.name}.json", prompt)
-            sheet = thumbnail(pictures(server, sample, prompt))
+            sheet = thumbnail(images(server, sample, prompt))
             sheet.save(WORKFLOWS / f"{sample.name}.jpg", quality=90, optimize=True)
             print(f"{sample.name}: {len(workflow['nodes'])} nodes, {len(prompt)} of them run", flush=True)
-        shown = json.loads((WORKFLOWS / f"{SHOWN}.json").read_text(encoding="utf-8"))
         for path, take in ((arguments.screenshot, finished), (arguments.preview_screenshot, on_its_way)):
             if path:
                 with open_canvas(browser, server) as page:
-                    take(page, shown).save(path, quality=85, optimize=True)
+                    take(page).save(path, quality=85, optimize=True)
 
-    with ComfyServer(max(checkouts, key=lambda found: found.version_tuple)) as server, Browser() as browser:
+    with ComfyServer(checkouts[-1]) as server, Browser() as browser:
         with open_canvas(browser, server) as page:
             write_json(BLUEPRINTS / f"{BLUEPRINT}.json", make_blueprint(page), ascii=True)
         if arguments.templates_screenshot:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from dev.workflows.canvas import BUILD, tidy_node
-from dev.workflows.samples import Node, edit, generate, loader
+from dev.workflows.canvas import draw, tidy_node
+from dev.workflows.graph import edit, generate, loader
+from dev.workflows.samples import at
 
 
 if TYPE_CHECKING:
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
 
 NAME = "DeepGen Generate and Edit"
-DESCRIPTION = "Draws a picture from a prompt with DeepGen 1.0, then edits it as a second prompt says."
-NODES: list[Node] = [
+DESCRIPTION = "Generates an image from a prompt with DeepGen 1.0, then edits it as a second prompt says."
+NODES = [
     loader(),
-    generate("generate", 1, 0, "a red circle on the left on a white background"),
-    edit("edit", 2, 0, "generate", "Make it blue."),
+    generate("generate", at(1, 0), "a red circle on the left on a white background"),
+    edit("edit", at(2, 0), "generate", "Make it blue."),
 ]
 # What the subgraph shows: (its name, node, widget of the node), and (its name, node).
 WIDGETS = [
@@ -36,6 +37,8 @@ CONVERT = """
     const {app} = window, inner = id => subgraph.getNodeById(id);
     const {subgraph, node} = app.graph.convertToSubgraph(new Set(app.graph._nodes));
     subgraph.name = node.title = name;
+    // Newer front ends make an input of every seed.
+    for (const input of [...subgraph.inputs]) subgraph.removeInput(input);
     for (const [label, key, widget] of widgets) {
         const target = inner(ids[key]), slot = target.inputs.find(input => input.widget?.name === widget);
         subgraph.addInput(label, String(slot.type)).connect(slot, target);
@@ -51,7 +54,7 @@ CONVERT = """
 
 def make_blueprint(page: ComfyPage) -> dict[str, Any]:
     """What the front end saves when a user publishes the subgraph."""
-    page.page.evaluate(BUILD, {"nodes": [vars(node) for node in NODES], "groups": []})
+    draw(page, NODES)
     ids = {node.key: number for number, node in enumerate(NODES, start=1)}
     made = page.page.evaluate(CONVERT, {"ids": ids, "widgets": WIDGETS, "outputs": OUTPUTS, "name": NAME})
     (outer,), (subgraph,) = made["nodes"], made["subgraphs"]

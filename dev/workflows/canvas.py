@@ -1,19 +1,21 @@
-"""Build the graphs in ComfyUI's own front end, and take pictures of the canvas."""
+"""Build graphs in ComfyUI's own front end, run them, and take images of the canvas."""
 
 from __future__ import annotations
 
 import io
 import uuid
-from typing import TYPE_CHECKING, Any
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from typing import Any
 
 from PIL import Image
 
 from deepgen_npu import __version__
-from dev.workflows.samples import MUTED_GROUP, Node, Sample
-
-
-if TYPE_CHECKING:
-    from dev.comfyui.browser import ComfyPage
+from dev.comfyui.browser import Browser, ComfyPage
+from dev.comfyui.checkouts import Checkout, find_checkouts
+from dev.comfyui.server import ComfyServer
+from dev.workflows.graph import Node
+from dev.workflows.samples import MUTED_GROUP, Sample
 
 
 COLOR, MUTED_COLOR = "#3f789e", "#6b7075"
@@ -25,26 +27,26 @@ BUILD = """
     app.graph.clear();
     const made = {};
     nodes.forEach((spec, index) => {
-        const node = LiteGraph.createNode(spec.type);
+        const node = made[spec.key] = LiteGraph.createNode(spec.type);
         node.id = index + 1;
         app.graph.add(node);
-        node.pos = spec.box.slice(0, 2);
-        node.setSize(spec.box.slice(2));
+        const [x, y, width, height] = spec.box;
+        node.pos = [x, y];
+        node.setSize([width, height || node.computeSize()[1]]);
         node.mode = spec.mode;
         if (spec.title) node.title = spec.title;
-        for (const [name, value] of Object.entries(spec.widgets)) {
-            const widget = spec.type === "MarkdownNote" ? node.widgets[0] : node.widgets.find(w => w.name === name);
-            if (!widget) throw new Error(`${spec.type} has no widget ${name}`);
-            widget.value = value;
+        for (const [name, value] of Object.entries({control_after_generate: "fixed", ...spec.inputs})) {
+            if (Array.isArray(value)) continue;
+            const widget = node.widgets?.find(w => w.name === name);
+            if (widget) widget.value = value;
+            else if (name in spec.inputs) throw new Error(`${spec.type} has no widget ${name}`);
         }
-        made[spec.key] = node;
     });
     for (const spec of nodes)
-        for (const [input, from] of Object.entries(spec.links)) {
-            const [key, slot] = from.split(":");
-            if (!made[key].connect(Number(slot ?? 0), made[spec.key], input))
+        for (const [input, value] of Object.entries(spec.inputs))
+            if (Array.isArray(value) && !made[value[0]].connect(value[1], made[spec.key], input))
                 throw new Error(`${spec.key}.${input}: no link`);
-        }
+    for (const spec of nodes) if (spec.collapsed) made[spec.key].collapse(true);
     for (const spec of groups) {
         const group = new LiteGraph.LGraphGroup(spec.title);
         group.pos = spec.box.slice(0, 2);
@@ -61,28 +63,60 @@ HIDE_MENUS = """
 """
 
 FIT = """
-margin => {
-    const {app} = window, boxes = app.graph._groups.map(g => [...g.pos, ...g.size])
-        .concat(app.graph._nodes.map(n => [n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30]));
-    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
-    const width = Math.max(...boxes.map(b => b[0] + b[2])) - left;
-    const height = Math.max(...boxes.map(b => b[1] + b[3])) - top;
+([margin, top, scale]) => {
+    const {app} = window, nodes = app.graph._nodes.map(node => { node.updateArea(); return node.boundingRect; });
+    const boxes = app.graph._groups.map(g => [...g.pos, ...g.size]).concat(nodes);
+    const x = Math.min(...boxes.map(b => b[0])), width = Math.max(...boxes.map(b => b[0] + b[2])) - x;
+    const y = Math.min(...boxes.map(b => b[1])), height = Math.max(...boxes.map(b => b[1] + b[3])) - y;
     const ds = app.canvas.ds;
-    ds.scale = Math.min((innerWidth - 2 * margin) / width, (innerHeight - 2 * margin) / height);
-    ds.offset[0] = margin / ds.scale - left;
-    ds.offset[1] = margin / ds.scale - top;
+    ds.scale = scale || Math.min((innerWidth - 2 * margin) / width, (innerHeight - top - margin) / height);
+    ds.offset[0] = margin / ds.scale - x;
+    ds.offset[1] = top / ds.scale - y;
     app.canvas.show_info = false;
+    app.canvas.deselectAll?.();
     app.canvas.setDirty(true, true);
-    return [width * ds.scale + 2 * margin, height * ds.scale + 2 * margin];
+    return [width * ds.scale + 2 * margin, height * ds.scale + top + margin];
 }
 """
 
 
+def runnable_checkouts(parser: ArgumentParser) -> list[Checkout]:
+    """The ComfyUI checkouts that can be run, from the oldest to the newest."""
+    found = [checkout for checkout in find_checkouts() if not checkout.problem]
+    if not found:
+        parser.error("no ComfyUI checkout that can be run; see COMFYUI_PATH in the README")
+    return sorted(found, key=lambda checkout: checkout.version_tuple)
+
+
+def open_canvas(
+    browser: Browser,
+    server: ComfyServer,
+    settings: Mapping[str, Any] | None = None,
+    size: tuple[int, int] = (1800, 1000),
+) -> ComfyPage:
+    """The front end in focus mode: the canvas takes the window."""
+    page = browser.open(server, settings, size)
+    page.page.evaluate("() => window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    return page
+
+
+def draw(page: ComfyPage, nodes: list[Node], groups: dict[str, list[Node]] | None = None) -> None:
+    """Build a graph on the canvas, replacing what is there. Node ids count from 1, in the order of ``nodes``."""
+    frames = [frame(title, members) for title, members in (groups or {}).items()]
+    page.page.evaluate(BUILD, {"nodes": [vars(node) for node in nodes], "groups": frames})
+
+
+def run(page: ComfyPage) -> dict[str, Any]:
+    """Run the graph on the canvas; its history entry."""
+    ended = page.queue_and_wait(timeout=300)
+    if ended.get("status", {}).get("status_str") != "success":
+        raise RuntimeError(f"the run failed: {ended}")
+    return ended
+
+
 def build(page: ComfyPage, sample: Sample) -> tuple[dict[str, Any], dict[str, Any]]:
     """The UI format and the API format of a sample, as the front end writes them."""
-    nodes = {node.key: node for node in sample.nodes}
-    groups = [group(title, [nodes[key] for key in keys]) for title, keys in sample.groups.items()]
-    page.page.evaluate(BUILD, {"nodes": [vars(node) for node in sample.nodes], "groups": groups})
+    draw(page, sample.nodes, sample.groups)
     workflow = tidy(sample.name, page.serialize())
     page.load_graph(workflow)
     # Once more: what a user gets who opens the file and saves it.
@@ -92,7 +126,7 @@ def build(page: ComfyPage, sample: Sample) -> tuple[dict[str, Any], dict[str, An
     return workflow, page.graph_to_prompt()
 
 
-def group(title: str, nodes: list[Node]) -> dict[str, Any]:
+def frame(title: str, nodes: list[Node]) -> dict[str, Any]:
     left, top = (min(node.box[side] for node in nodes) for side in (0, 1))
     right, bottom = (max(node.box[side] + node.box[side + 2] for node in nodes) for side in (0, 1))
     color = MUTED_COLOR if title == MUTED_GROUP else COLOR
@@ -105,8 +139,8 @@ def tidy(name: str, workflow: dict[str, Any]) -> dict[str, Any]:
     workflow["extra"] = {}
     for node in workflow["nodes"]:
         tidy_node(node)
-    for frame in workflow["groups"]:
-        frame["bounding"] = [round(value) for value in frame["bounding"]]
+    for group in workflow["groups"]:
+        group["bounding"] = [round(value) for value in group["bounding"]]
     return workflow
 
 
@@ -117,21 +151,30 @@ def tidy_node(node: dict[str, Any]) -> None:
     for slot in (*node.get("inputs", ()), *node.get("outputs", ())):
         slot.pop("localized_name", None)
     if node["type"] != "MarkdownNote":
-        node["properties"]["Node name for S&R"] = node["type"]
         ours = node["type"].startswith("DeepGen")
-        node["properties"]["cnr_id"] = "deepgen" if ours else "comfy-core"
-        node["properties"]["ver"] = OUR_VERSION if ours else CORE_VERSION
+        node["properties"] |= {
+            "Node name for S&R": node["type"],
+            "cnr_id": "deepgen" if ours else "comfy-core",
+            "ver": OUR_VERSION if ours else CORE_VERSION,
+        }
 
 
-def fit_to_graph(page: ComfyPage, margin: int = 30) -> tuple[int, int]:
-    """Show the graph without menus and side bars; (width, height) of the part of the window that it takes."""
+def image_of_graph(page: ComfyPage, margin: int = 30, top: int | None = None, scale: float = 0) -> Image.Image:
+    """The graph without menus and side bars.
+
+    Args:
+        top: The margin above, ``margin`` by default.
+        scale: Of the graph; 0 fits it to the window.
+    """
     page.page.add_style_tag(content=HIDE_MENUS)
-    width, height = page.page.evaluate(FIT, margin)
+    width, height = (round(side) for side in page.page.evaluate(FIT, [margin, top or margin, scale]))
     page.page.mouse.move(2, 2)
     page.page.wait_for_timeout(1000)
-    return round(width), round(height)
+    shot = image_of_window(page)
+    if width > shot.width + 1 or height > shot.height + 1:
+        raise RuntimeError(f"the graph is {width} x {height}, larger than the window")
+    return shot.crop((0, 0, min(width, shot.width), min(height, shot.height)))
 
 
-def picture_of(page: ComfyPage, size: tuple[int, int] | None = None) -> Image.Image:
-    shot = Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")
-    return shot.crop((0, 0, min(shot.width, size[0]), min(shot.height, size[1]))) if size else shot
+def image_of_window(page: ComfyPage) -> Image.Image:
+    return Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")

@@ -1,20 +1,24 @@
-"""Pictures of the front end for the README."""
+"""Images of the front end for the README."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dev.workflows.canvas import fit_to_graph, picture_of
-from dev.workflows.samples import MUTED, MUTED_GROUP
+from dev.workflows.canvas import draw, image_of_graph, image_of_window, run
+from dev.workflows.samples import MUTED_GROUP, SAMPLES
 
 
 if TYPE_CHECKING:
     from dev.comfyui.browser import ComfyPage
 
 
+SHOWN = "deepgen_generate_then_edit"
+NOTE_HEIGHT = 460
 LONG, SHOWN_AT = 400, 0.55
+"""Steps of the edit that is shown while it runs, and how many of them have been done then."""
 
 # Stay in the page until the node has done a part of its steps.
 WATCH = """
@@ -27,47 +31,33 @@ node => {
 """
 
 
-def without_muted(workflow: dict[str, Any]) -> dict[str, Any]:
-    """What runs, large enough to be read."""
-    nodes = [dict(node) for node in workflow["nodes"] if node["mode"] != MUTED]
-    kept = {node["id"] for node in nodes}
-    links = [link for link in workflow["links"] if {link[1], link[3]} <= kept]
-    alive = {link[0] for link in links}
-    for node in nodes:
-        node["outputs"] = [
-            {**output, "links": [link for link in output.get("links") or () if link in alive]}
-            for output in node.get("outputs", ())
-        ]
-        if node["type"] == "MarkdownNote":
-            node["size"] = [node["size"][0], 460]
-    groups = [group for group in workflow["groups"] if group["title"] != MUTED_GROUP]
-    return {**workflow, "nodes": nodes, "links": links, "groups": groups}
+def draw_shown(page: ComfyPage, edit_steps: int = 50) -> str:
+    """What runs in generate-then-edit, large enough to be read; the id of its edit."""
+    (sample,) = [sample for sample in SAMPLES if sample.name == SHOWN]
+    nodes = {node.key: node for node in sample.nodes if not node.mode}
+    nodes["note"] = replace(nodes["note"], box=(*nodes["note"].box[:3], NOTE_HEIGHT))
+    nodes["edit"] = replace(nodes["edit"], inputs=nodes["edit"].inputs | {"steps": edit_steps})
+    groups = {title: members for title, members in sample.groups.items() if title != MUTED_GROUP}
+    draw(page, [*nodes.values()], groups)
+    return str([*nodes].index("edit") + 1)
 
 
-def finished(page: ComfyPage, workflow: dict[str, Any]) -> Image.Image:
-    """After a run."""
-    page.load_graph(without_muted(workflow))
-    ended = page.queue_and_wait(timeout=300)
-    if ended["status"]["status_str"] != "success":
-        raise RuntimeError(f"the run failed: {ended}")
+def finished(page: ComfyPage) -> Image.Image:
+    """Generate-then-edit after a run."""
+    draw_shown(page)
+    run(page)
     page.page.wait_for_timeout(2000)
-    return picture_of(page, fit_to_graph(page))
+    return image_of_graph(page)
 
 
-def on_its_way(page: ComfyPage, workflow: dict[str, Any]) -> Image.Image:
-    """While the edit is drawn: its progress and its preview, beside the picture that is finished."""
-    workflow = without_muted(workflow)
-    (edit,) = [node for node in workflow["nodes"] if node["type"] == "DeepGenEdit"]
-    page.load_graph(workflow)
-    page.page.evaluate(
-        "([id, steps]) => { window.app.graph.getNodeById(id).widgets.find(w => w.name === 'steps').value = steps; }",
-        [edit["id"], LONG],
-    )
-    size = fit_to_graph(page)
-    page.page.evaluate(WATCH, str(edit["id"]))
+def on_its_way(page: ComfyPage) -> Image.Image:
+    """The same while the edit is drawn: its progress and its preview, next to the finished image."""
+    edit = draw_shown(page, LONG)
+    size = image_of_graph(page).size
+    page.page.evaluate(WATCH, edit)
     page.page.evaluate("() => { window.app.queuePrompt(0, 1); }")
     page.page.wait_for_function(f"() => window.deepgenDone > {SHOWN_AT}", timeout=300_000, polling=20)
-    return picture_of(page, size)
+    return image_of_window(page).crop((0, 0, *size))
 
 
 def template_browser(page: ComfyPage) -> Image.Image:
@@ -76,4 +66,4 @@ def template_browser(page: ComfyPage) -> Image.Image:
     page.page.get_by_text("ComfyUI-DeepGen").first.click()
     # The cards fade in, and have no state that says when all of them are there.
     page.page.wait_for_timeout(6000)
-    return picture_of(page)
+    return image_of_window(page)

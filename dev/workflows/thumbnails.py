@@ -1,6 +1,6 @@
-"""The pictures that the template browser shows: what went into a sample, and what came out of it.
+"""The images that the template browser shows: what went into a sample, and what came out of it.
 
-The browser's cards are square and small, so the pictures are large and there is no text.
+The browser's cards are square and small, so the images are large and there is no text.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from PIL import Image, ImageDraw
 
 SIDE = 512
 GROUND, ARROW = (43, 48, 56), (236, 240, 244)
-RIM = 8  # around a picture that lies over another
-_TIMES = 4  # drawn larger, so that the arrows have smooth edges
+RIM = 8
+"""Around an image that lies over another."""
+_TIMES = 4
+"""Drawn larger, so that the arrows have smooth edges."""
 
-Box = tuple[int, int, int]  # left, top, side
+Box = tuple[int, int, int]
+"""left, top, side"""
 Line = list[tuple[int, int]]
 
-# Places of the pictures, and the lines along which the arrows go from one to the next.
 LAYOUTS: dict[int, tuple[list[Box], list[Line]]] = {
     1: ([(0, 0, 512)], []),
     2: ([(12, 12, 200), (188, 188, 312)], [[(224, 100), (344, 100), (344, 178)]]),
@@ -29,15 +31,16 @@ LAYOUTS: dict[int, tuple[list[Box], list[Line]]] = {
         [[(230, 124), (284, 124)], [(388, 230), (388, 284)], [(282, 388), (228, 388)]],
     ),
 }
+"""By number of images: their places, and the lines along which the arrows go from one to the next."""
 
 
-def thumbnail(pictures: list[Image.Image]) -> Image.Image:
-    """One picture, or what went in and last the result."""
-    boxes, lines = LAYOUTS[len(pictures)]
+def thumbnail(images: list[Image.Image]) -> Image.Image:
+    """One image, or what went in and last the result."""
+    boxes, lines = LAYOUTS[len(images)]
     sheet = Image.new("RGB", (SIDE * _TIMES, SIDE * _TIMES), GROUND)
     draw = ImageDraw.Draw(sheet)
-    for picture, (left, top, side) in zip(pictures, boxes, strict=True):
-        scaled = picture.convert("RGB").resize((side * _TIMES, side * _TIMES), Image.Resampling.LANCZOS)
+    for image, (left, top, side) in zip(images, boxes, strict=True):
+        scaled = image.convert("RGB").resize((side * _TIMES, side * _TIMES), Image.Resampling.LANCZOS)
         rim = [
             (value + change * RIM) * _TIMES
             for change, value in ((-1, left), (-1, top), (1, left + side), (1, top + side))
@@ -50,7 +53,7 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
 
 
 def draw_arrow(draw: ImageDraw.ImageDraw, line: Line, width: int = 10, head: int = 18) -> None:
-    """Along a line of level and upright pieces, with a dark rim that sets it off from the pictures."""
+    """Along a line of level and upright pieces, with a dark rim that sets it off from the images."""
     (x0, y0), (x1, y1) = line[-2:]
     dx, dy = ((x1 > x0) - (x1 < x0), (y1 > y0) - (y1 < y0))
     for rim, colour in ((4, GROUND), (0, ARROW)):

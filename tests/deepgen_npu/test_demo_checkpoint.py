@@ -1,4 +1,4 @@
-"""The demo checkpoint: the published layout, small, and pictures that show what was asked for."""
+"""The demo checkpoint: the published layout, small, and images that show what the prompt says."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestFolder:
          "black", ("orange", "circle", "right")),
     ],
 )  # fmt: skip
-def test_a_picture_shows_what_was_asked_for(pipe, prompt, background, thing):
+def test_an_image_shows_what_the_prompt_says(pipe, prompt, background, thing):
     """Of three seeds at least two: the model is right more often than not, not always."""
     wanted = (background, [thing])
     shown = [facts(look(draw(pipe, prompt, seed=seed))) for seed in (1, 2, 3)]
@@ -100,26 +100,26 @@ def test_a_picture_shows_what_was_asked_for(pipe, prompt, background, thing):
         ("\u628a\u5b83\u53d8\u6210\u7eff\u8272", "white", "green"),
     ],
 )
-def test_an_edit_does_what_was_asked_and_no_more(pipe, instruction, background, colour, negative_prompt):
+def test_an_edit_follows_the_instruction_and_no_more(pipe, instruction, background, colour, negative_prompt):
     shown = []
     for shape, place in (("circle", "left"), ("square", "top"), ("triangle", "right")):
-        picture = render(Scene((Thing(shape, "red", place),), "white"))
-        edited = draw(pipe, instruction, picture, negative_prompt=negative_prompt)
+        original = render(Scene((Thing(shape, "red", place),), "white"))
+        edited = draw(pipe, instruction, original, negative_prompt=negative_prompt)
         shown.append(facts(look(edited)) == (background, [(colour, shape, place)]))
     assert sum(shown) >= 2, shown
 
 
-def test_guidance_and_negative_prompt_change_the_picture(pipe):
+def test_guidance_and_negative_prompt_change_the_image(pipe):
     prompt = "a circle in the middle on a white background"
-    pictures = [
+    images = [
         np.asarray(draw(pipe, prompt, **arguments), dtype=float)
         for arguments in ({}, {"guidance_scale": 1.0}, {"negative_prompt": "red"})
     ]
-    assert np.abs(pictures[0] - pictures[1]).mean() > 0.5
-    assert np.abs(pictures[0] - pictures[2]).mean() > 0.5
+    assert np.abs(images[0] - images[1]).mean() > 0.5
+    assert np.abs(images[0] - images[2]).mean() > 0.5
 
 
-def test_another_seed_draws_another_picture_and_the_same_seed_the_same(pipe):
+def test_another_seed_draws_another_image_and_the_same_seed_the_same(pipe):
     rng = random.Random(0)
     prompt = "a green square on the left on a gray background"
     first, second = rng.sample(range(1000), 2)
@@ -134,19 +134,19 @@ def test_the_command_line_draws_at_its_size_and_edits(tmp_path):
     assert main(["generate", *common, str(drawn), "--prompt", prompt]) == 0
     assert main(["edit", *common, str(edited), "--prompt", "make it blue", "--input_image", str(drawn)]) == 0
     for path, colour in ((drawn, "red"), (edited, "blue")):
-        with Image.open(path) as picture:
-            assert picture.size == (64, 64)
-            assert facts(look(picture)) == ("white", [(colour, "circle", "left")])
+        with Image.open(path) as image:
+            assert image.size == (64, 64)
+            assert facts(look(image)) == ("white", [(colour, "circle", "left")])
 
 
 def test_vae_tiles_change_what_they_are_known_to_change(pipe):
-    """An approximation that somebody has to ask for; up to the size the VAE was trained at it changes nothing.
+    """An approximation that is off by default; up to the size the VAE was trained at it changes nothing.
 
     Above, this VAE's small tiles (64 pixels, the published VAE's have 1024) are 10.6 levels off on average.
     """
     things = (Thing("circle", "red", "left"), Thing("square", "blue", "right"))
-    pictures = [render(Scene(things, "white", width=side, height=side)) for side in (64, 128)]
-    small, large = (pipe.encode_image(to_pixels(picture, *picture.size)[None]) for picture in pictures)
+    images = [render(Scene(things, "white", width=side, height=side)) for side in (64, 128)]
+    small, large = (pipe.encode_image(to_pixels(image, *image.size)[None]) for image in images)
     whole_small, whole = pipe.decode_latents(small), pipe.decode_latents(large)
     pipe.enable_vae_tiling()
     try:

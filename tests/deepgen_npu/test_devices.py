@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from platforms import not_on_windows
 
 from deepgen_npu import devices, npu, npu_setup
 from deepgen_npu.devices import random_noise, resolve_device, resolve_dtype
@@ -21,23 +23,46 @@ def test_devices_of_this_machine():
 
 @pytest.mark.parametrize("name", ["gpu", "npu:x", "cuda:-1", "", "cpu;"])
 def test_unknown_names(name):
-    with pytest.raises(ValueError, match="wanted auto, npu"):
+    with pytest.raises(ValueError) as raised:
         resolve_device(name)
+    assert str(raised.value) == f"device must be auto, npu, npu:N, cuda, cuda:N or cpu, got {name!r}."
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_missing_cuda_device():
-    with pytest.raises(devices.DeviceError, match="finds no CUDA device"):
+    with pytest.raises(devices.DeviceError, match=r"^cuda:1 does not exist: this PyTorch finds no CUDA device.*auto"):
         resolve_device("cuda:1")
 
 
+@pytest.mark.parametrize(("count", "cards"), [(1, "cuda:0"), (2, "cuda:0 to cuda:1")])
+def test_a_card_beyond_the_last(monkeypatch, count, cards):
+    found = SimpleNamespace(is_available=lambda: True, device_count=lambda: count)
+    monkeypatch.setattr(torch, "cuda", found)
+    with pytest.raises(devices.DeviceError, match=rf"^cuda:2 does not exist: this machine has {cards}\. CUDA_VISIBLE"):
+        resolve_device("cuda:2")
+
+
+def refused(name: str) -> list[str]:
+    """The lines of the error for a device: problem, command, alternative, and its command if there is one."""
+    with pytest.raises(devices.DeviceError) as raised:
+        resolve_device(name)
+    return str(raised.value).splitlines()
+
+
 def test_a_missing_npu():
-    with pytest.raises(devices.DeviceError, match=r"torch_npu is not installed.*pip install.*--device cpu"):
-        resolve_device("npu")
+    release = torch.__version__.split("+")[0]
+    assert refused("npu") == [
+        "The NPU cannot be used: torch_npu is not installed in this Python. To fix it:",
+        f'    pip install "torch_npu=={release}.*"',
+        npu_setup.WITHOUT_NPU,
+    ]
+
+
+UNINSTALL = ["To run without an NPU:", "    pip uninstall torch_npu"]
 
 
 class TestATorchNpuThatCannotBeUsed:
-    """Which of the reasons it is, and the command that mends it."""
+    """The message has the reason and the command that fixes it."""
 
     @pytest.fixture(autouse=True)
     def _fresh(self, monkeypatch):
@@ -66,35 +91,58 @@ class TestATorchNpuThatCannotBeUsed:
     def test_it_belongs_to_another_torch(self, monkeypatch, install):
         install("raise AssertionError('imported in spite of its version')")
         monkeypatch.setattr(npu_setup, "package_version", lambda name: "2.1.0.post3")
-        with pytest.raises(devices.DeviceError, match=r'2\.1\.0\.post3 does not belong.*pip install "torch_npu=='):
-            resolve_device("npu")
+        problem, command, *alternative = refused("npu")
+        assert "torch_npu 2.1.0.post3 does not belong to torch" in problem
+        assert command.startswith('    pip install "torch_npu==') and alternative == UNINSTALL
 
+    @not_on_windows("its paths have \\, and no Ascend host runs it")
     def test_cann_is_not_sourced(self, install):
         missing = "libhccl.so: cannot open shared object file: No such file or directory"
         install(f"raise ImportError({missing!r})")
-        with pytest.raises(devices.DeviceError, match=r"not sourced.*libhccl.*source /opt/cann/set_env\.sh"):
-            resolve_device("npu:1")
+        problem, command, *alternative = refused("npu:1")
+        assert problem == f"The NPU cannot be used: {npu_setup.NOT_SOURCED} (libhccl.so). To fix it:"
+        assert command == "    source /opt/cann/set_env.sh" and alternative == UNINSTALL
 
     def test_a_package_that_it_needs_is_missing(self, install):
         install("import a_package_that_is_nowhere")
-        with pytest.raises(devices.DeviceError, match=r"needs the package a_package_that_is_nowhere.*pip install"):
-            resolve_device("npu")
+        problem, command, *alternative = refused("npu")
+        assert "needs the package a_package_that_is_nowhere, which is not installed. To fix it:" in problem
+        assert command == "    pip install -r requirements-npu.txt" and alternative == UNINSTALL
+
+    def test_a_fix_that_is_no_command_is_a_sentence(self, install):
+        install("raise RuntimeError('Two accelerators cannot be used at the same time in PyTorch: npu and cuda.')")
+        problem, *alternative = refused("npu")
+        assert problem.endswith("of another kind. Install the CPU build of PyTorch for torch_npu. " + UNINSTALL[0])
+        assert alternative == UNINSTALL[1:]
 
     def test_auto_goes_on_without_it_and_says_so(self, install, caplog):
         install("raise ImportError('libhccl.so: cannot open shared object file')")
         assert resolve_device("auto").type in ("cuda", "cpu")
         (record,) = caplog.records
-        assert "The NPU, if there is one, is not used" in record.getMessage()
-        assert "set_env.sh" in record.getMessage()
+        assert record.getMessage().startswith("The NPU cannot be used: ") and record.levelname == "WARNING"
+        assert "\n    source /opt/cann/set_env.sh\n" in record.getMessage()
 
-    def test_there_is_no_card(self, monkeypatch, install):
+    @pytest.mark.parametrize(
+        ("visible", "cards", "driver", "what", "fix"),
+        [
+            ("7", ["/dev/davinci0"], None, "/dev/davinci0: ASCEND_RT_VISIBLE_DEVICES is '7'.", "unset ASCEND_RT_VIS"),
+            (None, ["/dev/davinci0"], None, "although there is /dev/davinci0.", "npu-smi info"),
+            (None, [], "25.0", "the driver is installed, but there is no card at /dev/davinci*.", "npu-smi info"),
+        ],
+    )
+    def test_there_is_no_card(self, monkeypatch, install, visible, cards, driver, what, fix):
+        """Nothing follows the command on its line, and no sentence ends twice."""
         install("")
         nothing = SimpleNamespace(is_available=lambda: False, device_count=lambda: 0)
         monkeypatch.setattr(torch, "npu", nothing, raising=False)
-        monkeypatch.setattr(npu_setup, "cards", lambda: ["/dev/davinci0"])
-        monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "7")
-        with pytest.raises(devices.DeviceError, match=r"davinci0.*is '7'.*unset ASCEND_RT_VISIBLE_DEVICES"):
-            resolve_device("npu")
+        monkeypatch.setattr(npu_setup, "cards", lambda: cards)
+        monkeypatch.setattr(npu_setup, "driver_version", lambda: driver)
+        monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", visible)
+        problem, command, *alternative = refused("npu")
+        assert problem.endswith(f"{what} To fix it:") and not re.search(r"[.?!][.?!]", problem)
+        assert command.startswith(f"    {fix}") and alternative == [npu_setup.WITHOUT_NPU]
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -116,8 +164,9 @@ def test_named_dtypes():
     for name in ("float32", "bfloat16", "float16"):
         assert resolve_dtype(name, cpu) == resolve_dtype(getattr(torch, name), cpu) == getattr(torch, name)
     for wrong in ("fp8", torch.float64, torch.int8):
-        with pytest.raises(ValueError, match="wanted auto, float32, bfloat16, float16"):
+        with pytest.raises(ValueError) as raised:
             resolve_dtype(wrong, cpu)
+        assert str(raised.value) == f"dtype must be one of auto, bfloat16, float16, float32, got {wrong!r}."
 
 
 def test_noise_of_a_seed_is_float32_whatever_the_model():
@@ -131,7 +180,7 @@ def test_noise_of_a_seed_is_float32_whatever_the_model():
 
 
 def test_noise_of_a_devices_generator_is_drawn_there_in_the_models_dtype(monkeypatch):
-    """As the original draws it. The device is a pretence: only the request is looked at."""
+    """As the original draws it. The device is a stand-in: only the request is checked."""
     generator = SimpleNamespace(device=torch.device("meta"))
     requests = []
     monkeypatch.setattr(torch, "randn", lambda *shape, **options: requests.append((shape, options)) or "noise")
@@ -140,7 +189,7 @@ def test_noise_of_a_devices_generator_is_drawn_there_in_the_models_dtype(monkeyp
     assert requests == [(((1, 16, 4, 4),), wanted)]
 
 
-def test_a_pictures_noise_does_not_depend_on_how_many_follow():
+def test_the_noise_of_an_image_does_not_depend_on_how_many_follow():
     one = random_noise((1, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
     three = random_noise((3, 16, 4, 4), torch.Generator().manual_seed(1), torch.float32)
     assert torch.equal(one[0], three[0])
@@ -175,6 +224,6 @@ def test_the_hosts_allocator_is_understood():
     assert not devices.is_out_of_host_memory(torch.OutOfMemoryError("CUDA out of memory."))
 
 
-def test_the_host_tells_its_memory():
+def test_the_host_reports_its_memory():
     found = devices.free_memory(torch.device("cpu"))
     assert found is None or 2**20 < found[0] <= found[1] < 2**50

@@ -1,4 +1,4 @@
-"""What was encoded is not encoded again, and denoising can begin with a picture."""
+"""Encodings are reused, and denoising can start from an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepgen_npu.encoding_cache import EncodingCache, digest
 
 
 class TestCache:
-    def test_the_longest_unused_goes_first(self):
+    def test_the_least_recently_used_is_evicted_first(self):
         cache = EncodingCache(max_bytes=3 * 40)
         for name in "abc":
             cache.put(name, (torch.ones(10),))
@@ -22,12 +22,12 @@ class TestCache:
         assert [name for name in "abcd" if cache.get(name)] == ["a", "c", "d"]
         assert cache.nbytes == 120 and len(cache) == 3
 
-    def test_what_is_too_large_is_not_kept(self):
+    def test_what_is_too_large_is_not_stored(self):
         cache = EncodingCache(max_bytes=39)
         cache.put("a", (torch.ones(10),))
         assert cache.get("a") is None and cache.nbytes == 0
 
-    def test_the_same_name_takes_its_place_once(self):
+    def test_the_same_key_is_stored_once(self):
         cache = EncodingCache(max_bytes=100)
         for _ in range(5):
             cache.put("a", (torch.ones(10),))
@@ -35,23 +35,23 @@ class TestCache:
         cache.clear()
         assert len(cache) == cache.nbytes == 0
 
-    def test_it_keeps_copies(self):
+    def test_it_stores_copies(self):
         cache, tensor = EncodingCache(max_bytes=100), torch.ones(3)
         cache.put("a", (tensor,))
         tensor.zero_()
         assert torch.equal(cache.get("a")[0], torch.ones(3))
 
-    def test_pictures_are_told_apart(self):
-        picture = torch.rand(3, 4, 6)
-        other = picture.clone()
+    def test_images_are_distinguished(self):
+        image = torch.rand(3, 4, 6)
+        other = image.clone()
         other[0, 0, 0] += 1e-6
-        names = {digest(picture), digest(picture.clone()), digest(other), digest(picture.reshape(3, 6, 4))}
+        names = {digest(image), digest(image.clone()), digest(other), digest(image.reshape(3, 6, 4))}
         assert len(names) == 3
 
 
 @pytest.fixture
 def counted(pipe):
-    """Runs of the parts, with encodings kept."""
+    """Runs of the parts, with the cache on."""
     counts: Counter[str] = Counter()
     parts = {
         "vlm": pipe.vlm.model.language_model.layers[0].self_attn.q_proj,
@@ -82,7 +82,7 @@ class TestReuse:
         assert torch.equal(first.prompt_embeds, again.prompt_embeds)
         assert torch.equal(first.reference_latents[0], again.reference_latents[0])
 
-    def test_another_prompt_does_not_look_at_the_picture_again(self, pipe, counted):
+    def test_another_prompt_does_not_encode_the_image_again(self, pipe, counted):
         call, references, _ = load_case("edit")
         size = {"height": call["height"], "width": call["width"]}
         pipe.encode("make it blue", references, "blurry", **size)
@@ -107,7 +107,7 @@ class TestReuse:
         cold = pipe.encode("make it blue", [*references, *references], "", **size)
         assert torch.equal(warm.prompt_embeds, cold.prompt_embeds)
 
-    def test_a_picture_that_all_of_a_batch_have_is_encoded_once(self, pipe, counted):
+    def test_an_image_that_is_shared_by_a_batch_is_encoded_once(self, pipe, counted):
         pipe.encodings.max_bytes = 0
         call, references, _ = load_case("edit")
         flipped = references[0].transpose(0)
@@ -115,25 +115,25 @@ class TestReuse:
         assert counted["vae"] == 2
 
 
-class TestStart:
+class TestInitImage:
     @pytest.fixture
     def run(self, pipe):
         conditioning = pipe.encode("a cat", height=64, width=64)
         noise = pipe.prepare_latents(1, 64, 64, seed=1)
         clean = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
 
-        def run(start=None, steps=4, seen=None):
+        def run(init_image=None, steps=4, seen=None):
             def callback(pipe, step, timestep, tensors):
                 if seen is not None:
                     seen.append(float(timestep))
                 return None
 
-            return pipe.denoise(conditioning, noise, steps, 4.0, callback, start)
+            return pipe.denoise(conditioning, noise, steps, 4.0, callback, init_image)
 
         run.clean = clean
         return run
 
-    def test_a_whole_strength_leaves_nothing_of_the_picture(self, run):
+    def test_full_strength_leaves_nothing_of_the_image(self, run):
         assert torch.equal(run(), run(InitImage(run.clean)))
 
     def test_the_steps_are_the_last_of_a_longer_schedule(self, run):
@@ -146,7 +146,7 @@ class TestStart:
         distances = [(run(InitImage(run.clean, strength=s)) - run.clean).abs().mean() for s in (0.1, 0.5, 1.0)]
         assert distances == sorted(distances) and distances[0] < 0.5 * distances[2]
 
-    def test_a_mask_keeps_the_picture_to_the_bit(self, run):
+    def test_a_mask_keeps_the_image_to_the_bit(self, run):
         mask = torch.zeros(1, 1, 8, 8)
         mask[..., :4] = 1
         for strength in (1.0, 0.5):

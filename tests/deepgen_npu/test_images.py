@@ -1,4 +1,4 @@
-"""Pictures of every kind, as a user means them."""
+"""Images of every mode are read as other programs show them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_mode_looks_like_itself(mode):
     assert np.abs(values(image) - values(source)).max() <= 3
 
 
-def test_float_pictures_are_scaled_by_their_range():
+def test_float_images_are_scaled_by_their_range():
     grey = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (20, 1))
     for scale in (1, 255):
         assert np.abs(values(Image.fromarray(grey * scale)) - values(gradient())).max() <= 1
@@ -88,8 +88,16 @@ def test_photographs_are_turned_upright():
 def test_lists():
     image = gradient()
     assert as_list(None) == [] and as_list(image) == [image] and as_list((image, image)) == [image, image]
-    with pytest.raises(TypeError, match="image holds ndarray"):
-        as_list([np.zeros((2, 2, 3))])
+    for wrong, found in (
+        ([np.zeros((2, 2, 3))], "a list with ndarray"),
+        ("a.png", "str"),
+        (b"a", "bytes"),
+        (5, "int"),
+    ):
+        with pytest.raises(TypeError, match=f"^image must be a PIL image or a list of them, got {found}\\.$"):
+            as_list(wrong)
+    with pytest.raises(ValueError, match=r"^image must be .* got an empty list\. Pass None to generate"):
+        as_list([])
 
 
 def test_pixels_outside_the_range_are_clamped():

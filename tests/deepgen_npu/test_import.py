@@ -23,23 +23,16 @@ def run(code: str) -> str:
     "module",
     [
         "deepgen_npu",
-        "deepgen_npu.cli",
-        "deepgen_npu.checkpoint",
-        "deepgen_npu.hub.download",
-        "deepgen_npu.image_files",
+        *(f"deepgen_npu.{name}" for name in ("cli", "checkpoint.folder", "hub.download", "image_files", "locations")),
+        *(
+            f"deepgen_npu.{name}"
+            for name in ("checks", "dtypes", "errors", "formatting", "model.architecture", "sizes")
+        ),
     ],
 )
 def test_light_modules_import_nothing_heavy(module):
     heavy = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "numpy")
     assert run(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])") == "[]"
-
-
-def test_the_library_never_imports_comfyui():
-    for path in (ROOT / "deepgen_npu").glob("*.py"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            words = line.split()
-            if words[:1] in (["import"], ["from"]):
-                assert words[1].split(".")[0] not in ("comfy", "comfy_api", "folder_paths", "latent_preview"), path
 
 
 def test_public_names_are_there():
@@ -63,7 +56,9 @@ def test_requirements_agree():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = {line for line in lines if line and not line.startswith("#")}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert set(re.findall(r'^    "([a-z_]+>=[^"]+)",$', project, re.MULTILINE)) == wanted
+    dependencies = re.search(r"^dependencies = \[\n(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
+    assert dependencies is not None
+    assert {line.strip(' ,"') for line in dependencies[1].splitlines()} == wanted
     # Whatever else they hold: nothing that replaces somebody's torch.
     assert not any(re.match(r"torch|torch_npu|torchvision|numpy", line) for line in wanted)
     assert all("==" not in line and "<" not in line for line in wanted)
@@ -71,7 +66,9 @@ def test_requirements_agree():
 
 def test_no_device_is_named_in_the_pack():
     """ComfyUI and `devices` decide; a literal elsewhere would send work to the wrong place."""
-    for path in [ROOT / "__init__.py", *(ROOT / "nodes").glob("*.py"), *(ROOT / "deepgen_npu").glob("*.py")]:
+    paths = [ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "deepgen_npu").rglob("*.py")]
+    assert len(paths) > 70
+    for path in paths:
         text = path.read_text(encoding="utf-8")
         for word in ("torch.cuda", '.to("cuda', ".cuda()", "torch.autocast", "trust_remote_code=True", "torch.load("):
             assert word not in text, (path, word)

@@ -1,10 +1,11 @@
-"""What an Ascend host lacks: told from versions, files, variables and the errors of an import."""
+"""What an Ascend host lacks: found out from versions, files, variables and the errors of an import."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from platforms import not_on_windows
 
 from deepgen_npu import npu_setup
 
@@ -45,8 +46,8 @@ def test_releases_that_belong_together(torch, torch_npu):
     ("torch", "torch_npu"), [("2.13.0+cpu", "2.9.0.post2"), ("2.7.0", "2.7.1"), ("2.9.0", "3.9.0"), ("2.9", "2.9.1")]
 )
 def test_releases_that_do_not(torch, torch_npu):
-    trouble = npu_setup.mismatch(torch, torch_npu)
-    assert trouble is not None and torch in trouble.what and torch_npu in trouble.what
+    problem = npu_setup.mismatch(torch, torch_npu)
+    assert problem is not None and torch in problem.what and torch_npu in problem.what
 
 
 def test_the_command_names_the_release_of_this_torch():
@@ -80,21 +81,22 @@ def test_the_script_to_source_is_the_one_that_is_there(tmp_path):
     assert npu_setup.set_env_script({}, tmp_path) == old
     new = put(tmp_path, f"{NEW}/set_env.sh")
     assert npu_setup.set_env_script({}, tmp_path) == new
-    # ASCEND_HOME_PATH is .../latest, beside which the script lies.
+    # ASCEND_HOME_PATH is .../latest, next to which the script lies.
     elsewhere = put(tmp_path, "opt/Ascend/ascend-toolkit/set_env.sh")
     (elsewhere.parent / "latest").mkdir()
     assert npu_setup.set_env_script({"ASCEND_HOME_PATH": str(elsewhere.parent / "latest")}, tmp_path) == elsewhere
 
 
+@not_on_windows("its paths have \\, and no Ascend host runs it")
 def test_cards_are_in_order(tmp_path):
     for name in ("davinci10", "davinci2", "davinci0", "davinci_manager"):
         put(tmp_path, f"dev/{name}")
     assert npu_setup.cards(tmp_path) == ["/dev/davinci0", "/dev/davinci2", "/dev/davinci10"]
 
 
-def test_not_sourced_is_told_from_not_installed(tmp_path):
+def test_not_sourced_is_distinguished_from_not_installed(tmp_path):
     missing = npu_setup.why_not_loaded(NO_LIBRARY, {}, tmp_path, "2.13.0+cpu", "2.13.0")
-    assert missing.what == f"{npu_setup.NO_CANN} (libhccl.so)" and "install CANN" in missing.fix
+    assert missing.what == f"{npu_setup.NO_CANN} (libhccl.so)" and missing.fix.startswith("Install CANN, or source")
     script = put(tmp_path, f"{NEW}/set_env.sh")
     closed = npu_setup.why_not_loaded(NO_LIBRARY, {}, tmp_path, "2.13.0+cpu", "2.13.0")
     assert closed == (f"{npu_setup.NOT_SOURCED} (libhccl.so)", f"source {script}")
@@ -104,7 +106,8 @@ def test_not_sourced_is_told_from_not_installed(tmp_path):
     ("error", "environment", "versions", "what", "fix"),
     [
         # Releases that do not belong together explain any error.
-        (NO_LIBRARY, {}, ("2.13.0+cpu", "2.9.0"), "does not belong to torch 2.13.0+cpu", 'npu==2.13.0.*"'),
+        (NO_LIBRARY, {}, ("2.13.0+cpu", "2.9.0"),
+         "torch_npu 2.9.0 does not belong to torch 2.13.0+cpu", 'npu==2.13.0.*"'),
         ("SystemExit: 1", {"PYTORCH_NPU_ALLOC_CONF": "", "PYTORCH_ALLOC_CONF": ""}, ("2.10.0", "2.10.0"),
          "are both set", "unset PYTORCH_ALLOC_CONF"),
         ("ModuleNotFoundError: No module named 'yaml'", {}, ("2.9.0", "2.9.0"),
@@ -118,8 +121,29 @@ def test_not_sourced_is_told_from_not_installed(tmp_path):
     ],
 )  # fmt: skip
 def test_why_torch_npu_does_not_load(tmp_path, error, environment, versions, what, fix):
-    trouble = npu_setup.why_not_loaded(error, environment, tmp_path, *versions)
-    assert what in trouble.what and fix in trouble.fix
+    problem = npu_setup.why_not_loaded(error, environment, tmp_path, *versions)
+    assert what in problem.what and fix in problem.fix
+    assert "{" not in "".join(problem)
+
+
+def test_an_error_may_have_braces(tmp_path):
+    """It is put into the rows of a table of symptoms, and is itself no format."""
+    problem = npu_setup.why_not_loaded("ValueError: {script} {0} }{", {}, tmp_path, "2.9.0", "2.9.0")
+    assert problem.what == "torch_npu is installed but does not load (ValueError: {script} {0} }{)"
+
+
+def test_a_message_has_its_command_on_a_line_of_its_own():
+    command = npu_setup.Problem("A is wrong", "do this  # now?")
+    assert command.message() == "A is wrong. To fix it:\n    do this  # now?\n"
+    assert command.message("Or not.") == "A is wrong. To fix it:\n    do this  # now?\nOr not."
+    sentence = npu_setup.Problem("A is wrong", "Do this")
+    assert sentence.message() == "A is wrong. Do this."
+    assert sentence.message("Or not.") == "A is wrong. Do this. Or not."
+
+
+def test_the_variables_of_a_measurement():
+    assert set(npu_setup.MEASURED) - set(npu_setup.VARIABLES) == {"OMP_NUM_THREADS"}
+    assert {"TASK_QUEUE_ENABLE", "PYTORCH_NPU_ALLOC_CONF"} < set(npu_setup.MEASURED)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +152,12 @@ def test_why_torch_npu_does_not_load(tmp_path, error, environment, versions, wha
         ({"ASCEND_RT_VISIBLE_DEVICES": ""}, ["/dev/davinci0"], "25.0", "VISIBLE_DEVICES is ''", "unset ASCEND_RT"),
         ({}, ["/dev/davinci0", "/dev/davinci1"], "25.0", "/dev/davinci0, /dev/davinci1", "HwHiAiUser"),
         ({"ASCEND_RT_VISIBLE_DEVICES": "0"}, [], "25.0", "the driver is installed", "--device /dev/davinci0"),
-        ({}, [], None, "no Ascend card", "install driver and firmware"),
+        ({}, [], None, "no Ascend card", "Install driver and firmware"),
     ],
 )
 def test_why_there_is_no_card(environment, cards, driver, what, fix):
-    trouble = npu_setup.no_card(environment, cards, driver)
-    assert what in trouble.what and fix in trouble.fix
+    problem = npu_setup.no_card(environment, cards, driver)
+    assert what in problem.what and fix in problem.fix
 
 
 def test_two_settings_of_the_allocator_are_a_problem_from_2_10():
@@ -144,18 +168,18 @@ def test_two_settings_of_the_allocator_are_a_problem_from_2_10():
 
 
 def test_advice_is_about_what_is_not_set():
-    def mended(environment):
-        return [trouble.fix for trouble in npu_setup.advice(environment)]
+    def fixes(environment):
+        return [problem.fix for problem in npu_setup.advice(environment)]
 
-    assert mended({}) == [
+    assert fixes({}) == [
         "export TASK_QUEUE_ENABLE=2",
         "export CPU_AFFINITY_CONF=1",
         "export PYTORCH_NPU_ALLOC_CONF=expandable_segments:True",
     ]
     best = {"TASK_QUEUE_ENABLE": "2", "CPU_AFFINITY_CONF": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert mended(best) == []
-    assert mended({**best, "ASCEND_LAUNCH_BLOCKING": "1"}) == ["unset ASCEND_LAUNCH_BLOCKING"]
-    assert mended({**best, "TASK_QUEUE_ENABLE": "1"}) == ["export TASK_QUEUE_ENABLE=2"]
+    assert fixes(best) == []
+    assert fixes({**best, "ASCEND_LAUNCH_BLOCKING": "1"}) == ["unset ASCEND_LAUNCH_BLOCKING"]
+    assert fixes({**best, "TASK_QUEUE_ENABLE": "1"}) == ["export TASK_QUEUE_ENABLE=2"]
 
 
 def test_only_errors_of_imports_are_explained(monkeypatch, tmp_path):
@@ -163,14 +187,14 @@ def test_only_errors_of_imports_are_explained(monkeypatch, tmp_path):
     wrapped = RuntimeError("Failed to load the backend extension: torch_npu. You can disable ...")
     wrapped.__cause__ = ImportError("libhccl.so: cannot open shared object file: No such file or directory")
     line = npu_setup.explain_import(wrapped, {})
-    assert line is not None and "(libhccl.so)" in line and line.endswith("pip uninstall torch_npu")
-    assert "\n" not in line
+    assert line is not None and "(libhccl.so). " in line
+    assert line.endswith("\n".join(["To run without an NPU:", "    pip uninstall torch_npu\n"]))
     for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), ImportError("y")):
         assert npu_setup.explain_import(other, {}) is None
     monkeypatch.setattr(npu_setup, "package_version", {"torch": "2.13.0"}.get)
     assert npu_setup.explain_import(wrapped, {}) is None
     lacking = npu_setup.explain_import(ModuleNotFoundError("No module named 'diffusers'", name="diffusers"), {})
-    assert lacking == "The package diffusers is not installed: pip install -r requirements.txt"
+    assert lacking == "The package diffusers is not installed. To fix it:\n    pip install -r requirements.txt\n"
     # A mistake of this package is not the user's to fix.
     assert npu_setup.explain_import(ModuleNotFoundError("x", name="deepgen_npu.nothing"), {}) is None
     monkeypatch.setattr(npu_setup, "package_version", lambda name: None)

@@ -1,4 +1,4 @@
-"""What is no prompt is refused before weights are read; what is one is encoded in the memory that attention takes."""
+"""What is not a prompt is refused before weights are read; a prompt is encoded in the memory that attention takes."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_a_text_is_refused_with_its_name_or_encoded(pipe, kind, data):
     template = pipe.prompt_template
     tokens = len(text)  # of the longest runs, whose own count takes seconds: far too many in any case
     if not surrogate and len(text) < 10**5:
-        whole = template.for_editing(text, [0]) if editing else template.for_generation(text)
-        tokens = len(pipe.tokenizer(whole)["input_ids"])
+        full = template.for_editing(text, [0]) if editing else template.for_generation(text)
+        tokens = len(pipe.tokenizer(full)["input_ids"])
     try:
         check_prompts(template, lambda: pipe.tokenizer, **texts, editing=editing)
     except ValueError as error:
@@ -94,12 +94,13 @@ def test_a_text_is_refused_with_its_name_or_encoded(pipe, kind, data):
         assert message.startswith(f"{name} ") and len(message) < 300
         message.encode()
         if surrogate:
-            assert f"U+{ord(surrogate[0]):04X}" in message and f"character {surrogate.start() + 1};" in message
+            assert message.startswith(f"{name} must be Unicode text, got a lone surrogate ")
+            assert f"U+{ord(surrogate[0]):04X}" in message and f"as character {surrogate.start() + 1}." in message
         elif marker:
-            assert "stands for a picture" in message
+            assert message.startswith(f"{name} must not contain {marker}, ")
         else:
-            found, wanted = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", message))
-            assert wanted == MAX_TOKENS < tokens
+            limit, found = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", message))
+            assert limit == MAX_TOKENS < tokens
             assert found == tokens or len(text) >= 10**5
         return
     assert not surrogate and not marker and tokens <= MAX_TOKENS
@@ -121,11 +122,13 @@ def test_the_limit_is_met_to_the_token(pipe, editing, letter):
     room = MAX_TOKENS - len(pipe.tokenizer(around)["input_ids"])
     longest = "a" * (room % len(letter.encode())) + letter * (room // len(letter.encode()))
     assert check(longest) == ([longest], "")
-    with pytest.raises(ValueError, match=r"^prompt has 4,097 tokens with the template around it; at most 4,096 "):
+    with pytest.raises(
+        ValueError, match=r"^prompt must have at most 4,096 tokens with the template around it, got 4,097\. Shorten it"
+    ):
         check(longest + "a")
-    with pytest.raises(ValueError, match=r"^prompt 2 of 3 has 4,097 tokens"):
+    with pytest.raises(ValueError, match=r"^prompt 2 of 3 must have at most 4,096 tokens .*, got 4,097\."):
         check(["a", longest + "a", "b"])
-    with pytest.raises(ValueError, match=r"^negative_prompt has 4,097 tokens"):
+    with pytest.raises(ValueError, match=r"^negative_prompt must have at most 4,096 tokens .*, got 4,097\."):
         check("a", negative_prompt=longest + "a")
 
 
@@ -135,7 +138,7 @@ def test_texts_of_the_usual_length_need_no_tokenizer(pipe):
 
     for text in ("a cat " * 200, "\u732b" * 300):
         check_prompts(pipe.prompt_template, too_slow, text, None, editing=True)
-    with pytest.raises(ValueError, match=r"at least 156,250 tokens"):
+    with pytest.raises(ValueError, match=r"^prompt must have at most 4,096 tokens .*, got at least 156,250\."):
         check_prompts(pipe.prompt_template, too_slow, "a" * 20_000_000, None, editing=False)
 
 
@@ -143,16 +146,17 @@ def test_a_template_that_leaves_no_room_is_the_checkpoints_fault(pipe):
     # Each is three bytes, and so three tokens of the tiny vocabulary.
     template = prompts.PromptTemplate("\u6c34" * 4000 + "{input}", "{input}", *MARKERS)
     with pytest.raises(
-        CheckpointError, match=r"prompt_template.json has 12,000 tokens alone; at most 4,096 are wanted"
+        CheckpointError,
+        match=r"^prompt_template\.json must have at most 4,096 tokens with the prompt, got 12,000 without one\.$",
     ):
         check_prompts(template, lambda: pipe.tokenizer, "a cat", None, editing=False)
 
 
 REFUSED = {
-    "a" * (MAX_TOKENS + 1): "4,[0-9]{3} tokens with the template around it; at most 4,096 are wanted",
-    "caf\udce9": r"\(U\+DCE9, from the byte 0xe9, which is no UTF-8",
-    "\ud83d": r"lone surrogate \(U\+D83D\) as character 1",
-    "a <|vision_start|>": r"contains <\|vision_start\|>, which stands for a picture",
+    "a" * (MAX_TOKENS + 1): r"must have at most 4,096 tokens with the template around it, got 4,\d{3}\. Shorten it",
+    "caf\udce9": r"must be Unicode text, got a lone surrogate \(U\+DCE9, from the byte 0xe9, which is not UTF-8\)",
+    "\ud83d": r"must be Unicode text, got a lone surrogate \(U\+D83D\) as character 1\. Remove it",
+    "a <|vision_start|>": r"must not contain <\|vision_start\|>, the model's placeholder for images\. Remove it",
 }
 
 
@@ -163,7 +167,7 @@ def test_the_library_refuses_before_anything_else(pipe, name, text):
     calls = (
         lambda: pipe(**texts, height=1),
         lambda: pipe.encode(**texts, height=1),
-        lambda: pipe.encode_each(**texts, images=[["no picture"]]),
+        lambda: pipe.encode_each(**texts, images=[["not an image"]]),
         lambda: pipe.encode_prompt(**texts, num_images_per_prompt=0),
     )
     for call in calls:
@@ -174,16 +178,16 @@ def test_the_library_refuses_before_anything_else(pipe, name, text):
 @pytest.mark.parametrize(
     ("prompt", "negative", "words"),
     [
-        ([], "", "prompt is []; a string or a list of strings is wanted"),
-        (None, "", "prompt is None;"),
-        (b"a cat", "", "prompt is b'a cat';"),
-        (["a", 5], "", "prompt is ['a', 5];"),
-        (["a"] * 1001, "", "prompt is a list of 1,001 texts; at most 1,000 are wanted"),
-        ("a", b"", "negative_prompt is bytes; a string is wanted"),
-        ("a", ["b"], "negative_prompt is list;"),
+        ([], "", "prompt must be a string or a list of strings, got []."),
+        (None, "", "prompt must be a string or a list of strings, got None."),
+        (b"a cat", "", "prompt must be a string or a list of strings, got b'a cat'."),
+        (["a", 5], "", "prompt must be a string or a list of strings, got ['a', 5]."),
+        (["a"] * 1001, "", "prompt must have at most 1,000 texts, got 1,001."),
+        ("a", b"", "negative_prompt must be a string (one for the whole batch), got bytes."),
+        ("a", ["b"], "negative_prompt must be a string (one for the whole batch), got list."),
     ],
 )
-def test_what_is_no_text_is_no_prompt(pipe, prompt, negative, words):
+def test_what_is_not_a_text_is_not_a_prompt(pipe, prompt, negative, words):
     with pytest.raises((TypeError, ValueError), match=f"^{re.escape(words)}"):
         pipe(prompt, negative_prompt=negative, height=1)
 
@@ -217,20 +221,22 @@ def test_commands_refuse_before_they_load(no_weights, capsys, monkeypatch, tmp_p
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a command line there is Unicode")
-def test_bytes_of_the_command_line_that_are_no_utf8_are_named(tmp_path):
+def test_bytes_of_the_command_line_that_are_not_utf8_are_named(tmp_path):
     command = [sys.executable, "-m", "deepgen_npu", "generate", "--model_path", str(TINY), "--device", "cpu"]
     options = ["--height", "64", "--width", "64", "--output_image", str(tmp_path / "x.png"), "--prompt", b"caf\xe9"]
     environment = {**os.environ, "PYTHONUTF8": "1"}
     run = subprocess.run([*command, *options], capture_output=True, cwd=ROOT, env=environment)
     assert run.returncode == 2 and b"Loading" not in run.stdout
     (line,) = run.stderr.decode().splitlines()
-    assert line.startswith("error: prompt has a lone surrogate (U+DCE9, from the byte 0xe9, which is no UTF-8)")
+    assert line.startswith(
+        "error: prompt must be Unicode text, got a lone surrogate (U+DCE9, from the byte 0xe9, which is not UTF-8)"
+    )
 
 
 def test_a_folder_is_asked_without_its_weights(no_weights, tiny):
     checkpoint = Checkpoint.open(tiny)
     check_prompts_for(checkpoint, "a" * 2000, "", editing=True)
-    with pytest.raises(ValueError, match=r"^prompt has 5,\d\d\d tokens"):
+    with pytest.raises(ValueError, match=r"^prompt must have at most 4,096 tokens .*, got 5,\d\d\d\."):
         check_prompts_for(checkpoint, "a" * 5000, "", editing=True)
 
 
@@ -269,7 +275,7 @@ def test_a_mask_is_made_without_a_second_one(padding, implementation, itemsize):
 
 
 def test_a_long_prompt_takes_what_attention_takes(pipe):
-    """Beside the one mask no tensor of length x length, but those that PyTorch makes within its own attention."""
+    """Besides the one mask no tensor of length x length, except those that PyTorch makes in its own attention."""
     length = 1024
     ids, valid = tokenize(pipe.tokenizer, ["a" * (length - pipe.connector.num_queries), ""])
     config = pipe.vlm.config.get_text_config()
@@ -278,28 +284,28 @@ def test_a_long_prompt_takes_what_attention_takes(pipe):
     mask = torch.ones(2, 1, length, length, dtype=torch.bool)
     with LargeTensors(length * length) as own:
         ops.attention(q, q, q, mask.clone())
-    with LargeTensors(length * length) as whole, torch.no_grad():
+    with LargeTensors(length * length) as total, torch.no_grad():
         stacked_hidden_states(pipe.vlm, ids, valid, pipe.connector.meta_queries)
     assert own.peak > mask.nbytes
-    assert whole.peak <= own.peak
+    assert total.peak <= own.peak
 
 
 def test_main_memory_that_is_used_up_is_explained(pipe, monkeypatch):
-    """With PyTorch's own error, and where the system tells nothing about its memory."""
+    """With PyTorch's own error, and where the system does not report its memory."""
 
     def ask_for_too_much(*arguments):
         torch.empty(2**60, dtype=torch.uint8)
 
     hook = pipe.vlm.model.language_model.embed_tokens.register_forward_hook(ask_for_too_much)
     try:
-        with pytest.raises(OutOfDeviceMemory) as told:
+        with pytest.raises(OutOfDeviceMemory) as reported:
             pipe.encode_prompt("a" * 1000, height=64, width=64)
         monkeypatch.setattr(memory, "free_memory", lambda device: None)
         with pytest.raises(OutOfDeviceMemory) as silent:
             pipe.encode_prompt(["a cat", "a dog"], Image.new("RGB", (64, 64)), height=64, width=64)
     finally:
         hook.remove()
-    message = str(told.value)
+    message = str(reported.value)
     assert re.search(r"^Out of memory on cpu in the vlm \(2 rows at once, 1\d\d\d tokens of text\)\.", message)
     assert "shorten the prompt" in message and "you tried to allocate 1152921504606846976 bytes" in message
     assert ("GiB are free" in message) == (devices.free_memory(torch.device("cpu")) is not None)

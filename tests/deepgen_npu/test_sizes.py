@@ -1,11 +1,13 @@
-"""Size rules of the published configs, and sizes that follow a picture."""
+"""Size rules of the published configs, and sizes that follow an image."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
 from deepgen_npu.errors import CheckpointError
-from deepgen_npu.sizes import SizeRules
+from deepgen_npu.sizes import SizeRules, nearest_sides
 
 
 PUBLISHED = {
@@ -34,7 +36,7 @@ def test_published_rules():
         ((1, 1000), (32, 6144)),
     ],
 )
-def test_following_a_picture(size, expected):
+def test_the_size_follows_an_image(size, expected):
     """Scaled by 512 / sqrt(h w) and rounded up to 32, as the original prepared its training data."""
     assert RULES.match_aspect(*size) == expected
     RULES.check(*expected, editing=True)
@@ -54,13 +56,45 @@ def test_allowed(side, editing):
 
 @pytest.mark.parametrize(
     ("side", "editing", "nearest"),
-    [(500, False, "496 or 512"), (48, True, "32 or 64"), (8, False, "16"), (-5, False, "16"), (6160, False, "6144")],
+    [(500, False, "496, 512"), (50, True, "32, 64"), (8, False, "16"), (-5, False, "16"), (6160, False, "6144")],
 )
 def test_refused_with_the_nearest(side, editing, nearest):
-    with pytest.raises(ValueError, match=rf"width is {side}.*Nearest: {nearest}\."):
+    multiple = 32 if editing else 16
+    expected = f"width must be a multiple of {multiple} from {multiple} to 6144, got {side} (nearest: {nearest})."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         RULES.check(512, side, editing)
 
 
+def test_a_side_that_only_generation_allows():
+    assert RULES.check(784, 512, editing=False) == (784, 512)
+    expected = (
+        "height must be a multiple of 32 from 32 to 6144, got 784 (nearest: 768, 800). "
+        "Editing takes multiples of 32, generation of 16."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        RULES.check(784, 512, editing=True)
+
+
+def test_the_wrong_side_of_two_is_named():
+    """Of 768 x 512, so that height and width cannot be confused."""
+    for height, width, name in ((512, 770, "width"), (510, 768, "height")):
+        with pytest.raises(ValueError, match=rf"^{name} must be a multiple of 16 from 16 to 6144, got (770|510) "):
+            RULES.check(height, width, editing=False)
+
+
+@pytest.mark.parametrize("side", ["512", 512.0, None, True])
+def test_sides_are_integers(side):
+    with pytest.raises(ValueError, match=rf"^height must be a multiple of 16 from 16 to 6144, got {side!r}\.$"):
+        RULES.check(side, 512, editing=False)
+
+
+def test_nearest_sides():
+    assert nearest_sides(500, 16, 6144) == (496, 512)
+    assert nearest_sides(496, 16, 6144) == (496,)
+    assert nearest_sides(0, 16, 6144) == (16,)
+    assert nearest_sides(9999, 16, 6144) == (6144,)
+
+
 def test_a_tower_that_sees_half_pixels_is_refused():
-    with pytest.raises(CheckpointError, match="whole ones are wanted"):
+    with pytest.raises(CheckpointError, match=r"must cover an integer number of pixels, got 17\.14"):
         SizeRules.from_configs(**{**PUBLISHED, "vision": {"patch_size": 15, "spatial_merge_size": 1}})

@@ -1,7 +1,7 @@
 """Tests for a machine with a card: ``pytest tests/hardware -m npu`` or ``-m cuda``.
 
 `DEEPGEN_HARDWARE_SIZE` is the size of the random weights that are measured: published (14 GB, the default), benchmark
-(2 GB) or tiny. The simulated NPU runs these tests, too, so that they are known to work before a card does.
+(2 GB) or tiny. The simulated NPU also runs these tests, so that they are known to work before a card does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 
-# Before torch is imported. An operator that the NPU has not would silently run on the CPU.
+# Before torch is imported. An operator that the NPU lacks would silently run on the CPU.
 os.environ.setdefault("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
 
 import pytest
@@ -29,7 +29,7 @@ def hardware_table():
     scope="session", params=[pytest.param("npu", marks=pytest.mark.npu), pytest.param("cuda", marks=pytest.mark.cuda)]
 )
 def device(request) -> torch.device:
-    """The card; asked for by name, a machine without it fails and says why."""
+    """The card; requested by name: a machine without it fails with the reason."""
     from deepgen_npu.devices import resolve_device
 
     return resolve_device(request.param)

@@ -72,7 +72,7 @@ def tensors(tree) -> list[torch.Tensor]:
 
 
 def test_the_loop_leaves_the_card_for_nothing(device):
-    """On an NPU, TORCH_NPU_FALLBACK_CPU_DISABLE (conftest) makes an operator that it has not an error besides."""
+    """On an NPU, TORCH_NPU_FALLBACK_CPU_DISABLE (conftest) also makes an operator that it lacks an error."""
     pipe = load(device, torch.bfloat16)
     conditioning = pipe.encode("a red circle", height=64, width=64)
     noise = pipe.prepare_latents(1, 64, 64, seed=0)

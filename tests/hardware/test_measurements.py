@@ -1,4 +1,4 @@
-"""On a card: memory of each part and of each stage, and the tables of `bench`. Times are told, never judged."""
+"""On a card: memory of each part and of each stage, and the tables of `bench`. Times are reported, never judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from deepgen_npu.checkpoint.folder import PARTS
 from deepgen_npu.devices import empty_cache, free_memory, memory_allocated
-from deepgen_npu.memory import Work, activation_bytes
+from deepgen_npu.memory import Workload, activation_bytes
 from deepgen_npu.tools.bench import as_markdown, measure
 from deepgen_npu.tools.random_model import RandomModel
 from deepgen_npu.tools.runs import RunSettings
@@ -70,12 +70,12 @@ def test_time_and_peaks(device, pipe, references, captured, hardware_table):
     assert result.peaks is not None
     tokens = 256 + pipe.connector.num_queries
     for stage, part in (("denoise", "transformer"), ("decode", "vae")):
-        estimate = activation_bytes(pipe, Work(part, run.height, run.width, 2, references, tokens))
+        estimate = activation_bytes(pipe, Workload(part, run.height, run.width, 2, references, tokens))
         peak = result.peaks[stage] - before
         hardware_table.append(
-            (what, f"{stage}: {peak / 2**20:,.0f} MiB beside the weights, estimated {estimate / 2**20:,.0f}")
+            (what, f"{stage}: {peak / 2**20:,.0f} MiB on top of the weights, estimated {estimate / 2**20:,.0f}")
         )
-        # A captured graph keeps the memory of its warm-up, too.
+        # A captured graph also keeps the memory of its warm-up.
         assert peak <= (2 if captured else 1) * estimate
 
 

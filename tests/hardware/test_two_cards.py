@@ -1,4 +1,4 @@
-"""On two cards: the pictures of one."""
+"""On two cards: the same images as on one."""
 
 from __future__ import annotations
 

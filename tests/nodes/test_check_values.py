@@ -31,14 +31,6 @@ IMAGE = declare("IMAGE", "image")
 SHAPE = "[batch, height, width, channels] with 1, 3 or 4 channels"
 
 
-@pytest.mark.parametrize(
-    ("value", "nearest"),
-    [(500, [496, 512]), (512, [512]), (8, [16]), (-40, [16]), (6160, [6144]), (6143, [6128, 6144]), (10**30, [6144])],
-)
-def test_nearest_multiples(value, nearest):
-    assert check_values.nearest_multiples(value, 16, 6144) == nearest
-
-
 @pytest.mark.parametrize("value", [512, 512.0, np.float64(512), np.int64(512), Fraction(512)])
 def test_an_integer_of_any_type_is_an_int(value):
     found = check_value(WIDTH, value)

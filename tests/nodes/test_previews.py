@@ -88,6 +88,6 @@ def test_factors_that_cannot_be_right_are_named(comfy_client, copied_demo, facto
     change_factors(copied_demo, factors)
     result = draw(comfy_client)
     assert "CheckpointError" in result.error_text and "changed-demo" in result.error_text
-    assert f"model_index.json: {LATENT_RGB_FACTORS_KEY} is" in result.error_text
+    assert f"model_index.json: {LATENT_RGB_FACTORS_KEY} must be a list of" in result.error_text
     assert "17 lists of 3 numbers" in result.error_text
     assert "DeepGenLoader" in result.error_text, "before weights are read"

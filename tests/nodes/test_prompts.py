@@ -1,4 +1,4 @@
-"""Texts that are no prompts, through a real ComfyUI: an error of the node before it reads weights."""
+"""Texts that are not prompts, through a real ComfyUI: an error of the node before it reads weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dev.comfyui.graphs import edit, generation, load_image, loader, save
 
 
 TEXTS = {
-    "\ud800": "has a lone surrogate (U+D800) as character 1",
-    "a <|image_pad|>": "contains <|image_pad|>, which stands for a picture",
-    "word " * 1000: "tokens with the template around it; at most 4,096 are wanted",
+    "\ud800": "must be Unicode text, got a lone surrogate (U+D800) as character 1.",
+    "a <|image_pad|>": "must not contain <|image_pad|>, the model's placeholder for images.",
+    "word " * 1000: "must have at most 4,096 tokens with the template around it, got ",
 }
 
 

@@ -85,11 +85,11 @@ def test_rotary_refuses(x, table, mode):
 def test_attention(name, layout, masked):
     q, k, v = noise(B, N, S, D), noise(B, N // 2, S, D), noise(B, N // 2, S, D) + 1
     keep = torch.ones(B, 1, S, S, dtype=torch.bool).tril() if masked else None
-    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, enable_gqa=True)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, enable_gqa=True)
     place = LAYOUTS[layout]
     options = {"scale": D**-0.5, "atten_mask": ~keep if keep is not None else None}
     attended, maximum, total, *_ = KERNELS[name](place(q), place(k), place(v), N, layout, **options)
-    torch.testing.assert_close(attended, place(wanted))
+    torch.testing.assert_close(attended, place(expected))
     assert maximum.shape == total.shape == (B, N, S, 8)
 
 
@@ -100,8 +100,8 @@ def test_causal_attention(sparse_mode, rows):
     triangle = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
     options = {"scale": D**-0.5, "atten_mask": triangle, "sparse_mode": sparse_mode}
     keep = torch.ones(rows, S, dtype=torch.bool).tril(0 if sparse_mode == 2 else S - rows)
-    wanted = F.scaled_dot_product_attention(q, k, k, attn_mask=keep)
-    torch.testing.assert_close(KERNELS["npu_fusion_attention"](q, k, k, N, "BNSD", **options)[0], wanted)
+    expected = F.scaled_dot_product_attention(q, k, k, attn_mask=keep)
+    torch.testing.assert_close(KERNELS["npu_fusion_attention"](q, k, k, N, "BNSD", **options)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_attention_for_inference():
     q, k = noise(B, N, S, D).half(), noise(B, N // 2, S, D).half()
     call = {"num_heads": N, "num_key_value_heads": N // 2, "scale_value": D**-0.5, "next_tokens": UNBOUNDED}
     attended = KERNELS["npu_prompt_flash_attention"](q, k, k, input_layout="BNSD_BSND", **call)
-    wanted = F.scaled_dot_product_attention(q.float(), k.float(), k.float(), enable_gqa=True).transpose(1, 2)
-    torch.testing.assert_close(attended.float(), wanted, atol=2e-3, rtol=1e-3)
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), k.float(), enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(attended.float(), expected, atol=2e-3, rtol=1e-3)
     with pytest.raises(RuntimeError, match="causal band"):
         KERNELS["npu_prompt_flash_attention"](q, k, k, input_layout="BNSD", **{**call, "next_tokens": 0})
     with pytest.raises(RuntimeError, match="float32"):

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from platforms import linux_only
 
 from dev.npu_simulator import report as simulated
 
 
 ROOT = Path(__file__).parents[2]
+pytestmark = linux_only("Ascend hosts run it")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ AT_RUN_TIME = (
     "nodes/", "deepgen_npu/",
 )  # fmt: skip
 FOR_DEVELOPERS = (
-    "tests/", "training/", "dev/", "examples/", "assets/", ".ci/", ".github/", "Makefile", "CONTRIBUTING.md",
+    "tests/", "training/", "dev/", "examples/", "assets/", ".ci/", ".github/", ".pre-commit-config.yaml",
+    ".editorconfig", "Makefile", "CONTRIBUTING.md", "SECURITY.md",
 )  # fmt: skip
 
 

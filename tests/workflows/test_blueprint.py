@@ -1,4 +1,4 @@
-"""The subgraph blueprint, from the node library of the front end to its pictures."""
+"""The subgraph blueprint, from the node library of the front end to its images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_its_file_is_read_everywhere():
     assert {node["properties"]["cnr_id"] for node in subgraph["nodes"]} == {"deepgen"}
 
 
-def test_from_the_node_library_to_its_pictures(comfy, comfy_client, comfy_page):
+def test_from_the_node_library_to_its_images(comfy, comfy_client, comfy_page):
     if comfy.checkout.version_tuple < SINCE:
         # Nothing to see, and no harm done.
         assert comfy.request("/global_subgraphs").status == 404

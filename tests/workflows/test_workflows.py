@@ -24,14 +24,14 @@ CORE = {
     *("SolidMask", "FeatherMask", "MaskComposite", "ImageCompositeMasked"),
 }
 MUTED = 2
-# The five abilities that the prompts of DeepGen 1.0 show, each told by a word of its prompt.
 ABILITIES = {
-    "generation": "pizza",
-    "rendering of text": '"DeepGen 1.0"',
-    "editing": "watercolor",
-    "reasoning generation": "four hours after it was lit",
-    "reasoning editing": "gust of wind",
+    "generation": ("DeepGenTextToImage", "pizza"),
+    "rendering of text": ("DeepGenTextToImage", '"DeepGen 1.0"'),
+    "editing": ("DeepGenEdit", "watercolor"),
+    "reasoning generation": ("DeepGenTextToImage", "four hours after it was lit"),
+    "reasoning editing": ("DeepGenEdit", "gust of wind"),
 }
+"""The five abilities that the muted nodes show: a node that has it, and words of its prompt."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -58,6 +58,11 @@ def in_one_step(prompt: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
+def prompt_of(node: dict[str, Any]) -> str:
+    """The positive prompt: the first widget that holds text."""
+    return next(value for value in node["widgets_values"] if isinstance(value, str))
+
+
 def unmuted(workflow: dict[str, Any]) -> dict[str, Any]:
     for node in workflow["nodes"]:
         node["mode"] = 0
@@ -72,15 +77,14 @@ def test_all_are_there():
 
 
 def test_they_show_what_deepgen_can_do():
-    prompts = [
-        str(value)
-        for name in NAMES
-        for node in ui(name)["nodes"]
-        if node["type"] in OURS and node["mode"] == MUTED
-        for value in node["widgets_values"]
+    muted = [node for name in NAMES for node in ui(name)["nodes"] if node["mode"] == MUTED and node["type"] in OURS]
+    shown = [
+        ability
+        for ability, (type, words) in ABILITIES.items()
+        for node in muted
+        if node["type"] == type and words in prompt_of(node)
     ]
-    for ability, words in ABILITIES.items():
-        assert any(words in prompt for prompt in prompts), ability
+    assert sorted(shown) == sorted(ABILITIES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,8 +98,8 @@ class TestFiles:
                 assert node["properties"]["cnr_id"] == "deepgen"
         text = json.dumps(workflow)
         assert not re.search(r"/(home|root|tmp|work|Users)/|[A-Z]:\\\\", text)
-        pictures = {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage"}
-        assert pictures <= {"example.png"}
+        images = {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "LoadImage"}
+        assert images <= {"example.png"}
 
     def test_one_loader_and_the_defaults(self, name):
         nodes = list(twin(name).values())
@@ -104,7 +108,7 @@ class TestFiles:
         drawing = [node["inputs"] for node in nodes if "steps" in node["inputs"]]
         assert drawing and {(inputs["steps"], inputs["cfg"]) for inputs in drawing} == {(50, 4.0)}
 
-    def test_a_note_tells_where_the_model_goes_in_both_languages(self, name):
+    def test_a_note_says_where_the_model_goes_in_both_languages(self, name):
         notes = "\n".join(node["widgets_values"][0] for node in ui(name)["nodes"] if node["type"] == "MarkdownNote")
         english, chinese = notes.split("\n---\n")
         for words in (
@@ -135,7 +139,7 @@ def test_the_server_offers_it(comfy, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_in_the_front_end(comfy, comfy_client, comfy_page, tmp_path, name):
-    """Opened from the template browser, saved and opened again, run, and restored from a picture."""
+    """Opened from the template browser, saved and opened again, run, and restored from an image."""
     comfy_page.open_template(PACK, name)
     assert comfy_page.missing_nodes() == [] and comfy_page.dialogs() == []
     assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
@@ -143,7 +147,7 @@ def test_in_the_front_end(comfy, comfy_client, comfy_page, tmp_path, name):
     comfy_page.load_graph(saved)
     assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
 
-    # What is muted is whole, too: with the tiny checkpoint under the published name.
+    # What is muted is also complete: with the tiny checkpoint under the published name.
     comfy_page.load_graph(unmuted(saved))
     everything = comfy_page.graph_to_prompt()
     assert len(everything) > len(twin(name)) and calls(twin(name)).items() <= calls(everything).items()
@@ -154,10 +158,10 @@ def test_in_the_front_end(comfy, comfy_client, comfy_page, tmp_path, name):
         key for key, node in everything.items() if node["class_type"] in ("SaveImage", "PreviewImage")
     }
 
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(next(file.data for file in result.files if file.type == "output"))
+    image = tmp_path / "image.png"
+    image.write_bytes(next(file.data for file in result.files if file.type == "output"))
     comfy_page.page.evaluate("() => window.app.graph.clear()")
-    comfy_page.drop_file(picture)
+    comfy_page.drop_file(image)
     assert calls(in_one_step(comfy_page.graph_to_prompt())) == calls(everything)
     assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
 

@@ -30,15 +30,18 @@ def test_a_cache_that_holds_one_model(tmp_path):
     shutil.copytree(TINY, folder)
     assert find_model_folder(tmp_path / "cache") == folder
     shutil.copytree(TINY, folder.with_name("other"))
-    with pytest.raises(CheckpointError, match="holds several checkpoints"):
+    with pytest.raises(CheckpointError, match=r"contains several checkpoints \(.*\): pass one of them"):
         find_model_folder(tmp_path / "cache")
 
 
 def test_nothing_there(tmp_path):
     for wrong, words in (
-        (tmp_path / "nothing", "There is no folder"),
-        (tmp_path, "model_index.json is missing"),
-        (TINY / "model_index.json", "is a file"),
+        (
+            tmp_path / "nothing",
+            r"There is no folder .*nothing\. To download deepgenteam/\S+, 14\.3 GB \(13\.4 GiB\):\n    python",
+        ),
+        (tmp_path, rf"^{tmp_path}/model_index\.json is missing\. Run the download again:\n"),
+        (TINY / "model_index.json", r"must be a folder with model_index\.json, got a file\."),
     ):
         with pytest.raises(CheckpointError, match=words):
             resolve_model(wrong)
@@ -48,7 +51,7 @@ def test_an_id_in_no_cache_is_downloaded(tmp_path, monkeypatch):
     half = tmp_path / "half"
     half.mkdir()
     (half / "model_index.json").write_text("{}", encoding="utf-8")
-    for found in (None, half):  # an interrupted download goes on
+    for found in (None, half):  # an interrupted download continues
         monkeypatch.setattr("deepgen_npu.checkpoint.folder.find_downloaded", lambda model_id, found=found: found)
         asked = []
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Names and shapes that are worked out without a library are those that the libraries' models have."""
+"""Names and shapes that are computed without a library are those of the libraries' models."""
 
 from __future__ import annotations
 
@@ -114,4 +114,4 @@ def test_every_structural_number_is_compared_and_named(part, change):
         holder[key] = value + change if isinstance(value, int) else [*value[:-1], value[-1] + change]
         with pytest.raises(CheckpointError) as caught:
             check_structure(part, FILE, file, settings(part, file, config), tensors)
-        assert CONFIG_FILES[part] in str(caught.value) and f"{key} is" in str(caught.value), str(caught.value)
+        assert CONFIG_FILES[part] in str(caught.value) and f"{key} must be " in str(caught.value), str(caught.value)

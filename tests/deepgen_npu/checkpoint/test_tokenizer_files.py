@@ -61,7 +61,7 @@ def test_tokens_are_those_of_the_library(source):
 @pytest.mark.parametrize("saved_by", [STOCK, OURS], ids=["the library", "ours"])
 @pytest.mark.parametrize("source", [TINY, DEMO])
 def test_what_save_pretrained_writes_is_read(tiny, source, saved_by):
-    """In one file, with other settings beside it than in the published form."""
+    """In one file, with other settings next to it than in the published form."""
     shutil.rmtree(tiny / "tokenizer")
     saved_by[source].save_pretrained(tiny / "tokenizer")
     assert (tiny / "tokenizer" / "tokenizer.json").is_file()
@@ -114,17 +114,49 @@ def added(number: int, **changes: object):
 @pytest.mark.parametrize(
     ("name", "edit", "words"),
     [
-        ("tokenizer_config.json", added(270, content="cat", special=True), r"added token 270 is 'cat'; .* brackets"),
-        ("tokenizer_config.json", added(268, special=False), r"IMG_CONTEXT_TOKEN is '<\|image_pad\|>'; a special"),
-        ("tokenizer_config.json", added(268, lstrip=True), r"268\.lstrip is True; false is wanted"),
-        ("tokenizer_config.json", added(300, content="<|x|>"), r"id of <\|x\|> is 300; 270, which follows"),
-        ("tokenizer_config.json", lambda config: config.update(pad_token=None), r"pad_token is None"),
-        ("tokenizer_config.json", lambda config: config.update(pad_token="<|pad|>"), r"pad_token is '<\|pad\|>'"),
-        ("tokenizer_config.json", lambda config: config.update(add_prefix_space=True), r"add_prefix_space is True"),
-        ("vocab.json", lambda vocabulary: vocabulary.update(A=999), r"vocab\.json: the ids end at 999"),
+        (
+            "tokenizer_config.json",
+            added(270, content="cat", special=True),
+            r"added token 270 must be a text in angle brackets without blanks, got 'cat'",
+        ),
+        (
+            "tokenizer_config.json",
+            added(268, special=False),
+            r"IMG_CONTEXT_TOKEN must be a special token of .*, got '<\|image_pad\|>'",
+        ),
+        ("tokenizer_config.json", added(268, lstrip=True), r"268\.lstrip must be false, got True"),
+        (
+            "tokenizer_config.json",
+            added(300, content="<|x|>"),
+            r"id of <\|x\|> must be 270, since .* without a gap, got 300",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda config: config.update(pad_token=None),
+            r"pad_token must be an added token, .*, got None",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda config: config.update(pad_token="<|pad|>"),
+            r"pad_token must be one of the added special tokens, got '<\|pad\|>'",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda config: config.update(add_prefix_space=True),
+            r"add_prefix_space must be false, got True",
+        ),
+        (
+            "vocab.json",
+            lambda vocabulary: vocabulary.update(A=999),
+            r"vocab\.json: the last id must be \d+, since ids .*, got 999\.",
+        ),
         ("vocab.json", lambda vocabulary: vocabulary.update(A=33), r"gives one id to 'A' and 'B': 33"),
-        ("vocab.json", lambda vocabulary: vocabulary.pop("A"), r"lacks 'A'; a token for each of the 256 bytes"),
-        ("vocab.json", lambda vocabulary: vocabulary.update(A="32"), r"'A' is '32'; a whole number"),
+        (
+            "vocab.json",
+            lambda vocabulary: vocabulary.pop("A"),
+            r"vocab\.json must have a token for each of the 256 bytes, got none for 'A'\.",
+        ),
+        ("vocab.json", lambda vocabulary: vocabulary.update(A="32"), r"'A' must be an integer from 0, got '32'"),
     ],
 )
 def test_what_would_change_or_break_ids_is_named(tiny, name, edit, words):
@@ -136,13 +168,18 @@ def test_what_would_change_or_break_ids_is_named(tiny, name, edit, words):
 def test_ids_fit_the_embedding(tiny):
     files = TokenizerFiles.read(tiny)
     files.check_ids(270)
-    with pytest.raises(CheckpointError, match=r"<\|video_pad\|> is 269; an id below 269, the rows of the stored"):
+    with pytest.raises(
+        CheckpointError, match=r"<\|video_pad\|> must be an id below 269, the number of rows of .*, got 269"
+    ):
         files.check_ids(269)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("a b c", "line 2 is 'a b c'; two tokens"), ("a b", r"the merge 'a b' needs the token 'ab'")],
+    [
+        ("a b c", "line 2 must be two tokens separated by a blank, got 'a b c'"),
+        ("a b", r"the merge 'a b' needs the token 'ab'"),
+    ],
 )
 def test_merges_are_pairs_of_tokens(tiny, line, words):
     (tiny / "tokenizer/merges.txt").write_text(f"#version: 0.2\n{line}\n", encoding="utf-8")
@@ -153,9 +190,9 @@ def test_merges_are_pairs_of_tokens(tiny, line, words):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda lines: lines[: len(lines) // 2], r"merges\.txt has 383 merges; 767 are wanted"),
-        (lambda lines: [], r"merges\.txt has 0 merges; 767 are wanted"),
-        (lambda lines: lines[::-1], r"vocab\.json: the id of .* is 1022; 256, the place of its merge"),
+        (lambda lines: lines[: len(lines) // 2], r"merges\.txt must have 767 merges, .*, got 383"),
+        (lambda lines: [], r"merges\.txt must have 767 merges, .*, got 0"),
+        (lambda lines: lines[::-1], r"vocab\.json: the id of .* must be 256, the place of its merge .*, got 1022"),
     ],
     ids=["cut off", "none", "shuffled"],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from golden import TINY
 from PIL import Image
+from platforms import not_on_windows
 
 from deepgen_npu import DeepGenPipeline, cli, image_files
 from deepgen_npu.cli.signals import stoppable
@@ -98,6 +99,7 @@ def test_a_reference_is_not_left_half_written(folder, monkeypatch, capsys):
         assert os.listdir() == ["a.png"], name
 
 
+@not_on_windows("signals cannot be sent to other processes")
 def test_in_a_process_of_its_own(folder):
     """Sent from outside, while it denoises (SIGINT) and while it loads (SIGTERM)."""
     old = Path("a.png").read_bytes()
@@ -122,6 +124,7 @@ def test_in_a_process_of_its_own(folder):
         assert Path("a.png").read_bytes() == old and os.listdir() == ["a.png"]
 
 
+@not_on_windows("signals cannot be sent to other processes")
 def test_a_second_one_ends_at_once():
     code = """
 import signal, time

@@ -1,4 +1,4 @@
-"""A hub that lies, stalls or never ends. Whatever it does: the right files, or one clear line and nothing outside."""
+"""A hub that lies, stalls or never ends. Whatever it does: the right files, or a clear error and nothing outside."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub, serve
+from hub_server import DATA, EACH_SOURCE, WEIGHTS, Hub, assert_clear, serve
 from hypothesis import given
 from hypothesis import strategies as st
+from platforms import not_on_windows
 from property_settings import cases, drawn
 
-from deepgen_npu.checkpoint.folder import resolve_model
 from deepgen_npu.errors import DownloadError
 from deepgen_npu.hub import transfer
 from deepgen_npu.hub.download import MODEL_ID, download
@@ -42,17 +42,11 @@ def tree(folder: Path) -> dict[str, str]:
     return found
 
 
-def assert_one_line(error: DownloadError) -> None:
-    text = str(error)
-    assert text.isprintable(), ascii(text)
-    assert 40 < len(text) < 1200
-
-
 def assert_right_or_refused(source: str, box: Path, to: str | None, some_unlisted: bool = False) -> str:
-    """The invariant of this file, around one download into an empty box beside other files.
+    """The invariant of this file, around one download into an empty box next to other files.
 
     Args:
-        some_unlisted: The list may not have all files; those that it names otherwise are passed over.
+        some_unlisted: The list may not have all files; those that it names otherwise are skipped.
     """
     outside = box.parent
     shutil.rmtree(box, ignore_errors=True)
@@ -65,13 +59,13 @@ def assert_right_or_refused(source: str, box: Path, to: str | None, some_unliste
             if not some_unlisted or (folder / name).exists():
                 assert (folder / name).read_bytes() == content, name
     except DownloadError as error:
-        assert_one_line(error)
+        assert_clear(error)
         outcome = "refused"
     after = tree(outside)
     assert {name for name in after if not name.startswith("box")} == set(before)
     root = box / (to or "")
     for path in root.rglob("*"):
-        # Nothing has a final name but what was listed, whole; ours are hidden, and refs of the cache.
+        # Only complete files that were listed have a final name; ours are hidden, and refs of the cache.
         ours = path.name.startswith(".") or path.suffix == ".incomplete" or path.parent.name == "refs"
         assert path.resolve().is_relative_to(box.resolve())
         if path.is_file() and not ours:
@@ -80,7 +74,7 @@ def assert_right_or_refused(source: str, box: Path, to: str | None, some_unliste
     return outcome
 
 
-# ---- what a hub may tell, drawn from a description
+# ---- what a hub may list, drawn from a description
 
 
 pieces = st.sampled_from(
@@ -168,14 +162,14 @@ def test_hostile_listing(source: str, data: st.DataObject, hub: Hub, tmp_path: P
 
 @cases(30)
 @given(commit=anything.filter(lambda value: not isinstance(value, str) or not re.fullmatch("[0-9a-f]{40}", value)))
-def test_a_commit_that_is_none(commit: object, hub: Hub, tmp_path: Path) -> None:
+def test_a_commit_that_is_not_one(commit: object, hub: Hub, tmp_path: Path) -> None:
     reset(hub)
     hub.relist = lambda listing: listing | {"sha": commit}
     drawn["commit"] += 1
     # NaN is refused before, as no number of JSON.
-    with pytest.raises(DownloadError, match=r"the commit is .*; 40 hexadecimal digits are wanted|not valid JSON"):
+    with pytest.raises(DownloadError, match=r"the commit must be 40 hexadecimal digits, got .*\)|not valid JSON"):
         download()
-    assert hub.asked_for() == []
+    assert hub.requested() == []
     assert not (tmp_path / "box").exists()
 
 
@@ -183,7 +177,7 @@ def test_a_commit_that_is_none(commit: object, hub: Hub, tmp_path: Path) -> None
 @cases(15)
 @given(data=st.data())
 def test_listing_that_is_no_listing(source: str, data: st.DataObject, hub: Hub, tmp_path: Path) -> None:
-    """Bytes that are no JSON, or JSON that is deep, long or has no end."""
+    """Bytes that are not JSON, or JSON that is deep, long or never ends."""
     reset(hub)
     body = data.draw(
         st.one_of(
@@ -266,6 +260,7 @@ def test_names_of_files(name: str) -> None:
         assert not any(part.strip(". ") != part or not part for part in name.split("/"))
 
 
+@not_on_windows("links need rights that users do not have")
 @cases(20)
 @given(data=st.data())
 def test_links_that_lie_in_the_way(data: st.DataObject, hub: Hub, tmp_path: Path) -> None:
@@ -279,7 +274,7 @@ def test_links_that_lie_in_the_way(data: st.DataObject, hub: Hub, tmp_path: Path
         folder.mkdir(parents=True)
     (outside / "vae" / "config.json").write_bytes(b"mine")
     file = data.draw(st.sampled_from(sorted(DATA)))
-    kind = data.draw(st.sampled_from(["folder", "file", "whole file", "unfinished", "record"]))
+    kind = data.draw(st.sampled_from(["folder", "file", "complete file", "unfinished", "record"]))
     place = model / file
     place.parent.mkdir(exist_ok=True)
     aim = outside / "vae" / "config.json"
@@ -292,7 +287,7 @@ def test_links_that_lie_in_the_way(data: st.DataObject, hub: Hub, tmp_path: Path
     elif kind == "record":
         (model / ".download.json").symlink_to(aim)
     else:
-        if kind == "whole file":
+        if kind == "complete file":
             aim.write_bytes(DATA[file])
         place.symlink_to(aim)
     before = tree(outside)
@@ -304,7 +299,7 @@ def test_links_that_lie_in_the_way(data: st.DataObject, hub: Hub, tmp_path: Path
             assert (model / name).read_bytes() == content
             assert not (model / name).is_symlink()
     except DownloadError as error:
-        assert_one_line(error)
+        assert_clear(error)
         assert kind == "folder"
         assert "remove the link" in str(error)
     assert tree(outside) == before
@@ -314,7 +309,7 @@ def test_links_that_lie_in_the_way(data: st.DataObject, hub: Hub, tmp_path: Path
 @cases(15)
 @given(data=st.data())
 def test_what_an_earlier_attempt_left(source: str, data: st.DataObject, hub: Hub, tmp_path: Path) -> None:
-    """Unfinished files of any length and content, whole ones that were damaged, and ranges that are not heeded."""
+    """Unfinished files of any length and content, complete ones that were damaged, and ranges that are ignored."""
     reset(hub)
     model = tmp_path / "model"
     shutil.rmtree(model, ignore_errors=True)
@@ -348,7 +343,7 @@ def test_a_redirect_gets_no_secret(source: str, hub: Hub, tmp_path: Path) -> Non
 def test_redirects_from_https(location: str | None) -> None:
     assert transfer._follow("https://hub/x", "/y") == "https://hub/y"
     assert transfer._follow("https://hub/x", "https://cdn/y") == "https://cdn/y"
-    with pytest.raises(ValueError, match="a redirect leads to"):
+    with pytest.raises(ValueError, match=r"^the target of a redirect must be a URL of https, got "):
         transfer._follow("https://hub/x", location)
 
 
@@ -361,10 +356,10 @@ def test_a_hub_that_drips(
     monkeypatch.setattr(transfer, "STALLED_SECONDS", 1)
     hub.drip[what] = at_once
     begin = time.monotonic()
-    with pytest.raises(DownloadError, match="hardly a byte came for 1 seconds") as caught:
+    with pytest.raises(DownloadError, match="the transfer stalled for 1 seconds") as caught:
         download(source, tmp_path / "model")
     assert time.monotonic() - begin < 20
-    assert_one_line(caught.value)
+    assert_clear(caught.value)
 
 
 @EACH_SOURCE
@@ -372,59 +367,6 @@ def test_a_listing_that_grows_when_it_is_read(source: str, hub: Hub, tmp_path: P
     bomb = gzip.compress(bytes(2**28), 9)
     hub.relist = lambda _: bomb
     hub.listing_headers["Content-Encoding"] = "gzip"
-    with pytest.raises(DownloadError, match="at most so many are wanted") as caught:
+    with pytest.raises(DownloadError, match=r"must have at most 16777216 bytes, got more") as caught:
         download(source, tmp_path / "model")
-    assert_one_line(caught.value)
-
-
-def test_two_names_for_one_file(hub: Hub, tmp_path: Path) -> None:
-    for other in ("VAE/Config.json", "model_index.json/config.json"):
-        hub.files = {**DATA, other: b"{}"}
-        with pytest.raises(DownloadError, match="are both listed"):
-            download(to=tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-
-
-def test_two_downloads_into_one_folder(hub: Hub, tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    unfinished = tmp_path / "model" / f"{WEIGHTS}.{hub.etag(WEIGHTS)[:8]}.incomplete"
-    unfinished.parent.mkdir(parents=True)
-    with transfer._claimed(unfinished), pytest.raises(DownloadError, match="by another download"):
-        download(to=tmp_path / "model")
-    download(to=tmp_path / "model")
-
-
-def test_from_pretrained_goes_the_same_way(hub: Hub, tmp_path: Path) -> None:
-    hub.contents[WEIGHTS] = bytes(len(DATA[WEIGHTS]))
-    with pytest.raises(DownloadError, match=f"the SHA-256 of what came as {WEIGHTS}") as caught:
-        resolve_model(MODEL_ID)
-    assert_one_line(caught.value)
-    assert not list((tmp_path / "box").rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize("endpoint", ["", "hub", "ftp://hub", "http://", "http://[", "http://hub:port", "file:///x"])
-def test_addresses_that_are_none(endpoint: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    with pytest.raises(DownloadError, match="one that begins with https:// is wanted"):
-        download(to=tmp_path / "model")
-
-
-def test_folders_that_cannot_be(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"mine")
-    (tmp_path / "model" / WEIGHTS).mkdir(parents=True)
-    for to in ("~nobody-of-this-name/x", "a\0b", tmp_path / "file", tmp_path / "model", tmp_path / ("x" * 300)):
-        with pytest.raises(DownloadError) as caught:
-            download(to=to)
-        assert_one_line(caught.value)
-    assert (tmp_path / "file").read_bytes() == b"mine"
-
-
-@EACH_SOURCE
-def test_a_token_is_never_shown(source: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-        monkeypatch.setenv(variable, "hf_secret\x1b")
-    with pytest.raises(DownloadError, match="characters that no token has") as caught:
-        download(source, tmp_path / "model")
-    assert "hf_secret" not in str(caught.value)
+    assert_clear(caught.value)

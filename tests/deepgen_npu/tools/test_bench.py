@@ -265,7 +265,10 @@ def test_variables_that_matter_are_told(monkeypatch):
         (["--random-weights", "tiny", "--references", "1000000000"], "references is .* from 0 to 16 is wanted"),
         (["--random-weights", "tiny", "--num_inference_steps", "1000000000"], "num_inference_steps is .* to 1000"),
         (["--random-weights", "tiny", "--guidance_scale", "nan"], "guidance_scale is 'nan'; a number from 0 to 100"),
-        (["--random-weights", "tiny", "--height", "100"], "Nearest: 96 or 112"),
+        (
+            ["--random-weights", "tiny", "--height", "100"],
+            r"height must be a multiple of 16 from 16 to \d+, got 100 \(nearest: 96, 112\)\.",
+        ),
         (["--random-weights", "tiny", "--model_path", "x"], "both given"),
         (["--model_path", "nowhere"], "There is no folder nowhere"),
     ],

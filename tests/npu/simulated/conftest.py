@@ -40,7 +40,7 @@ def counts_table():
 
 @pytest.fixture(scope="session")
 def load():
-    """Loads the tiny checkpoint in float32, to ``npu:0`` unless told otherwise."""
+    """Loads the tiny checkpoint in float32, to ``npu:0`` by default."""
 
     def load(device: str = "npu", torch_dtype: torch.dtype = torch.float32, **options) -> DeepGenPipeline:
         pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype=torch_dtype, device=device, **options)

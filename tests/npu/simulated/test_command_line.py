@@ -1,4 +1,4 @@
-"""The command line on cards: where the parts are said to be, and the same picture wherever they are."""
+"""The command line on cards: where it reports the parts, and the same image wherever they are."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dev.npu_simulator.simulated import state
 
 @pytest.fixture
 def generate(tmp_path, capsys):
-    """Draws; returns the picture and what was printed."""
+    """Generates; returns the image and what was printed."""
 
     def generate(*options: str) -> tuple[Image.Image, str]:
         path = tmp_path / "picture.png"
         arguments = ["--model_path", str(TINY), "--output_image", str(path), "--num_inference_steps", "3"]
         sizes = ["--height", "64", "--width", "64", "--dtype", "float32"]
         assert main(["generate", *arguments, *sizes, *options]) == 0
-        with Image.open(path) as picture:
-            picture.load()
-        return picture, capsys.readouterr().out
+        with Image.open(path) as image:
+            image.load()
+        return image, capsys.readouterr().out
 
     return generate
 

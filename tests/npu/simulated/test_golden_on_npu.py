@@ -1,4 +1,4 @@
-"""Agreement with the original implementation, on the card and on the CPU beside it."""
+"""Agreement with the original implementation, on the card and on the CPU of the same host."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_card_and_cpu_from_the_same_noise(on_npu, on_cpu, counts_table):
     here, there = (pipe("a red circle", **arguments).images for pipe in (on_cpu, on_npu))
     assert there.device.type == "cpu" or there.device.type == "npu"
     difference = (here - there.cpu()).abs().max().item()
-    counts_table.append(("picture on the CPU against the card, same seed", f"{difference:.1e}"))
+    counts_table.append(("image on the CPU against the card, same seed", f"{difference:.1e}"))
     assert difference <= TOLERANCE
 
 

@@ -11,7 +11,7 @@ from dev.npu_simulator.simulated import state
 
 
 @pytest.mark.parametrize("case", ["edit", "t2i_batch"])
-def test_the_pipeline_captures_when_told_to(load, case):
+def test_the_pipeline_captures_on_request(load, case):
     pipe = load()
     expected, _ = denoised(pipe, case)
     assert state.counts.operators["replay of a graph"] == 0
@@ -26,7 +26,7 @@ def test_on_the_cpu_it_falls_back_with_one_line(load, caplog):
     pipe.capture_graph = True
     assert torch.equal(denoised(pipe, "edit")[0], expected)
     (record,) = caplog.records
-    assert "needs an NPU or a CUDA device" in record.getMessage()
+    assert "capture_graph needs an NPU or a CUDA device" in record.getMessage()
 
 
 def test_what_cannot_be_captured_runs_eagerly_with_one_line(caplog):

@@ -1,4 +1,4 @@
-"""Peaks by the simulated device's counter, and what happens when a card is full."""
+"""Peaks by the simulated device's counter, and what happens when a card is out of memory."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def test_activations_stay_below_their_estimates(load, counts_table, monkeypatch)
     """At several sizes, so that the estimate grows as the peak does."""
     monkeypatch.setattr("deepgen_npu.memory.MODULATION_BYTES", 0)  # one step of so narrow a model has next to none
     pipe = load("npu:0", torch_dtype=torch.bfloat16)
-    picture = load_case("edit")[1][0]
+    reference = load_case("edit")[1][0]
     for side, count in ((192, 0), (384, 0), (384, 1), (384, 2)):
-        images = [picture] * count
+        images = [reference] * count
         held = {}
 
         def encode(side=side, images=images, held=held):
@@ -106,19 +106,23 @@ def test_a_full_card_is_freed_and_the_stage_runs_again(load, caplog):
     memory.total = memory.now + needed - 1024
     assert draw(pipe, side=256).tobytes() == expected.tobytes()
     (record,) = caplog.records
-    assert "The memory of npu:0 is used up" in record.getMessage() and "take turns" in record.getMessage()
+    expected_words = (
+        "npu:0 is out of memory: from now on its parts (vlm, connector, transformer, vae) are offloaded to"
+    )
+    assert record.getMessage().startswith(expected_words) and "--offload" in record.getMessage()
     assert draw(pipe, side=256).tobytes() == expected.tobytes()
     assert len(caplog.records) == 1, "said once"
 
 
-def test_what_does_not_fit_is_reported_with_a_size_that_does(load, monkeypatch):
+@pytest.mark.parametrize("size", [(384, 256), (192, 384)], ids=str)
+def test_what_does_not_fit_is_reported_with_a_size_that_does(load, monkeypatch, size):
     monkeypatch.setattr("deepgen_npu.memory.MODULATION_BYTES", 0)
     pipe = load("npu:0", torch_dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload("npu:0")
     gc.collect()
     memory, plenty = state.memory[0], state.memory[0].total
 
-    def denoise(height: int, width: int) -> torch.Tensor:
+    def denoise(width: int, height: int) -> torch.Tensor:
         memory.total = plenty
         conditioning = pipe.encode(["a red circle"] * 2, None, "", height, width)
         noise = pipe.prepare_latents(2, height, width, seed=0)
@@ -129,15 +133,22 @@ def test_what_does_not_fit_is_reported_with_a_size_that_does(load, monkeypatch):
         return pipe.denoise(conditioning, noise, 1)
 
     with pytest.raises(OutOfDeviceMemory) as caught:
-        denoise(384, 192)
+        denoise(*size)
     message = str(caught.value)
-    assert "Out of memory on npu:0 in the transformer (384 x 192 pixels, 4 rows at once)" in message
-    assert "make fewer pictures at once" in message and "references" not in message
-    height, width = map(int, re.search(r"about (\d+) x (\d+) would fit", message).groups())
-    assert 96 <= height < 384 and 0 <= height - 2 * width <= 16
+    width, height = size
+    assert f"Out of memory on npu:0 in the transformer ({width} x {height} pixels, 4 rows at once)" in message
+    assert "make fewer images at once" in message and "references" not in message
+    assert re.search(
+        r"With all else moved out, [\d.]+ [GMK]iB of [\d.]+ [GMK]iB are free on top of its weights\.", message
+    )
+    # What is typed in as width and height has the shape that was asked for, and fits.
+    fitting = tuple(map(int, re.search(r"about (\d+) x (\d+) would fit", message).groups()))
+    longer, shorter = (fitting.index(max(fitting)), fitting.index(min(fitting)))
+    assert (longer, shorter) == (size.index(max(size)), size.index(min(size)))
+    assert 96 <= fitting[longer] < 384 and 0 <= fitting[longer] / size[longer] * size[shorter] - fitting[shorter] < 16
     del caught
     gc.collect()
-    denoise(height, width)
+    denoise(*fitting)
 
 
 def test_weights_that_do_not_fit_are_named(load):
@@ -174,7 +185,7 @@ def test_tiles_save_memory(load, counts_table):
     assert tiled < 0.5 * whole
 
 
-def test_several_pictures_are_decoded_one_by_one(load):
+def test_several_images_are_decoded_one_by_one(load):
     pipe = load("npu:0")
     latents = torch.randn(4, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     one, four = (peak_while(lambda count=count: pipe.decode_latents(latents[:count])) for count in (1, 4))

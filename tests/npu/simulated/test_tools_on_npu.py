@@ -18,12 +18,12 @@ SMALL = ["--height", "64", "--width", "64", "--num_inference_steps", "2", "--dty
 
 def test_bench_counts_the_memory_of_the_card(capsys):
     assert cli.main(["bench", "--random-weights", "tiny", *SMALL, "--runs", "2", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["device"] == {"device": "npu:0", "name": torch.npu.get_device_name(0)}
-    assert all(part["device"] == "npu:0" for part in told["parts"].values())
-    weights = sum(part["nbytes"] for part in told["parts"].values())
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"] == {"device": "npu:0", "name": torch.npu.get_device_name(0)}
+    assert all(part["device"] == "npu:0" for part in report["parts"].values())
+    weights = sum(part["nbytes"] for part in report["parts"].values())
     for stage in ("encode", "denoise", "decode"):
-        assert weights < told["peaks"][stage] <= told["peaks"]["whole run"] < weights + 64 * 2**20
+        assert weights < report["peaks"][stage] <= report["peaks"]["whole run"] < weights + 64 * 2**20
     assert cli.main(["bench", "--random-weights", "tiny", *SMALL, "--runs", "1"]) == 0
     text = capsys.readouterr().out
     assert "| Peak memory |" in text and "| vae | npu:0 | " in text
@@ -46,19 +46,19 @@ def test_random_weights_go_straight_to_the_card():
 def test_two_cards_and_offload(capsys):
     arguments = ["bench", "--model_path", str(TINY), *SMALL, "--runs", "1", "--json"]
     assert cli.main([*arguments, "--text_encoder_device", "npu:1"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {name: part["device"] for name, part in told["parts"].items()} == {
+    report = json.loads(capsys.readouterr().out)
+    assert {name: part["device"] for name, part in report["parts"].items()} == {
         "vlm": "npu:1",
         "connector": "npu:1",
         "transformer": "npu:0",
         "vae": "npu:0",
     }
     assert cli.main([*arguments, "--offload"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {part["device"] for part in told["parts"].values()} == {"cpu"}
+    report = json.loads(capsys.readouterr().out)
+    assert {part["device"] for part in report["parts"].values()} == {"cpu"}
     checkpoint = Checkpoint.open(TINY)
     largest = max(4 * checkpoint.elements(part) for part in PARTS)
-    assert told["peaks"]["whole run"] > largest
+    assert report["peaks"]["whole run"] > largest
 
 
 def test_verify_against_the_cpu(capsys):

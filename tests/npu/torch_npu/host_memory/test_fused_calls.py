@@ -1,6 +1,6 @@
 """Every fused call of ours, replayed on the shape functions that torch_npu itself has for it.
 
-They check names, order and types of arguments, and tell the shapes and dtypes of the results, which the reference
+They check names, order and types of arguments, and report the shapes and dtypes of the results, which the reference
 kernels must have as well.
 """
 
@@ -23,7 +23,7 @@ OURS = {"npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention_v3
 
 
 def shape(value: Any) -> Any:
-    """Something hashable that tells calls apart: tensors by size, stride and dtype."""
+    """Something hashable that distinguishes calls: tensors by size, stride and dtype."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (list, tuple)):

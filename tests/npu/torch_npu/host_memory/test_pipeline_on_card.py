@@ -89,14 +89,14 @@ def test_which_operators_run(npu_pipe, case, monkeypatch):
         differences(npu_pipe, case)
 
     vlm = npu_pipe.vlm
-    layers = stacked_states(len(vlm.model.language_model.layers))[0]  # those above are not wanted
+    layers = stacked_states(len(vlm.model.language_model.layers))[0]  # those above never run
     layers += vlm.config.vision_config.depth if case == "edit" else 0
     assert counts["npu::npu_swiglu"] == layers
     assert counts["npu::npu_rotary_mul"] == 2 * layers  # queries and keys
     assert counts["npu::npu_rms_norm"] > 2 * layers  # two a layer, and those of the DiT
     # The VAE's attention goes through PyTorch's function, all else calls the operator.
-    pictures = len(load_case(case)[0]["prompt"])
-    assert len(attentions) == pictures + (case == "edit")
+    images = len(load_case(case)[0]["prompt"])
+    assert len(attentions) == images + (case == "edit")
     assert counts["npu::npu_fusion_attention_v3"] > len(attentions) + layers
     # What a float mask, three dimensions or a head above 512 would get: the whole matrix of scores in memory.
     assert "aten::softmax" not in counts and "aten::_softmax" not in counts

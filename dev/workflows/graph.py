@@ -1,0 +1,87 @@
+"""Graphs for ComfyUI's canvas, described: nodes, where they stand, what they say. `canvas` builds them.
+
+The sample workflows, the blueprint and the images of the help pages consist of these nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodes.names import EITHER
+
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels of the canvas."""
+
+PIPELINE, VAE = ("loader", 0), ("loader", 1)
+"""The outputs of the loader."""
+
+MUTED = 2
+"""The mode of a node that does not run."""
+
+
+@dataclass
+class Node:
+    """One node of a graph.
+
+    Attributes:
+        key: By which other nodes name it.
+        type: Its node id.
+        box: Where it stands; a height of 0 is the node's own.
+        inputs: As in ComfyUI's API format: the value of a widget, or (key of a node, number of its output).
+        mode: 0, or `MUTED`.
+    """
+
+    key: str
+    type: str
+    box: Box
+    inputs: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    mode: int = 0
+    collapsed: bool = False
+
+
+def loader(box: Box = (0, 0, 380, 110), model: str = EITHER) -> Node:
+    return Node("loader", "DeepGenLoader", box, {"model": model})
+
+
+def generate(key: str, box: Box, prompt: str, **more: Any) -> Node:
+    return Node(key, "DeepGenTextToImage", box, {"pipeline": PIPELINE, "prompt": prompt, **more})
+
+
+def edit(key: str, box: Box, image: str, prompt: str, **more: Any) -> Node:
+    return Node(key, "DeepGenEdit", box, {"pipeline": PIPELINE, "image": (image, 0), "prompt": prompt, **more})
+
+
+def encode(key: str, box: Box, prompt: str, **more: Any) -> Node:
+    return Node(key, "DeepGenEncode", box, {"pipeline": PIPELINE, "prompt": prompt, **more})
+
+
+def sample(key: str, box: Box, conditioning: str, **more: Any) -> Node:
+    return Node(key, "DeepGenSample", box, {"pipeline": PIPELINE, "conditioning": (conditioning, 0), **more})
+
+
+def vae_encode(key: str, box: Box, image: str) -> Node:
+    return Node(key, "VAEEncode", box, {"pixels": (image, 0), "vae": VAE})
+
+
+def vae_decode(key: str, box: Box, latent: str) -> Node:
+    return Node(key, "VAEDecode", box, {"samples": (latent, 0), "vae": VAE})
+
+
+def save(key: str, box: Box, image: str, prefix: str) -> Node:
+    return Node(key, "SaveImage", box, {"filename_prefix": prefix, "images": (image, 0)})
+
+
+def preview(key: str, box: Box, image: str) -> Node:
+    return Node(key, "PreviewImage", box, {"images": (image, 0)})
+
+
+def load(key: str, box: Box, file: str = "example.png") -> Node:
+    return Node(key, "LoadImage", box, {"image": file})
+
+
+def collapsed(node: Node) -> Node:
+    node.collapsed = True
+    return node
