@@ -1,7 +1,7 @@
-"""What makes a picture, a latent or a conditioning one: the rules of the inputs that hold tensors.
+"""The rules of inputs that hold tensors: images, latents and conditionings.
 
-Each returns what the nodes work with, and raises TypeError for something of another kind and ValueError for a value
-that is not allowed, naming the input, what was found and what is wanted.
+Each returns what the nodes work with, and raises TypeError for a value of another type and ValueError for one that is
+not allowed. The error begins with the name of the input.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..deepgen_npu.checks import MAX_IMAGES, MAX_REFERENCES, shown, whole
+from ..deepgen_npu.checks import MAX_IMAGES, MAX_REFERENCES, Named, must, must_be, type_of, whole
 from ..deepgen_npu.dtypes import FLOATS, dtype_name, torch_dtype
+from ..deepgen_npu.formatting import format_size
 
 
 if TYPE_CHECKING:
@@ -19,47 +20,48 @@ if TYPE_CHECKING:
 
     from ..deepgen_npu.conditioning import Conditioning
 
-# Pixels along a side; more than any picture has, far less than what only pretends to be one (a view of one number).
 MAX_SIDE = 16384
-# Numbers in one batch: 4 GB in float32.
+"""Pixels along a side; more than any image has, far less than what only pretends to be one (a view of one number)."""
+
 MAX_NUMBERS = 2**30
-# Latents of pictures stay below 100. Far beyond this even float32 overflows while they are denoised, float16 at once.
+"""Numbers in one batch: 4 GiB in float32."""
+
 LARGEST_LATENT = 10000
-# The largest batch of ComfyUI's own nodes is 4096: the noise of an index is that of this picture of a batch.
+"""Latents of images stay below 100. Far beyond this float32 overflows while they are denoised, float16 at once."""
+
 MAX_BATCH_INDEX = 4095
+"""The largest batch of ComfyUI's own nodes is 4096: the noise of an index is that of this image of a batch."""
 
 
 def image(name: str, value: Any) -> Tensor:
     """An IMAGE [batch, height, width, channels]; numbers outside 0..1 are clamped later, as ComfyUI does."""
-    wanted = "[batch, height, width, channels] with 1, 3 or 4 channels"
-    pixels = _tensor(name, value, wanted)
+    shape = "[batch, height, width, channels] with 1, 3 or 4 channels"
+    pixels = _tensor(name, value, shape)
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"{name} has the shape {_shape(pixels)}; {wanted} is wanted.")
+        raise ValueError(_must_have_shape(name, shape, pixels))
     return _finite(name, _limited(name, pixels, pixels.shape[0], pixels.shape[1:3]))
 
 
 def latents(name: str, value: Any, channels: int | None = None) -> Tensor:
     """Latents [batch, channels, height, width]; None leaves the channels open."""
-    wanted = f"[batch, {'channels' if channels is None else channels}, height, width]"
-    samples = _tensor(name, value, wanted)
+    shape = f"[batch, {'channels' if channels is None else channels}, height, width]"
+    samples = _tensor(name, value, shape)
     if samples.ndim != 4 or channels not in (None, samples.shape[1]):
-        raise ValueError(f"{name} has the shape {_shape(samples)}; {wanted} is wanted, as VAE Encode makes it.")
+        raise ValueError(_must_have_shape(name, f"{shape}, as VAE Encode makes it", samples))
     samples = _finite(name, _limited(name, samples, samples.shape[0], samples.shape[1:]))
     low, high = _bounds(samples)
     if max(-low, high) > LARGEST_LATENT:
-        raise ValueError(
-            f"{name} has numbers from {low:g} to {high:g}; -{LARGEST_LATENT} to {LARGEST_LATENT} is wanted, as VAE "
-            "Encode makes them."
-        )
+        requirement = f"have numbers from -{LARGEST_LATENT} to {LARGEST_LATENT}, as VAE Encode makes them"
+        raise ValueError(must(name, requirement, Named(f"{low:g} to {high:g}")))
     return samples
 
 
 def latent(name: str, value: Any) -> dict[str, Any]:
     """A LATENT: samples [batch, channels, height, width], and a mask [1 or batch, 1, height, width] in 0..1 if any."""
     if not isinstance(value, dict):
-        raise TypeError(f"{name} is a {type(value).__name__}; a latent is wanted, as VAE Encode makes it.")
+        raise TypeError(must_be(name, "a latent, as VAE Encode makes it", type_of(value)))
     if "samples" not in value:
-        raise ValueError(f"{name} has no samples; a latent is wanted, as VAE Encode makes it.")
+        raise ValueError(must(name, "have samples, as the latents of VAE Encode have", list(value)))
     samples = latents(name, value["samples"])
     checked = {**value, "samples": samples}
     if value.get("noise_mask") is not None:
@@ -70,108 +72,108 @@ def latent(name: str, value: Any) -> dict[str, Any]:
 
 
 def conditioning(name: str, value: Any) -> list[Conditioning]:
-    """The list that DeepGen Encode Prompt makes, one for each picture of its batch."""
+    """The list that DeepGen Encode Prompt makes, one for each image of its batch."""
     from ..deepgen_npu.conditioning import Conditioning
 
-    source = "connect the output of DeepGen Encode Prompt."
     if not isinstance(value, list) or not all(isinstance(one, Conditioning) for one in value):
-        found = f"a list with {_kinds(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
-        raise TypeError(f"{name} is {found}; {source}")
+        found = Named(f"a list of {_types(value)}") if isinstance(value, list) else type_of(value)
+        raise TypeError(must_be(name, "the output of DeepGen Encode Prompt", found))
     if not 1 <= len(value) <= MAX_IMAGES:
-        raise ValueError(f"{name} is for {len(value)} pictures; 1 to {MAX_IMAGES} are wanted, {source}")
+        raise ValueError(must_be(name, f"for 1 to {MAX_IMAGES} images", len(value)))
     return [_one_conditioning(name, one, value[0]) for one in value]
 
 
 def _one_conditioning(name: str, one: Conditioning, first: Conditioning) -> Conditioning:
-    """One of a list, each of which is for a picture of the same size."""
+    """One of a list, each of which is for an image of the same size."""
     for side in ("height", "width"):
         whole(f"{name}: {side}", getattr(one, side), 1, MAX_SIDE)
     if (one.height, one.width) != (first.height, first.width):
-        raise ValueError(
-            f"{name} has pictures of {first.width} x {first.height} and of {one.width} x {one.height} pixels; one "
-            "size is wanted."
-        )
-    for part, dims in (("prompt_embeds", 3), ("pooled_prompt_embeds", 2)):
+        found = f"{format_size(first.width, first.height)} and {format_size(one.width, one.height)}"
+        raise ValueError(must_be(name, "for images of one size", Named(found)))
+    for part, shape in (("prompt_embeds", "[1, tokens, {}]"), ("pooled_prompt_embeds", "[1, {}]")):
         positive, negative = getattr(one, part), getattr(one, f"negative_{part}")
-        wanted = getattr(first, part)
         for label, tensor in ((part, positive), (f"negative_{part}", negative)):
-            _tensor(f"{name}: {label}", tensor, "of 1 row")
-            _finite(f"{name}: {label}", _limited(f"{name}: {label}", tensor))
-            if tensor.ndim != dims or tensor.shape[0] != 1 or tensor.shape[-1] != wanted.shape[-1]:
-                raise ValueError(
-                    f"{name}: {label} has the shape {_shape(tensor)}; 1 row is wanted, and the width of the others."
-                )
+            label = f"{name}: {label}"
+            _tensor(label, tensor, shape.format("width"))
+            _finite(label, _limited(label, tensor))
+            first_width = getattr(first, part).shape[-1:]
+            if tensor.ndim != shape.count(",") + 1 or tensor.shape[0] != 1 or tensor.shape[-1:] != first_width:
+                raise ValueError(_must_have_shape(label, shape.format(*first_width or ["width"]), tensor))
         if positive.shape != negative.shape:
-            raise ValueError(
-                f"{name}: {part} has the shape {_shape(positive)} and negative_{part} {_shape(negative)}; the same is "
-                "wanted."
-            )
-    references = one.reference_latents
-    if not isinstance(references, list) or len(references) > MAX_REFERENCES:
-        raise ValueError(f"{name}: reference_latents is {shown(references)}; at most {MAX_REFERENCES} are wanted.")
-    for reference in references:
-        tensor = _tensor(f"{name}: reference_latents", reference, "[1, channels, height, width]")
-        if tensor.ndim != 4 or tensor.shape[0] != 1:
-            raise ValueError(
-                f"{name}: reference_latents has the shape {_shape(tensor)}; [1, channels, height, width] is wanted."
-            )
-        _finite(f"{name}: reference_latents", _limited(f"{name}: reference_latents", tensor, 1, tensor.shape[1:]))
+            label = f"{name}: negative_{part}"
+            raise ValueError(_must_have_shape(label, f"of {part}, {list(positive.shape)}", negative))
+    _check_references(f"{name}: reference_latents", one.reference_latents)
     return one
+
+
+def _check_references(name: str, references: Any) -> None:
+    if not isinstance(references, list) or len(references) > MAX_REFERENCES:
+        found = Named(f"{len(references)}") if isinstance(references, list) else type_of(references)
+        raise ValueError(must_be(name, f"a list of at most {MAX_REFERENCES} tensors", found))
+    for reference in references:
+        shape = "[1, channels, height, width]"
+        tensor = _tensor(name, reference, shape)
+        if tensor.ndim != 4 or tensor.shape[0] != 1:
+            raise ValueError(_must_have_shape(name, shape, tensor))
+        _finite(name, _limited(name, tensor, 1, tensor.shape[1:]))
+
+
+def one_or(batch: int) -> str:
+    """The sizes of a batch that goes with one of this size: ``1``, or ``1 or 3``."""
+    return "1" if batch == 1 else f"1 or {batch}"
 
 
 def _mask(name: str, value: Any, batch: int) -> Tensor:
     import torch
 
-    name, wanted = f"{name}: its noise_mask", "[height, width] or [batch, height, width]"
+    name, shape = f"{name}: noise_mask", "[height, width] or [batch, height, width]"
     if isinstance(value, torch.Tensor) and value.dtype == torch.bool:
         value = value.float()
-    mask = _tensor(name, value, wanted)
+    mask = _tensor(name, value, shape)
     if mask.ndim not in (2, 3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
-        raise ValueError(f"{name} has the shape {_shape(mask)}; {wanted} is wanted.")
+        raise ValueError(_must_have_shape(name, shape, mask))
     count = 1 if mask.ndim == 2 else len(mask)
     if count not in (1, batch):
-        raise ValueError(f"{name} has {count} pictures and its latents {batch}; one is wanted, or as many.")
+        raise ValueError(f"{name} has a batch of {count} but samples has {batch}: use {one_or(batch)}.")
     mask = _finite(name, _limited(name, mask, count, mask.shape[-2:]))
     return mask.reshape(count, 1, *mask.shape[-2:]).float().clamp(0, 1)
 
 
 def _batch_index(name: str, value: Any, batch: int) -> list[int]:
-    name = f"{name}: its batch_index"
+    name = f"{name}: batch_index"
     if not isinstance(value, (list, tuple)) or len(value) != batch:
-        raise ValueError(f"{name} is {shown(value)}; a list with a number for each of {batch} latents is wanted.")
+        raise ValueError(must_be(name, f"a list of {batch} integers, one for each latent", value))
     return [whole(name, one, 0, MAX_BATCH_INDEX) for one in value]
 
 
-def _tensor(name: str, value: Any, wanted: str) -> Tensor:
+def _tensor(name: str, value: Any, shape: str) -> Tensor:
     """A tensor of real floating-point numbers that can be read, without a gradient."""
     import torch
 
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; a tensor {wanted} is wanted.")
+        raise TypeError(must_be(name, f"a tensor {shape}", type_of(value)))
     if value.dtype not in [torch_dtype(name) for name in FLOATS]:
-        found = dtype_name(value.dtype)
-        raise TypeError(f"{name} is of dtype {found}; {', '.join(FLOATS[:-1])} or {FLOATS[-1]} is wanted.")
+        requirement = f"have the dtype {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+        raise TypeError(must(name, requirement, Named(dtype_name(value.dtype))))
     if value.is_meta or value.is_nested or value.layout != torch.strided:
         kind = "meta" if value.is_meta else "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
-        raise TypeError(f"{name} is a {kind} tensor; a dense tensor with values is wanted.")
+        raise TypeError(must_be(name, "a dense tensor with values", Named(f"a {kind} tensor")))
     return value.detach()
 
 
 def _limited(name: str, tensor: Tensor, batch: int = 1, sides: Sequence[int] = (1,)) -> Tensor:
     """A tensor that is neither empty nor larger than anything that is meant."""
     if 0 in tensor.shape:
-        raise ValueError(f"{name} has the shape {_shape(tensor)}, which is empty; at least one of each is wanted.")
+        raise ValueError(must(name, "have no axis of length 0", list(tensor.shape)))
     if batch > MAX_IMAGES or max(sides) > MAX_SIDE or tensor.numel() > MAX_NUMBERS:
-        raise ValueError(
-            f"{name} has the shape {_shape(tensor)}; at most {MAX_IMAGES} pictures, {MAX_SIDE} along a side and "
-            f"{MAX_NUMBERS} numbers in all are wanted."
-        )
+        requirement = f"have at most {MAX_IMAGES} images, {MAX_SIDE} along a side and {MAX_NUMBERS} numbers in all"
+        raise ValueError(must(name, requirement, list(tensor.shape)))
     return tensor
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not all(map(math.isfinite, _bounds(tensor))):
-        raise ValueError(f"{name} has numbers that are NaN or infinite; finite ones are wanted.")
+        raise ValueError(must(name, "have finite numbers only", Named("NaN or infinity")))
     return tensor
 
 
@@ -183,9 +185,9 @@ def _bounds(tensor: Tensor) -> tuple[float, float]:
     return float(tensor.min()), float(tensor.max())
 
 
-def _kinds(values: list[Any]) -> str:
+def _types(values: list[Any]) -> str:
     return ", ".join(sorted({type(one).__name__ for one in values[:100]})) or "nothing"
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
+def _must_have_shape(name: str, shape: str, tensor: Tensor) -> str:
+    return must(name, f"have the shape {shape}", list(tensor.shape))

@@ -1,4 +1,4 @@
-"""DeepGenEncode: prompt, negative prompt and pictures to conditioning, the first of the two modular steps."""
+"""DeepGenEncode: prompt, negative prompt and images to conditioning, the first of the two modular steps."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
     from .lazy_pipeline import LazyPipeline
 
 MULTIPLE = 16
+"""Of the sides, in pixels, without an image; `DeepGenEdit` has that with one."""
 
 
 class DeepGenEncode(DeepGenNode):
+    """Prompt and images to conditioning."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """Inputs, outputs and texts."""
         return io.Schema(
             node_id="DeepGenEncode",
             display_name="DeepGen Encode Prompt",
             category=CATEGORY,
-            description="Turns prompt, negative prompt and pictures into conditioning for DeepGen Sampler. With "
-            "pictures it is an edit, without them a generation.",
+            description="Turns prompt, negative prompt and images into conditioning for DeepGen Sampler. With "
+            "images it is an edit, without them a generation.",
             **search_aliases("conditioning", "prompt", "text encode", "reference image"),
             inputs=[
                 inputs.pipeline(),
@@ -54,14 +58,14 @@ class DeepGenEncode(DeepGenNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The picture to edit; leave it open to generate. Of a batch, each picture is edited.",
+                    tooltip="The image to edit; leave unconnected to generate. Of a batch, each image is edited.",
                 ),
                 *inputs.references(2, 3, 4),
             ],
             outputs=[
                 inputs.Conditioning.Output(
                     display_name="conditioning",
-                    tooltip="For DeepGen Sampler: texts and pictures, and the size of the picture to make.",
+                    tooltip="For DeepGen Sampler: texts and images, and the size of the image to make.",
                 )
             ],
         )
@@ -70,6 +74,7 @@ class DeepGenEncode(DeepGenNode):
     def validate_inputs(
         cls, size_mode: str | None = None, width: int | None = None, height: int | None = None
     ) -> bool | str:
+        """Called by ComfyUI before a prompt is queued: True, or the error."""
         # Whether there is an image, and so whether the sides count, is known when the node runs.
         return cls.refusal(size_mode=size_mode, width=width, height=height) or True
 
@@ -87,13 +92,14 @@ class DeepGenEncode(DeepGenNode):
         image_3: Tensor | None = None,
         image_4: Tensor | None = None,
     ) -> io.NodeOutput:
+        """Stage 1."""
         from . import stages
         from .images import drawing_size, editing_sizes, reference_groups
 
         others = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
         if image is None:
             if connected := [name for name, other in others.items() if other is not None]:
-                raise ValueError(f"{connected[0]} is connected and image is not; connect the first picture to image.")
+                raise ValueError(f"{connected[0]} needs an image: connect the first one to image.")
             drawn = drawing_size(pipeline.sizes, height, width, editing=False)
         else:
             drawn, _ = editing_sizes(pipeline.sizes, image, size_mode, height, width)

@@ -12,5 +12,8 @@ from .text_to_image import DeepGenTextToImage
 
 
 class DeepGenExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """In the order of the menu."""
         return [DeepGenLoader, DeepGenTextToImage, DeepGenEdit, DeepGenEncode, DeepGenSample]

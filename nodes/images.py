@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..deepgen_npu.checks import must_be
 from ..deepgen_npu.sizes import TRAINED_SIDE
+from .check_tensors import one_or
 from .names import CUSTOM, FOLLOW, RESTORE
 
 
@@ -21,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def to_pil(image: Tensor) -> list[Image.Image]:
-    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL pictures.
+    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL images.
 
-    Levels are rounded down, as SaveImage does: editing a picture straight away and editing it after it was saved
+    Levels are rounded down, as SaveImage does: editing an image straight away and editing it after it was saved
     and loaded again give the same result.
     """
     from PIL import Image
 
-    pictures = []
+    found = []
     for pixels in image:
-        values = (pixels.float().clamp(0, 1) * 255).byte().cpu().numpy()
-        pictures.append(Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values))
-    return pictures
+        levels = (pixels.float().clamp(0, 1) * 255).byte().cpu().numpy()
+        found.append(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels))
+    return found
 
 
 def to_image(pixels: Tensor) -> Tensor:
@@ -41,13 +43,13 @@ def to_image(pixels: Tensor) -> Tensor:
 
 
 def reference_groups(**images: Tensor | None) -> list[list[Image.Image]]:
-    """The references of each picture of a batch.
+    """The references of each image of a batch.
 
     Args:
         images: IMAGE tensors [b, H, W, C] or None by input name; the first sets the batch.
 
     Raises:
-        ValueError: When a further input has neither one picture nor as many as the first.
+        ValueError: When a further input has neither one image nor the batch size of the first.
     """
     given = {name: image for name, image in images.items() if image is not None}
     if not given:
@@ -55,11 +57,9 @@ def reference_groups(**images: Tensor | None) -> list[list[Image.Image]]:
     (first, batch), *others = [(name, len(image)) for name, image in given.items()]
     for name, count in others:
         if count not in (1, batch):
-            raise ValueError(
-                f"{name} has {count} pictures and {first} has {batch}; one is wanted, or as many as {first}."
-            )
-    pictures = [to_pil(image) for image in given.values()]
-    return [[each[min(index, len(each) - 1)] for each in pictures] for index in range(batch)]
+            raise ValueError(f"{name} has {count} images but {first} has {batch}: use {one_or(batch)}.")
+    batches = [to_pil(image) for image in given.values()]
+    return [[each[min(index, len(each) - 1)] for each in batches] for index in range(batch)]
 
 
 def pixel_size(sizes: SizeRules) -> int:
@@ -68,7 +68,13 @@ def pixel_size(sizes: SizeRules) -> int:
 
 
 def drawing_size(sizes: SizeRules, height: int, width: int, editing: bool) -> tuple[int, int]:
-    """(height, width) at which the model draws a picture of the size that was asked for.
+    """(height, width) at which the model draws an image of the size that was asked for.
+
+    Args:
+        sizes: Of the checkpoint.
+        height: Of the image that is shown, in pixels.
+        width: Of the image that is shown, in pixels.
+        editing: Whether there are references.
 
     Raises:
         ValueError: When the model cannot draw it, in the terms of the node's inputs.
@@ -82,7 +88,7 @@ def drawing_size(sizes: SizeRules, height: int, width: int, editing: bool) -> tu
     for name, side in (("height", height), ("width", width)):
         drawn = max(round(side / scale / multiple), 1) * multiple
         if drawn > longest:
-            raise ValueError(f"{name} is {side}; with this model at most {longest * scale} is wanted.")
+            raise ValueError(must_be(name, f"at most {longest * scale} with this model", side))
         sides.append(drawn)
     return sides[0], sides[1]
 
@@ -90,7 +96,14 @@ def drawing_size(sizes: SizeRules, height: int, width: int, editing: bool) -> tu
 def editing_sizes(
     sizes: SizeRules, image: Tensor, size_mode: str, height: int, width: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The sizes of an edit of an IMAGE [b, H, W, C] in one of the size modes.
+    """The sizes of an edit in one of the size modes.
+
+    Args:
+        sizes: Of the checkpoint.
+        image: The IMAGE [b, H, W, C] to edit.
+        size_mode: See `names`.
+        height: In pixels, for "width and height" only.
+        width: In pixels, for "width and height" only.
 
     Returns:
         (height, width) at which the model draws it, and (height, width) at which it is shown.
@@ -105,11 +118,11 @@ def editing_sizes(
         scale = pixel_size(sizes)
         followed = drawn[0] * scale, drawn[1] * scale
         return drawn, followed if size_mode == FOLLOW else (image.shape[1], image.shape[2])
-    raise ValueError(f"size_mode is {size_mode!r}; {FOLLOW!r}, {CUSTOM!r} or {RESTORE!r} is wanted.")
+    raise ValueError(must_be("size_mode", f"one of {FOLLOW!r}, {CUSTOM!r}, {RESTORE!r}", size_mode))
 
 
 def enlarge(pixels: Tensor, times: int) -> Tensor:
-    """Pictures [b, 3, h, w] with each pixel shown as a square."""
+    """Images [b, 3, h, w] with each pixel as a square of ``times`` x ``times``."""
     return pixels.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1) if times > 1 else pixels
 
 
@@ -121,7 +134,16 @@ def shrink(pixels: Tensor, times: int) -> Tensor:
 
 
 def resize(pixels: Tensor, height: int, width: int, sizes: SizeRules) -> Tensor:
-    """Pictures [b, 3, h, w] in [0, 1] at another size: smoothly, but for a model whose pixels are shown as squares."""
+    """Images [b, 3, h, w] in [0, 1] at another size.
+
+    Smoothly, except for a model whose pixels are shown as squares.
+
+    Args:
+        pixels: The images.
+        height: To bring them to, in pixels.
+        width: To bring them to, in pixels.
+        sizes: Of the checkpoint that made them.
+    """
     from torch.nn.functional import interpolate
 
     if tuple(pixels.shape[-2:]) == (height, width):

@@ -11,12 +11,13 @@ from comfy_api.latest import io
 Pipeline = io.Custom("DEEPGEN_PIPELINE")
 Conditioning = io.Custom("DEEPGEN_CONDITIONING")
 
-# The position grid of DeepGen 1.0 covers 384 x 384 patches of 16 pixels (transformer/config.json). A smaller
-# checkpoint refuses what is too large for it when it runs.
 LONGEST_SIDE = 6144
+"""The position grid of DeepGen 1.0 covers 384 x 384 patches of 16 pixels (transformer/config.json). A smaller
+checkpoint refuses what is too large for it when it runs."""
 
 
 def pipeline() -> io.Input:
+    """The model, as DeepGen Loader gives it."""
     return Pipeline.Input(
         "pipeline",
         tooltip="The model from DeepGen Loader; one loader serves every node.",
@@ -24,31 +25,35 @@ def pipeline() -> io.Input:
 
 
 def prompt(tooltip: str) -> io.Input:
+    """A text of several lines, in which ``{a|b}`` is one of the two."""
     return io.String.Input("prompt", multiline=True, dynamic_prompts=True, default="", tooltip=tooltip)
 
 
 def negative_prompt(default: str = "") -> io.Input:
+    """The text that classifier-free guidance leads away from."""
     return io.String.Input(
         "negative_prompt",
         multiline=True,
         dynamic_prompts=True,
         default=default,
-        tooltip="What the picture should keep away from. Has no effect where cfg is 1 or less.",
+        tooltip="What to avoid. Has no effect where cfg is 1 or less.",
     )
 
 
 def seed() -> io.Input:
+    """Of the noise: 64 bits."""
     return io.Int.Input(
         "seed",
         default=42,
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="The same seed with the same settings gives the same picture; on another device, the same noise.",
+        tooltip="The same seed with the same settings gives the same image; on another device, the same noise.",
     )
 
 
 def steps() -> io.Input:
+    """Number of denoising steps."""
     return io.Int.Input(
         "steps",
         default=50,
@@ -59,6 +64,7 @@ def steps() -> io.Input:
 
 
 def cfg() -> io.Input:
+    """Scale of classifier-free guidance."""
     return io.Float.Input(
         "cfg",
         default=4.0,
@@ -72,6 +78,7 @@ def cfg() -> io.Input:
 
 
 def side(name: str, multiple: int, tooltip: str) -> io.Input:
+    """Width or height in pixels, a multiple of ``multiple``."""
     return io.Int.Input(name, default=512, min=multiple, max=LONGEST_SIDE, step=multiple, tooltip=tooltip)
 
 
@@ -81,7 +88,7 @@ def references(*numbers: int) -> list[io.Input]:
         io.Image.Input(
             f"image_{number}",
             optional=True,
-            tooltip=f"Reference {number}: one picture for all, or as many as image has.",
+            tooltip=f"Reference {number}: one image, or a batch as large as image.",
         )
         for number in numbers
     ]

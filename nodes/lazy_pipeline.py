@@ -1,4 +1,4 @@
-"""What travels from the loader to the other nodes: which weights to use, and how. They are read when first needed.
+"""What goes from the loader to the other nodes: which weights to use, and how. They are read when first needed.
 
 ComfyUI may drop the output from its cache and run the loader again at any time, so it costs nothing to make, and
 outputs with the same weights share them as long as one of them lives.
@@ -29,18 +29,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Encoded prompts and pictures take about 3 MB each.
 ENCODINGS_BYTES = 256 << 20
+"""Of the cache of encoded prompts and images, which take about 3 MiB each."""
 
 
 class LazyPipeline:
     """A checkpoint folder and a dtype, and the weights once they were needed.
 
     Args:
+        folder: Of the checkpoint.
         dtype_name: One of the loader's.
+        capture_graph: Whether the denoising step is captured and replayed.
 
     Raises:
-        CheckpointError: When the folder is not whole.
+        CheckpointError: When the folder is not complete.
     """
 
     def __init__(self, folder: Path, dtype_name: str, capture_graph: bool):
@@ -49,10 +51,12 @@ class LazyPipeline:
 
     @property
     def sizes(self) -> SizeRules:
+        """Which image sizes the checkpoint allows."""
         return self._weights.sizes
 
     @property
     def vae(self) -> ComfyVAE:
+        """The loader's second output."""
         return self._weights.vae
 
     @property
@@ -84,7 +88,7 @@ class LazyPipeline:
 
     @property
     def patcher(self) -> WholePatcher | None:
-        """The DiT's, once it was read. Later versions of ComfyUI take it that an output with one holds gigabytes."""
+        """The DiT's, once it was read. Later versions of ComfyUI assume that an output with one holds gigabytes."""
         return self._weights.denoiser()
 
 
@@ -92,7 +96,7 @@ class _Weights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
         self.sizes = checkpoint.sizes
         self.prompt_template = PromptTemplate.from_config(checkpoint.prompt_template)
-        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it, either.
+        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it either.
         dtypes = [] if dtype == torch.float32 else [torch.bfloat16]
         self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
         self._latent_format = latent_format(checkpoint)

@@ -14,8 +14,11 @@ from .names import CATEGORY
 
 
 class DeepGenLoader(DeepGenNode):
+    """A model by its name: pipeline and VAE, without their weights."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """Inputs, outputs and texts."""
         models, default = model_choices()
         return io.Schema(
             node_id="DeepGenLoader",
@@ -36,15 +39,15 @@ class DeepGenLoader(DeepGenNode):
                     "dtype",
                     options=list(CHOICES),
                     default="auto",
-                    tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (13.5 GB), float32 on a CPU "
-                    "that does not compute in bfloat16 (27 GB).",
+                    tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (12.6 GiB), float32 on a CPU "
+                    "without native bfloat16 (25.1 GiB).",
                 ),
                 io.Boolean.Input(
                     "capture_graph",
                     default=False,
                     optional=True,  # workflows saved before it was there stay valid
                     tooltip="NPU and CUDA: capture the denoising step in a graph and replay it, so that the device "
-                    "does not wait for the host. The same pictures; where it cannot be used, the log says so.",
+                    "does not wait for the host. Output is identical; if capture is unavailable, a warning is logged.",
                 ),
             ],
             outputs=[
@@ -58,6 +61,7 @@ class DeepGenLoader(DeepGenNode):
 
     @classmethod
     def validate_inputs(cls, model: str | None = None, dtype: str | None = None) -> bool | str:
+        """Called by ComfyUI before a prompt is queued: True, or the error."""
         # ComfyUI 0.3.64 does not check the values of a V3 list itself.
         if refusal := cls.refusal(dtype=dtype):
             return refusal
@@ -70,11 +74,13 @@ class DeepGenLoader(DeepGenNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None = None, **others: Any) -> str:
-        # A folder that was mended, or downloaded since, is another model. One whose name comes over a wire may be any.
+        """Called by ComfyUI: the loader runs again when this changes."""
+        # A folder that was repaired, or downloaded since, is another model. A name over a wire may be any.
         return state_of(*all_folders() if model is None else [find_model(model)])
 
     @classmethod
     def run(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
+        """The pipeline and its VAE; no weights are read."""
         from .lazy_pipeline import LazyPipeline
 
         opened = LazyPipeline(find_model(model), dtype, capture_graph)

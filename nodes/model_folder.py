@@ -10,14 +10,15 @@ from pathlib import Path
 import folder_paths
 
 from ..deepgen_npu.checkpoint.folder import is_model_folder, model_folders, modelscope_spelling
-from ..deepgen_npu.checks import shown
-from ..deepgen_npu.hub.download import MODEL_ID
+from ..deepgen_npu.checks import must_be
+from ..deepgen_npu.formatting import command
+from ..deepgen_npu.hub.download import DOWNLOAD_SIZE, MODEL_ID
 from ..deepgen_npu.locations import DEMO_FOLDER
 from .names import DEMO, EITHER, FOLDER
 
 
-# Offered even before it is there, so that a shared workflow names the same model on every machine.
 PUBLISHED = MODEL_ID.split("/")[1]
+"""Offered even before it is there, so that a shared workflow names the same model on every machine."""
 
 
 def register_model_folder() -> None:
@@ -45,7 +46,7 @@ def find_model(name: object) -> Path:
     Only folders found inside the registered model folders have names, so no workflow can point elsewhere.
 
     Raises:
-        ValueError: When there is no such model; the message tells how to get it.
+        ValueError: When there is no such model; the message says how to get it.
     """
     folders = _folders()
     if isinstance(name, str) and name in folders:
@@ -59,16 +60,15 @@ def find_model(name: object) -> Path:
         if folder := _published(folders):
             return folder
         target = os.path.join(roots[0], PUBLISHED)
+        download = command(f'python -m deepgen_npu download --to "{target}"')
         raise ValueError(
-            f"model: {PUBLISHED} is not downloaded yet. In the folder of this node pack run: "
-            f'python -m deepgen_npu download --to "{target}" '
-            "(14 GB; add --source modelscope where Hugging Face cannot be reached), then press R. "
-            f"To try the nodes without it, choose {DEMO!r}."
+            f"model {PUBLISHED} is not downloaded yet. Run in the folder of this node pack:{download}"
+            f"It fetches {DOWNLOAD_SIZE}; where Hugging Face cannot be reached, add --source modelscope. "
+            f"Then press R. To try the nodes without it, choose {DEMO!r}."
         )
-    raise ValueError(
-        f"model: there is no model {shown(name)} in {' or '.join(roots)}. "
-        f"Found: {', '.join(sorted(folders)) or 'none'}. Put its folder there and press R."
-    )
+    found = ", ".join(sorted(folders)) or "none"
+    advice = f"Found: {found}. Put its folder there and press R."
+    raise ValueError(must_be("model", f"a model in {' or '.join(roots)}", name, advice=advice))
 
 
 def all_folders() -> list[Path]:
@@ -77,9 +77,9 @@ def all_folders() -> list[Path]:
 
 
 def state_of(*folders: Path) -> str:
-    """Changes when a file in one of the folders does.
+    """A digest that changes when a file in one of the folders does.
 
-    Files that go while they are looked at, or cannot be looked at, are no error here: whoever reads them tells it.
+    A file that vanishes meanwhile, or whose state cannot be read, is no error here, but of whoever reads it.
     """
     found = []
     for folder in folders:

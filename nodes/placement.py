@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 class Stage(torch.nn.Module):
-    """What a ModelPatcher holds. It cannot hold the models themselves: it sets ``model.device``, which is a
-    read-only property of diffusers and transformers classes.
+    """What a ModelPatcher holds.
+
+    It cannot hold the models themselves: it sets ``model.device``, which is a read-only property of diffusers and
+    transformers classes.
     """
 
     def __init__(self, **parts: torch.nn.Module):
@@ -35,6 +37,8 @@ class DeepGenVLM(Stage):
 
 
 class DeepGenDiT(Stage):
+    """Connector and DiT, which run in turns."""
+
     def __init__(self, latent_format: comfy.latent_formats.LatentFormat | None = None, **parts: torch.nn.Module):
         super().__init__(**parts)
         # latent_preview reads it from here.
@@ -50,6 +54,7 @@ class WholePatcher(ModelPatcher):
     """
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        """Load all: ``extra_memory``, how much may be loaded, is ignored."""
         self.model.read()
         return super().partially_load(device_to, extra_memory=1e32, force_patch_weights=force_patch_weights)
 
@@ -76,14 +81,16 @@ class ComfyPlacement:
     """A placement of `DeepGenPipeline` on ComfyUI's memory manager: one ModelPatcher for each stage.
 
     VLM, connector with DiT, and VAE are loaded whole just before they run; ComfyUI moves other models out only
-    as far as needed, and ours when somebody else needs the room or presses "Unload models".
+    as far as needed, and ours when another model needs the room or the user presses "Unload models".
 
     Args:
-        vae: The patcher of the VAE, which ComfyUI's own nodes use, too.
+        pipe: Whose parts are placed.
+        vae: The patcher of the VAE, which ComfyUI's own nodes use as well.
         latent_format: Of the previews.
     """
 
     how_to_tile = "with DeepGen Sampler and VAE Decode (Tiled)"
+    """The pipeline's advice where an image does not fit on the device in one piece."""
 
     def __init__(self, pipe: DeepGenPipeline, vae: ModelPatcher, latent_format: comfy.latent_formats.LatentFormat):
         self.denoiser = WholePatcher(
@@ -106,6 +113,7 @@ class ComfyPlacement:
         }
 
     def activate(self, part: str, nbytes: int = 0) -> torch.device:
+        """Load a part, with room for ``nbytes`` of activations on top of it; returns its device."""
         mm.throw_exception_if_processing_interrupted()
         patcher = self._patchers[part]
         mm.load_models_gpu([patcher], memory_required=nbytes, force_full_load=True)
@@ -113,6 +121,7 @@ class ComfyPlacement:
         return patcher.load_device
 
     def make_room(self, part: str) -> None:
+        """Move everything out, before another try after an out-of-memory error."""
         mm.unload_all_models()
         mm.soft_empty_cache()
 

@@ -24,7 +24,7 @@ _ON_CPU = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreview
 
 
 def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
-    """For ``on_bytes_read``: a progress bar of the running node up to the bytes of these parts; cancel acts, too."""
+    """For ``on_bytes_read``: the running node's progress bar over the bytes of these parts, and cancel."""
     bar = comfy.utils.ProgressBar(checkpoint.nbytes(*parts))
 
     def on_bytes_read(count: int) -> None:
@@ -35,11 +35,16 @@ def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
 
 
 def step_callback(pipe: DeepGenPipeline, steps: int, runs: int = 1) -> StepCallback:
-    """A ``callback_on_step_end`` for so many ``runs`` of ``steps`` steps under one progress bar.
+    """A ``callback_on_step_end`` with one progress bar for all runs.
 
-    The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished picture. Latent2RGB
-    gets a copy on the CPU, since ComfyUI would copy its picture off an NPU without waiting; TAESD runs on the
+    The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished image. Latent2RGB
+    gets a copy on the CPU, since ComfyUI would copy its image off an NPU without waiting; TAESD runs on the
     device.
+
+    Args:
+        pipe: On ComfyUI's memory manager.
+        steps: Of each run.
+        runs: How often the pipeline denoises, one batch after the other.
     """
     total = steps * runs
     assert isinstance(pipe.placement, ComfyPlacement)
@@ -61,7 +66,7 @@ def step_callback(pipe: DeepGenPipeline, steps: int, runs: int = 1) -> StepCallb
 
 
 def latent_format(checkpoint: Checkpoint) -> comfy.latent_formats.LatentFormat:
-    """SD3's, with the colours of the checkpoint's own VAE if it tells them."""
+    """SD3's, with the colours of the checkpoint's own VAE where ``model_index.json`` has them."""
     format = comfy.latent_formats.SD3()
     if (factors := latent_rgb_factors(checkpoint)) is not None:
         *format.latent_rgb_factors, format.latent_rgb_factors_bias = factors

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 class DeepGenSample(DeepGenNode):
+    """Conditioning to a latent, from noise or from another latent."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """Inputs, outputs and texts."""
         return io.Schema(
             node_id="DeepGenSample",
             display_name="DeepGen Sampler",
             category=CATEGORY,
-            description="Draws what DeepGen Encode Prompt has encoded, as a latent for VAE Decode. "
-            "With a latent_image and denoise below 1 it changes that.",
+            description="Samples a latent from the conditioning of DeepGen Encode Prompt. "
+            "With a latent_image and denoise < 1 it does img2img.",
             **search_aliases("ksampler", "sample", "denoise", "img2img", "inpaint", "variation"),
             inputs=[
                 inputs.pipeline(),
@@ -39,20 +42,20 @@ class DeepGenSample(DeepGenNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much is drawn anew. Below 1 a latent_image is needed, of which the rest is kept.",
+                    tooltip="Denoising strength. Below 1 it needs a latent_image, and keeps the rest of that.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Pictures made at once, of each picture in the conditioning. With a latent_image, its "
+                    tooltip="Images made at once for each image in the conditioning. With a latent_image, its "
                     "batch counts instead.",
                 ),
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
-                    tooltip="What to begin with, from VAE Encode with the loader's vae. A noise mask keeps what is "
+                    tooltip="What to start from, from VAE Encode with the loader's vae. A noise mask keeps what is "
                     "outside of it.",
                 ),
             ],
@@ -76,6 +79,7 @@ class DeepGenSample(DeepGenNode):
         batch_size: int,
         latent_image: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        """Stage 2; VAE Decode is stage 3."""
         from . import stages
 
         latent = stages.sample(pipeline, conditioning, seed, steps, cfg, batch_size, latent_image, denoise)

@@ -1,4 +1,4 @@
-"""Encode, sample, decode: what every node that makes pictures is built from."""
+"""Encode, sample, decode: what every node that makes images is built from."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..deepgen_npu.checks import MAX_IMAGES
+from ..deepgen_npu.checks import MAX_IMAGES, must, must_be
 from ..deepgen_npu.conditioning import Conditioning, InitImage
+from ..deepgen_npu.formatting import format_size
 from ..deepgen_npu.images import from_pixels
+from .check_tensors import one_or
 from .images import enlarge, pixel_size, resize, to_image
 from .lazy_pipeline import LazyPipeline
 from .progress import step_callback
@@ -32,10 +34,13 @@ def encode(
     height: int,
     width: int,
 ) -> list[Conditioning]:
-    """Texts and pictures to conditioning, which waits on the CPU.
+    """Texts and images to conditioning, which waits on the CPU.
 
     Args:
-        groups: The references of each picture of the batch; [[]] to generate.
+        model: The loader's output.
+        prompt: For every image of the batch.
+        negative_prompt: For every image of the batch.
+        groups: The references of each image of the batch; [[]] to generate.
         height: In pixels of the model.
         width: In pixels of the model.
 
@@ -61,8 +66,14 @@ def sample(
     """Conditioning to a LATENT in the VAE's own space, as ComfyUI has it, on the CPU.
 
     Args:
-        batch_size: Pictures of each conditioning; with a latent_image, its batch counts instead.
-        latent_image: What to begin with; ``denoise`` below 1 keeps something of it, and its mask all outside.
+        model: The loader's output.
+        conditionings: One for each image, or one for all.
+        seed: Of the noise.
+        steps: Number of denoising steps.
+        cfg: Scale of classifier-free guidance.
+        batch_size: Images of each conditioning; with a latent_image, its batch counts instead.
+        latent_image: What to start from; its mask keeps all that is outside.
+        denoise: Denoising strength; below 1 something of the latent_image is kept.
 
     Raises:
         ValueError: When the latent_image does not fit.
@@ -76,22 +87,19 @@ def sample(
             batch_size = len(clean)
         elif len(clean) not in (1, len(conditionings)):
             raise ValueError(
-                f"latent_image has {len(clean)} latents and conditioning {len(conditionings)} pictures; one latent is "
-                "wanted, or as many."
+                f"latent_image has a batch of {len(clean)} but conditioning has {len(conditionings)} images: use "
+                f"{one_or(len(conditionings))} latents."
             )
         else:
             batch_size = 1
     elif denoise < 1:
         raise ValueError(
-            f"denoise is {denoise}, and there is no latent_image to keep something of: connect one, for instance from "
-            "VAE Encode, or set denoise to 1."
+            "denoise < 1 needs a latent_image: connect one, for instance from VAE Encode, or set denoise to 1."
         )
     total = batch_size * len(conditionings)
     if total > MAX_IMAGES:
-        raise ValueError(
-            f"batch_size is {batch_size} for each of {len(conditionings)} pictures in conditioning; at most "
-            f"{MAX_IMAGES} in all are wanted."
-        )
+        most = f"at most {MAX_IMAGES // len(conditionings)} for {len(conditionings)} images in conditioning"
+        raise ValueError(must_be("batch_size", most, batch_size))
     pipe = model.load()
     numbers = chosen if chosen and len(chosen) == total else list(range(total))
     noise = _noise(pipe, numbers, conditionings[0].height, conditionings[0].width, seed)
@@ -121,10 +129,10 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
 
 
 def _noise(pipe: DeepGenPipeline, numbers: list[int], height: int, width: int, seed: int) -> Tensor:
-    """Noise [n, C, h, w] of the pictures with these numbers in one batch of a seed.
+    """Noise [n, C, h, w] of the images with these numbers in one batch of a seed.
 
-    Picture k has the same noise however many there are, also when it was taken out of a batch (LatentFromBatch tells
-    its index). Only what is wanted is kept.
+    Image k has the same noise in a batch of any size, also when it was taken out of a batch (LatentFromBatch stores
+    its index). Only the noise of these numbers is kept.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = {}
@@ -132,7 +140,7 @@ def _noise(pipe: DeepGenPipeline, numbers: list[int], height: int, width: int, s
         mm.throw_exception_if_processing_interrupted()
         one = pipe.prepare_latents(1, height, width, generator=generator)
         if one.numel() % 16:
-            # PyTorch draws 16 numbers at a time, so that such pictures are not the ones of a batch.
+            # PyTorch draws 16 numbers at a time, so that such images are not the ones of a batch.
             return pipe.prepare_latents(max(numbers) + 1, height, width, seed=seed)[numbers]
         if number in numbers:
             drawn[number] = one
@@ -140,33 +148,28 @@ def _noise(pipe: DeepGenPipeline, numbers: list[int], height: int, width: int, s
 
 
 def _check_model(model: LazyPipeline, conditionings: list[Conditioning]) -> None:
-    """Refuse conditionings that another model has made.
+    """Refuse conditionings of another model.
 
     Raises:
         ValueError: Naming what does not fit.
     """
-    same = "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler."
-    for part, wanted in (("prompt_embeds", model.embedding_width), ("pooled_prompt_embeds", model.pooled_width)):
+    advice = "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler."
+    made = "conditioning was encoded by a different model"
+    for part, expected in (("prompt_embeds", model.embedding_width), ("pooled_prompt_embeds", model.pooled_width)):
         given = getattr(conditionings[0], part).shape[-1]
-        if given != wanted:
-            what = "embeddings" if part == "prompt_embeds" else "pooled embeddings"
-            raise ValueError(
-                f"conditioning is of another model: its {what} have {given} numbers and this pipeline's {wanted}. "
-                f"{same}"
-            )
+        if given != expected:
+            what = "embedding" if part == "prompt_embeds" else "pooled embedding"
+            raise ValueError(f"{made} ({what} width {given}, expected {expected}). {advice}")
     sizes, channels = model.sizes, model.vae.latent_channels
     for one in conditionings:
         try:
             sizes.check(one.height, one.width, editing=bool(one.reference_latents))
         except ValueError as error:
-            raise ValueError(f"conditioning is of another model: {error} {same}") from None
-        wanted = [1, channels, one.height // sizes.vae_factor, one.width // sizes.vae_factor]
+            raise ValueError(f"{made}: {error} {advice}") from None
+        expected = [1, channels, one.height // sizes.vae_factor, one.width // sizes.vae_factor]
         for reference in one.reference_latents:
-            if list(reference.shape) != wanted:
-                raise ValueError(
-                    f"conditioning is of another model: a reference has the shape {list(reference.shape)}; {wanted} "
-                    f"is wanted. {same}"
-                )
+            if list(reference.shape) != expected:
+                raise ValueError(f"{made} (reference {list(reference.shape)}, expected {expected}). {advice}")
 
 
 def _unpack(model: LazyPipeline, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
@@ -174,10 +177,9 @@ def _unpack(model: LazyPipeline, latent: dict[str, Any]) -> tuple[Tensor, Tensor
     samples, mask = latent["samples"], latent.get("noise_mask")
     channels = model.vae.latent_channels
     if samples.shape[1] != channels:
-        raise ValueError(
-            f"latent_image has the shape {list(samples.shape)}; [batch, {channels}, height, width] is wanted, as VAE "
-            "Encode with the loader's vae or EmptySD3LatentImage make it."
-        )
+        shape = f"have the shape [batch, {channels}, height, width]"
+        advice = "Make it with VAE Encode and the loader's vae, or with EmptySD3LatentImage."
+        raise ValueError(must("latent_image", shape, list(samples.shape), advice=advice))
     if mask is not None:
         mask = interpolate(mask, size=samples.shape[-2:], mode="bilinear")
     return samples, mask, latent.get("batch_index")
@@ -187,14 +189,14 @@ def _sized_for(model: LazyPipeline, conditionings: list[Conditioning], samples: 
     """The conditionings at the size of latents: texts have no size of their own, references have."""
     sizes = model.sizes
     height, width = (side * sizes.vae_factor for side in samples.shape[-2:])
-    wanted = conditionings[0]
-    if (height, width) == (wanted.height, wanted.width):
+    first = conditionings[0]
+    if (height, width) == (first.height, first.width):
         return conditionings
-    if wanted.reference_latents:
+    if first.reference_latents:
         scale = pixel_size(sizes)
         raise ValueError(
-            f"latent_image is a picture of {width * scale} x {height * scale} pixels and conditioning is for one of "
-            f"{wanted.width * scale} x {wanted.height * scale}: give both the same size."
+            f"latent_image is {format_size(width * scale, height * scale)} but conditioning is for "
+            f"{format_size(first.width * scale, first.height * scale)}: use the same size for both."
         )
     try:
         sizes.check(height, width, editing=False)

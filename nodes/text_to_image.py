@@ -1,4 +1,4 @@
-"""DeepGenTextToImage: a picture from a prompt."""
+"""DeepGenTextToImage: an image from a prompt."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from .lazy_pipeline import LazyPipeline
 
 MULTIPLE = 16
+"""Of the sides, in pixels: the VAE's factor 8 times the DiT's patch 2."""
 
 
 class DeepGenTextToImage(DeepGenNode):
+    """Prompt to images, all three stages in one node."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """Inputs, outputs and texts."""
         return io.Schema(
             node_id="DeepGenTextToImage",
             display_name="DeepGen Generate (Text to Image)",
             category=CATEGORY,
-            description="Generates pictures from a prompt with DeepGen 1.0: scenes, reasoning, rendered text.",
+            description="Generates images from a prompt with DeepGen 1.0: scenes, reasoning, rendered text.",
             **search_aliases("t2i", "txt2img", "text2image", "image generation", "draw"),
             inputs=[
                 inputs.pipeline(),
@@ -36,13 +40,14 @@ class DeepGenTextToImage(DeepGenNode):
                 inputs.seed(),
                 inputs.steps(),
                 inputs.cfg(),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of pictures made at once."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of images made at once."),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The pictures, one batch.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The images, one batch.")],
         )
 
     @classmethod
     def validate_inputs(cls, width: int | None = None, height: int | None = None) -> bool | str:
+        """Called by ComfyUI before a prompt is queued: True, or the error."""
         return cls.refusal(width=width, height=height) or True
 
     @classmethod
@@ -58,6 +63,7 @@ class DeepGenTextToImage(DeepGenNode):
         cfg: float,
         batch_size: int,
     ) -> io.NodeOutput:
+        """Encode, sample and decode."""
         from . import stages
         from .images import drawing_size
 

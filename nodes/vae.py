@@ -9,6 +9,8 @@ import comfy.sd
 import torch
 
 from ..deepgen_npu.checkpoint.weights import BytesRead, load_part
+from ..deepgen_npu.checks import Named, must, must_be
+from ..deepgen_npu.formatting import format_bytes, format_size
 from ..deepgen_npu.memory import vae_activation_bytes
 from ..deepgen_npu.model import autoencoder
 from .check_tensors import MAX_SIDE, image, latents
@@ -27,6 +29,13 @@ class DeepGenVAE(Stage):
     """What ComfyUI's VAE calls its first stage model: latents are unscaled, pixels in [-1, 1].
 
     Without weights until `read`: then ``vae`` is no longer None.
+
+    It calls `model.autoencoder` itself, past the pipeline, as no other node file does: ComfyUI's own nodes use this
+    VAE, also where the other parts were never read and so no pipeline exists.
+
+    Args:
+        checkpoint: Whose VAE it is.
+        dtype: Of the weights.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
@@ -55,10 +64,12 @@ class DeepGenVAE(Stage):
         return self.vae
 
     def encode(self, pixels: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Pixels [b, 3, H, W] in [-1, 1] to unscaled latents [b, C, h, w]."""
         with torch.no_grad():
             return autoencoder.encode(self.read(), shrink(pixels, self.enlargement))
 
     def decode(self, latents: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Unscaled latents [b, C, h, w] to pixels [b, 3, H, W] in [-1, 1]."""
         with torch.no_grad():
             return enlarge(autoencoder.decode(self.read(), latents), self.enlargement)
 
@@ -68,6 +79,10 @@ class ComfyVAE(comfy.sd.VAE):
 
     The executor of newer versions looks at attributes of outputs outside of any node, ``patcher`` among them, and dies
     of an error there: so all are plain, there from the start, and read nothing.
+
+    Args:
+        checkpoint: Whose VAE it is.
+        dtype: Of the weights.
     """
 
     first_stage_model: DeepGenVAE
@@ -98,6 +113,7 @@ class ComfyVAE(comfy.sd.VAE):
 
     @property
     def is_loaded(self) -> bool:
+        """Whether the weights were read."""
         return self.first_stage_model.vae is not None
 
     def get_ram_usage(self) -> int:
@@ -105,32 +121,36 @@ class ComfyVAE(comfy.sd.VAE):
         return self.size if self.is_loaded else 0
 
     def get_sd(self) -> dict[str, Any]:
+        """The weights by name, for nodes that save a VAE."""
         self.first_stage_model.read()
         return super().get_sd()
 
-    # What core's nodes pass on is whatever was linked to them.
+    # Core's nodes hand on whatever was linked to them, so all four check it.
 
     def decode(self, samples_in: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        """For VAE Decode: samples [b, C, h, w]."""
         self._check_latents(samples_in)
         self._check_memory(self.memory_used_decode(samples_in.shape, self.vae_dtype), "VAE Decode (Tiled)")
         return super().decode(samples_in, *arguments, **options)
 
     def decode_tiled(self, samples: Any, tile_x: int | None = None, tile_y: int | None = None, **options: Any):
+        """For VAE Decode (Tiled): the sides of a tile are in latents."""
         self._check_latents(samples)
         for tile in (tile_x, tile_y):
             if tile is not None and tile < 2:  # which ComfyUI halves
-                raise ValueError(
-                    f"tile_size is too small for this model; at least {2 * self.upscale_ratio} is wanted."
-                )
+                least = f"at least 2 latents ({2 * self.upscale_ratio} pixels) with this model"
+                raise ValueError(must_be("tile_size", least, tile))
         return super().decode_tiled(samples, tile_x=tile_x, tile_y=tile_y, **options)
 
     def encode(self, pixel_samples: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        """For VAE Encode: an IMAGE [b, H, W, C]."""
         self._check_pixels(pixel_samples)
         shape = pixel_samples.movedim(-1, 1).shape
         self._check_memory(self.memory_used_encode(shape, self.vae_dtype), "VAE Encode (Tiled)")
         return super().encode(pixel_samples, *arguments, **options)
 
     def encode_tiled(self, pixel_samples: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        """For VAE Encode (Tiled): an IMAGE [b, H, W, C]."""
         self._check_pixels(pixel_samples)
         return super().encode_tiled(pixel_samples, *arguments, **options)
 
@@ -141,24 +161,24 @@ class ComfyVAE(comfy.sd.VAE):
     def _check_pixels(self, pixels: Any) -> None:
         height, width, channels = image("pixels", pixels).shape[1:]
         if channels < 3:
-            raise ValueError(f"pixels has {channels} channel; 3 or 4 are wanted.")
+            raise ValueError(must("pixels", "have 3 or 4 channels", channels))
         self._check_sides(height, width)
 
     def _check_sides(self, height: int, width: int) -> None:
         smallest = self.downscale_ratio
         if not (smallest <= height <= MAX_SIDE and smallest <= width <= MAX_SIDE):
-            raise ValueError(
-                f"The picture is {width} x {height}; sides from {smallest} to {MAX_SIDE} pixels are wanted."
-            )
+            requirement = f"have sides from {smallest} to {MAX_SIDE} pixels"
+            raise ValueError(must("image", requirement, Named(format_size(width, height))))
 
     def _check_memory(self, nbytes: int, tiled: str) -> None:
-        """Main memory that runs short ends the process, where a device's is an error that ComfyUI answers with tiles.
+        """Refuse what main memory does not hold.
 
-        It also takes minutes for a layer, between which alone the work can be cancelled.
+        Main memory that runs out ends the process; a device's is an error, which ComfyUI answers with tiles. A layer
+        of such a size also takes minutes, and only between layers can the work be cancelled.
         """
         total = mm.get_total_memory(self.device) if self.device.type == "cpu" else nbytes
         if nbytes > total:
             raise ValueError(
-                f"The picture needs about {nbytes / 2**30:.0f} GiB in one piece, and this computer has "
-                f"{total / 2**30:.0f}; use {tiled}, or a smaller one."
+                f"The image needs about {format_bytes(nbytes)} in one piece but this computer has "
+                f"{format_bytes(total)}: use {tiled}, or a smaller image."
             )

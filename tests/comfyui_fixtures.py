@@ -2,7 +2,7 @@
 
 Import them into conftest.py and call `report_missing_comfyui` from its
 `pytest_terminal_summary`. Override the session fixture `comfy_options` to lay out models, link
-more packs or add arguments.
+more packs or add arguments. Tests that start servers of their own take the checkouts from `each_comfyui`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,35 @@ REQUIRE_VARIABLE = "DEEPGEN_REQUIRE_COMFYUI"
 NOT_PROVEN = "NOT PROVEN"
 
 CHECKOUTS: list[Checkout | None] = [*find_checkouts()] or [None]
+IN_TURN: Any = {"scope": "session", "params": CHECKOUTS, "ids": [c.id if c else "none" for c in CHECKOUTS]}
+"""Of a fixture: pytest then orders the tests so that only one version runs at a time."""
 
 
 def unavailable(reason: str) -> NoReturn:
+    """Skip a test, loudly; with DEEPGEN_REQUIRE_COMFYUI=1, fail it."""
     message = f"{NOT_PROVEN}: {reason}"
     if os.environ.get(REQUIRE_VARIABLE) == "1":
         pytest.fail(f"{message} ({REQUIRE_VARIABLE}=1 forbids to skip)", pytrace=False)
     pytest.skip(message)
+
+
+def runnable(checkout: Checkout | None, proof: str) -> Checkout:
+    """A checkout that can be run; without one the test is skipped, which leaves the proof open."""
+    if checkout is None:
+        unavailable(f"{proof}; no checkout found, set {PATH_VARIABLE} (and {PYTHON_VARIABLE})")
+    if checkout.problem:
+        unavailable(f"{proof}, on ComfyUI {checkout.id}; {checkout.problem}")
+    return checkout
+
+
+def each_comfyui(proof: str) -> Any:
+    """A fixture that is each checkout in turn, for tests that start servers of their own."""
+
+    @pytest.fixture(**IN_TURN)
+    def checkout(request: pytest.FixtureRequest) -> Checkout:
+        return runnable(request.param, proof)
+
+    return checkout
 
 
 @pytest.fixture(scope="session")
@@ -39,18 +61,11 @@ def comfy_options() -> ServerOptions:
     return ServerOptions()
 
 
-@pytest.fixture(scope="session", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
+@pytest.fixture(**IN_TURN)
 def comfy(request: pytest.FixtureRequest, comfy_options: ServerOptions) -> Iterator[ComfyServer]:
-    """A running server; pytest orders the tests so that only one version runs at a time."""
-    checkout: Checkout | None = request.param
-    if checkout is None:
-        unavailable(
-            "that the nodes run, cancel, preview and cache, and that the workflows load; "
-            f"no checkout found, set {PATH_VARIABLE} (and {PYTHON_VARIABLE})"
-        )
-    if checkout.problem:
-        unavailable(f"anything on ComfyUI {checkout.id}; {checkout.problem}")
-    with ComfyServer(checkout, comfy_options) as server:
+    """A running server."""
+    proof = "that the nodes run, cancel, preview and cache, and that the workflows load"
+    with ComfyServer(runnable(request.param, proof), comfy_options) as server:
         yield server
 
 

@@ -232,22 +232,22 @@ class Client:
     def _take_frame(self, data: bytes) -> None:
         (kind,) = struct.unpack_from(">I", data)
         if kind == PREVIEW:
-            job, metadata, picture = self._running, None, data[8:]
+            job, metadata, frame = self._running, None, data[8:]
         elif kind == PREVIEW_WITH_METADATA:
             (size,) = struct.unpack_from(">I", data, 4)
             metadata = json.loads(data[8 : 8 + size])
-            job, picture = self._jobs.get(metadata.get("prompt_id", "")), data[8 + size :]
+            job, frame = self._jobs.get(metadata.get("prompt_id", "")), data[8 + size :]
         else:
             return
         if job is None:
             return
-        image = Image.open(io.BytesIO(picture))
+        image = Image.open(io.BytesIO(frame))
         image.load()
         node = metadata["node_id"] if metadata else (job.result.executed or [None])[-1]
         job.result.previews.append(Preview(image, metadata, node))
 
     def complete(self, result: RunResult) -> None:
-        """Fill in what only the history of an ended prompt tells."""
+        """Fill in what only the history of an ended prompt has."""
         result.history = self.history(result.prompt_id)
         status = result.history.get("status") or {}
         result.status = "interrupted" if result.interrupted else status.get("status_str", "")

@@ -85,7 +85,7 @@ def decoding(latent: str) -> dict[str, Any]:
 
 
 def modular(sampler: dict[str, Any] | None = None, **changes: Any) -> Graph:
-    """A picture from modular and core nodes; changes go to the encoding."""
+    """An image from modular and core nodes; changes go to the encoding."""
     return {
         "loader": loader(),
         "encode": encoding(**changes),
@@ -104,7 +104,7 @@ def load_image(name: str) -> dict[str, Any]:
 
 
 def chain(**changes: Any) -> Graph:
-    """Generate, then edit what was generated, from one loader; both pictures are kept."""
+    """Generate, then edit what was generated, from one loader; both images are kept."""
     return {
         "loader": loader(),
         "generate": generation(),

@@ -1,4 +1,4 @@
-"""What a server that was started with the probe pack tells about itself."""
+"""What a server that was started with the probe pack reports about itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Probe:
         return self.server.get("/probe").json()["calls"]
 
     def new_calls(self, *names: str) -> list[int]:
-        """How often these ran since this was last asked."""
+        """How often these ran since the last call."""
         before, self._seen = self._seen, self.calls()
         return [self._seen.get(name, 0) - before.get(name, 0) for name in names]
 
@@ -68,6 +68,6 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) 
 
 
 def device_bytes(server: ComfyServer) -> int:
-    """Memory of the device in use, as ComfyUI tells it."""
+    """Memory of the device in use, as ComfyUI reports it."""
     (device,) = server.get("/system_stats").json()["devices"]
     return device["vram_total"] - device["vram_free"]

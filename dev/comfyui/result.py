@@ -20,7 +20,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture sent while a node was running; the old frame type carries no metadata."""
+    """An image sent while a node was running; the old frame type carries no metadata."""
 
     image: Image.Image
     metadata: dict[str, Any] | None = None

@@ -49,7 +49,7 @@ class ServerOptions:
 
     Args:
         packs: folder name below custom_nodes -> the folder to link there.
-        args: more ComfyUI command line arguments.
+        args: more ComfyUI command line arguments; ``{base}`` in one stands for the base folder.
         env: more environment variables; None removes one.
         settings: front-end settings of the default user, over `USER_SETTINGS`.
         prepare: called with the base folder before the first start, e.g. to lay out models.
@@ -166,7 +166,7 @@ class ComfyServer:
             "--disable-api-nodes",
             "--preview-method",
             "latent2rgb",
-            *args,
+            *(argument.replace("{base}", str(self.base)) for argument in args),
         ]
 
     def _environment(self, extra: Mapping[str, str | None]) -> dict[str, str]:
@@ -310,7 +310,7 @@ class ComfyServer:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
     def memory_mb(self, peak: bool = False) -> float | None:
-        """Resident memory of the server process; None where /proc does not tell."""
+        """Resident memory of the server process; None where /proc does not have it."""
         key = "VmHWM:" if peak else "VmRSS:"
         pid = self._process.pid if self._process else 0
         try:

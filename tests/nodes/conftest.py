@@ -1,35 +1,67 @@
-"""One server with the probe for all tests that look on: a start takes ten seconds."""
+"""Servers for all tests of the nodes that look inside: a start takes ten seconds, the first image of each as long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from comfyui_fixtures import CHECKOUTS, unavailable
+from comfyui_fixtures import each_comfyui
+from golden import TINY
 
 from deepgen_npu.tools.random_checkpoint import write
+from dev.comfyui.checkouts import Checkout
 from dev.comfyui.client import Client
 from dev.comfyui.larger import LARGER, NAME
 from dev.comfyui.probe import PACKS, Probe
 from dev.comfyui.server import ComfyServer, ServerOptions
+from dev.soak import NPU_MIB
 from dev.soak import prepare as lay_out_small_models
 
 
-@pytest.fixture(scope="session", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
-def probed(request: pytest.FixtureRequest, comfy_options: ServerOptions) -> Iterator[ComfyServer]:
-    """A server with the probe, the models of all tests, those of the soak and a larger one."""
-    checkout = request.param
-    if checkout is None or checkout.problem:
-        unavailable("that parts can be cancelled and memory is given back; no ComfyUI was found that runs")
+VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
+EXTRA_MODELS = ("--extra-model-paths-config", "{base}/extra_model_paths.yaml")
 
-    def lay_out(base: Path) -> None:
+Start = Callable[..., ComfyServer]
+
+checkout = each_comfyui("that runs can be cancelled, memory is given back and wrong values are refused")
+
+
+@pytest.fixture(scope="session")
+def start(checkout: Checkout, comfy_options: ServerOptions) -> Start:
+    """Starts a server with the probe, the models of all tests, those of the soak, and damaged ones.
+
+    ``larger`` adds one of half a GB, which takes seconds to write; the other options are those of `ServerOptions`.
+    """
+
+    def lay_out(base: Path, larger: bool) -> None:
         if comfy_options.prepare:
             comfy_options.prepare(base)
         lay_out_small_models(base)
-        write(base / "models" / "deepgen" / NAME, LARGER)
+        models = base / "models" / "deepgen"
+        if larger:
+            write(models / NAME, LARGER)
+        for name in ("good", "failing", "renamed"):
+            shutil.copytree(TINY, models / name)
+        weights = models / "renamed" / VAE_FILE
+        content = weights.read_bytes()
+        assert content.count(b"decoder.conv_in.bias") == 1
+        weights.write_bytes(content.replace(b"decoder.conv_in.bias", b"decoder.conv_in.bixs"))
 
-    with ComfyServer(checkout, ServerOptions(packs=PACKS, prepare=lay_out)) as server:
+    def start(larger: bool = False, **options: Any) -> ComfyServer:
+        prepare = partial(lay_out, larger=larger)
+        return ComfyServer(checkout, ServerOptions(packs=PACKS, prepare=prepare, **options))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def probed(start: Start) -> Iterator[ComfyServer]:
+    """A server on the CPU."""
+    with start(larger=True, args=EXTRA_MODELS) as server:
         yield server
 
 
@@ -41,7 +73,15 @@ def probed_client(probed: ComfyServer) -> Iterator[Client]:
 
 @pytest.fixture
 def probe(probed: ComfyServer) -> Iterator[Probe]:
-    """Nothing is slow after the test."""
+    """Nothing is slow or broken after the test."""
     probe = Probe(probed)
     yield probe
     probe.slow_down()
+    probe.break_disk()
+
+
+@pytest.fixture(scope="session")
+def on_npu(start: Start) -> Iterator[ComfyServer]:
+    """A server on a simulated card of 64 GiB."""
+    with start(simulated_npu=NPU_MIB) as server:
+        yield server

@@ -46,7 +46,7 @@ not_numbers = st.builds(
     st.sampled_from(["float", "numpy", "float32"]),
 )
 shapes = st.lists(st.integers(0, 5), max_size=6)
-# None that might be a picture.
+# None that might be an image.
 small_tensors = st.builds(tensor, shapes.filter(lambda shape: len(shape) != 4))
 
 
@@ -74,7 +74,7 @@ def wrong_number(low: float, high: float) -> Strategy:
     return numbers_outside(low, high) | not_numbers | anything().filter(lambda value: not of_kind(value, int))
 
 
-# Of pictures and latents: one thing wrong with a tensor that is right otherwise.
+# Of images and latents: one thing wrong with a tensor that is right otherwise.
 
 
 def wrong_tensor(shape: list[int], limit: int) -> Strategy:
@@ -152,7 +152,7 @@ def wrong_value(declared: dict[str, Any], channels: int) -> Strategy:
     if kind == "COMBO":
         return anything().filter(lambda value: not of_kind(value, str) or value["value"] not in declared["options"])
     if declared["name"] in ("image_2", "image_3", "image_4"):
-        # Neither one picture nor as many as image has.
+        # Neither one image nor a batch as large as image.
         return wrong_image() | st.builds(lambda count: tensor([count, 64, 64, 3]), st.integers(2, 9))
     wrong = {"IMAGE": wrong_image(), "LATENT": wrong_latent(channels)}.get(kind, anything())
     return wrong if declared["optional"] else wrong | st.just(plain(None))

@@ -12,7 +12,7 @@ from dev.comfyui.graphs import Graph, edit, generation, load_image, loader, save
 
 
 def golden_run(case: str, input_folder: Path) -> tuple[Graph, Image.Image]:
-    """The graph of a golden case with one picture, and that picture.
+    """The graph of a golden case with one image, and that image.
 
     Args:
         input_folder: ComfyUI's, which receives the reference.
@@ -30,7 +30,7 @@ def golden_run(case: str, input_folder: Path) -> tuple[Graph, Image.Image]:
     graph = {"loader": loader(), "make": generation(**settings), "saved": save("make")}
     if references:
         references[0].save(input_folder / "reference.png")
-        graph["picture"] = load_image("reference.png")
-        graph["make"] = edit("picture", **settings)
+        graph["image"] = load_image("reference.png")
+        graph["make"] = edit("image", **settings)
     (expected,) = from_pixels(golden["image"], "pil")
     return graph, expected

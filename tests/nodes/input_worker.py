@@ -5,7 +5,7 @@ Usage: COMFYUI_PATH=<checkout> python input_worker.py PACK MODELS
 In:  {"node": NAME, "inputs": {NAME: description}}, the values described as in `probe_pack.values`; "pipeline" and
      "conditioning" may be {"kind": "made"}. Or {"describe": true}, for the inputs that each node declares.
 Out: {"error": MESSAGE, "type": NAME, "asked": times that the weights were asked for before it, "seconds": ...}, or
-     {"pictures": [...], ...}.
+     {"images": [...], ...}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from load_module import finder, load_module, load_pack
+from load_module import launch, load_module, load_pack
 
 
 PROBE_PACK = Path(__file__).parents[2] / "dev" / "comfyui" / "probe_pack"
@@ -30,7 +30,7 @@ os.dup2(2, 1)  # what others print is no answer
 pack, models = sys.argv[1:]
 sys.argv[1:] = ["--cpu", "--disable-api-nodes"]
 sys.path[0] = os.environ["COMFYUI_PATH"]
-sys.meta_path.insert(0, finder())
+sys.meta_path.insert(0, launch().finder)
 
 import comfy.options  # noqa: E402
 
@@ -75,8 +75,8 @@ def made(name: str, described: dict[str, Any]) -> Any:
     if name == "pipeline":
         return PIPELINE
     if name == "conditioning":
-        pictures = torch.zeros(1, 64, 64, 3) if described.get("references") else None
-        return encoded(pictures, described.get("side", 64))
+        images = torch.zeros(1, 64, 64, 3) if described.get("references") else None
+        return encoded(images, described.get("side", 64))
     raise ValueError(name)
 
 

@@ -1,7 +1,8 @@
-"""For what runs in ComfyUI's interpreter, where the names of our folders are ComfyUI's: a module by its path."""
+"""Modules of the pack as ComfyUI imports them: by path, since the names of our folders are also ComfyUI's."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -17,11 +18,19 @@ def load_module(name: str, path: Path, *folders: str) -> Any:
     return module
 
 
-def finder() -> Any:
-    """What lets ComfyUI's own imports of torchvision and torchaudio pass where these do not load."""
-    return load_module("launch", Path(__file__).parents[2] / "dev" / "comfyui" / "launch.py").finder
+def launch() -> Any:
+    """`dev.comfyui.launch`: its ``finder`` lets ComfyUI import a torchvision and a torchaudio that do not load."""
+    path = Path(__file__).parents[2] / "dev" / "comfyui" / "launch.py"
+    return sys.modules.get("launch") or load_module("launch", path)
 
 
 def load_pack(folder: str) -> Any:
     """The pack as ComfyUI imports it, under the name ``pack``."""
     return load_module("pack", Path(folder) / "__init__.py", folder)
+
+
+def pack_module(name: str) -> Any:
+    """A module of this pack; outside of ComfyUI's interpreter one that imports nothing of ComfyUI."""
+    if "pack" not in sys.modules:
+        load_pack(str(Path(__file__).parents[2]))
+    return importlib.import_module(f"pack.{name}")

@@ -1,72 +1,61 @@
-"""Run in ComfyUI's interpreter by `test_nodes`: where ComfyUI's memory manager puts a stage on a GPU.
+"""Run in ComfyUI's interpreter by `test_nodes`: where ComfyUI's memory manager puts a stage, in each memory mode.
 
-The GPU is a pretence: layers only note where they are sent; the rest is ComfyUI's own code. Prints one JSON line.
+It is moved to a simulated NPU and back by ComfyUI's own code, without a server. Prints one JSON line: for each mode
+where a stage is once loaded, once unloaded and once loaded again; and where ComfyUI's own patcher puts it.
 """
 
 import importlib
 import json
 import sys
 
-from load_module import finder, load_pack
+from load_module import launch, load_pack
 
 
 pack, checkout = sys.argv[1:]
 sys.argv[1:] = []
+launch().install_simulated_npu(64 * 1024)
 # In the place of the tests' folder, whose modules must not stand before ComfyUI's.
 sys.path[0] = checkout
-sys.meta_path.insert(0, finder())
-
-import comfy.cli_args  # noqa: E402
-
-
-comfy.cli_args.args.cpu = True
+sys.meta_path.insert(0, launch().finder)
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
 
 
 load_pack(pack)
-memory = importlib.import_module("pack.nodes.placement")
+placement = importlib.import_module("pack.nodes.placement")
 
-GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
-mm.get_free_memory = lambda device=None, torch_free_too=False: (10**12, 10**12) if torch_free_too else 10**12
-mm.minimum_inference_memory = lambda: 0
-mm.soft_empty_cache = lambda *arguments, **options: None
-torch.cuda.synchronize = lambda *arguments: None
+NPU, CPU = mm.get_torch_device(), torch.device("cpu")
+assert NPU.type == "npu", NPU
 
 
-class Layer(torch.nn.Linear):
-    """Remembers where it was sent, since there is no GPU to go to."""
-
-    place = "cpu"
-
-    def to(self, device):
-        self.place = torch.device(device).type
-        return self
+def places(patcher: ModelPatcher) -> list[str]:
+    return sorted({parameter.device.type for parameter in patcher.model.parameters()})
 
 
-class Stage(memory.DeepGenDiT):
-    def to(self, device):
-        for layer in self.layers:
-            layer.to(device)
-        return self
+def load(patcher: ModelPatcher) -> list[str]:
+    mm.load_models_gpu([patcher], force_full_load=True)
+    return places(patcher)
 
 
-def places(patcher) -> list[str]:
-    return sorted({layer.place for layer in patcher.model.layers})
+def unload(patcher: ModelPatcher) -> list[str]:
+    mm.current_loaded_models[0].model_unload()
+    mm.current_loaded_models.clear()
+    return places(patcher)
+
+
+def stage(kind: type[ModelPatcher]) -> ModelPatcher:
+    layers = torch.nn.ModuleList(torch.nn.Linear(10, 10) for _ in range(3))
+    return kind(placement.DeepGenDiT(layers=layers), load_device=NPU, offload_device=CPU)
 
 
 found = {}
-for state in ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
-    mm.vram_state = getattr(mm.VRAMState, state)
-    stage = Stage(layers=torch.nn.ModuleList(Layer(10, 10) for _ in range(3)))
-    patcher = memory.WholePatcher(stage, load_device=GPU, offload_device=CPU)
-    mm.load_models_gpu([patcher], force_full_load=True)
-    loaded = places(patcher)
-    mm.current_loaded_models[0].model_unload()
-    unloaded = places(patcher)
-    mm.current_loaded_models.clear()
-    mm.load_models_gpu([patcher], force_full_load=True)
-    found[state] = [loaded, unloaded, places(patcher)]
+for mode in ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
+    mm.vram_state = getattr(mm.VRAMState, mode)
+    ours, usual = stage(placement.WholePatcher), stage(ModelPatcher)
+    found[mode] = {"ours": [load(ours), unload(ours), load(ours)]}
+    unload(ours)
+    found[mode]["usual"] = load(usual)
     mm.current_loaded_models.clear()
 print(json.dumps(found))

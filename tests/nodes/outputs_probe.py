@@ -9,12 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from load_module import finder, load_pack
+from load_module import launch, load_pack
 
 
 pack, checkout, doomed, good = sys.argv[1:]
 sys.argv[1:] = ["--cpu"]
-sys.meta_path.insert(0, finder())
+sys.meta_path.insert(0, launch().finder)
 sys.path[0] = checkout
 
 import comfy.options  # noqa: E402
@@ -90,7 +90,7 @@ found["errors of decoding"] = errors
 found["placed in spite of it"] = len(mm.current_loaded_models)
 
 model = lazy_pipeline.LazyPipeline(Path(good), "float32", False)
-told = model.vae.patcher.model_size()
+known = model.vae.patcher.model_size()
 model.vae.decode(latents)
 mm.get_total_memory = lambda *arguments, **options: 8 << 30
 for huge in (torch.zeros(1).expand(1, 16, 1500, 1500), torch.zeros(1).expand(1, 16, 5000, 4)):
@@ -99,7 +99,7 @@ for huge in (torch.zeros(1).expand(1, 16, 1500, 1500), torch.zeros(1).expand(1, 
     except ValueError as error:
         found.setdefault("huge", []).append(str(error))
 stage = model.vae.first_stage_model
-found["size told, size read"] = [told, sum(tensor.nbytes for tensor in stage.state_dict().values())]
+found["size known, size read"] = [known, sum(tensor.nbytes for tensor in stage.state_dict().values())]
 model.load()
 found["patcher after reading"] = isinstance(model.patcher, comfy.model_patcher.ModelPatcher)
 found["failed"] += touch(model)

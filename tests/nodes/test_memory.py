@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
-from comfyui_fixtures import CHECKOUTS
 
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.tools.layout import weight_files
 from dev.comfyui.client import Client
 from dev.comfyui.graphs import Graph, chain, generation, loader, save
 from dev.comfyui.larger import LARGER, NAME
-from dev.comfyui.probe import PACKS, device_bytes, wait_until
+from dev.comfyui.probe import device_bytes, wait_until
 from dev.comfyui.result import RunResult
-from dev.comfyui.server import ComfyServer, ServerOptions
-from dev.soak import prepare, slope, soak
+from dev.comfyui.server import ComfyServer
+from dev.soak import slope, soak, unload
 
 
 ELEMENTS = sum(file.elements for file in weight_files(LARGER))
-
-Start = Callable[..., ComfyServer]
-
-
-@pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
-def start(request) -> Start:
-    """Starts a server with the probe."""
-    checkout = request.param
-    if checkout is None or checkout.problem:
-        pytest.skip("NOT PROVEN: that memory is given back; no ComfyUI was found that runs")
-    return lambda **options: ComfyServer(checkout, ServerOptions(packs=PACKS, **options))
 
 
 def graph_of(model: str = NAME, seed: int = 1, **options) -> Graph:
@@ -47,10 +33,10 @@ def bytes_read(server: ComfyServer, result: RunResult, model: str) -> float:
     return max((one.value for one in result.progress if one.max == nbytes), default=0)
 
 
-def test_a_short_soak_leaves_nothing_on_the_device(start):
-    with start(prepare=prepare, simulated_npu=64 * 1024) as server:
-        assert device_bytes(server) == 0
-        rows = soak(server, 8)
+def test_a_short_soak_leaves_nothing_on_the_device(on_npu):
+    unload(on_npu, 0)
+    assert device_bytes(on_npu) == 0
+    rows = soak(on_npu, 8)
     assert all(row.device > 0 for row in rows), "it ran on the device"
     assert {row.status for row in rows} == {"success", "interrupted"}
     assert rows[-1].device_after == 0, "every byte is given back"
@@ -96,8 +82,8 @@ def test_loaders_of_one_model_share_what_was_read(probed, probed_client, probe):
 
 @pytest.mark.parametrize("mode", ["--cache-none", "--cache-lru 10", "--cache-ram 100000"])
 def test_other_caches_of_comfyui(start, mode):
-    """None keeps no result, LRU some, and RAM drops what it can when less than so many GB are free."""
-    starting = start(prepare=prepare, args=mode.split())
+    """None keeps no result, LRU some, and RAM drops what it can when fewer GB than given are free."""
+    starting = start(args=mode.split())
     if "cache-ram" in mode and starting.checkout.version_tuple < (0, 8):
         pytest.skip("this ComfyUI has no such mode")
     with starting as server, Client(server) as client:
@@ -105,8 +91,8 @@ def test_other_caches_of_comfyui(start, mode):
         graph["loader"] = loader("first")
         results = [client.run(graph), client.run(graph)]
         assert all(result.ok for result in results), results[-1].error_text
-        pictures = [np.asarray(image) for result in results for image in result.images_of("edited")]
-        assert np.array_equal(pictures[0], pictures[-1])
+        edited = [np.asarray(image) for result in results for image in result.images_of("edited")]
+        assert np.array_equal(edited[0], edited[-1])
         assert ("edit" in results[1].executed) == (mode != "--cache-lru 10")
 
 

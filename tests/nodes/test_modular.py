@@ -1,4 +1,4 @@
-"""The modular nodes beside ComfyUI's own: latents, the VAE, masks."""
+"""The modular nodes together with ComfyUI's own: latents, the VAE, masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dev.comfyui.graphs import (
 from nodes.names import DEMO
 
 
-def pictures(comfy_client, graph, node: str = "saved") -> list[np.ndarray]:
+def images(comfy_client, graph, node: str = "saved") -> list[np.ndarray]:
     result = comfy_client.run(graph)
     assert result.ok, result.error_text
     return [array(image) for image in result.images_of(node)]
@@ -83,7 +83,7 @@ class TestLatents:
         assert np.abs(whole - made).mean() < 8
         assert np.abs(tiles - made).mean() < 8
 
-    def test_less_denoising_stays_nearer_to_the_picture(self, comfy_client):
+    def test_less_denoising_stays_nearer_to_the_image(self, comfy_client):
         source = {
             "loader": loader(DEMO),
             "make": generation(width=512, height=512, steps=20, prompt="a red circle on a white background"),
@@ -137,13 +137,13 @@ class TestLatents:
         assert all(np.array_equal(array(one), array(other)) for one, other in zip(ours, simple, strict=True))
 
     def test_one_of_a_batch_can_be_made_again(self, comfy_client):
-        """LatentFromBatch tells which noise a latent had."""
+        """LatentFromBatch stores which noise a latent had."""
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]))
         graph["empty"] = core("EmptySD3LatentImage", width=64, height=64, batch_size=3)
-        third = pictures(comfy_client, graph)[2]
+        third = images(comfy_client, graph)[2]
         graph["third"] = core("LatentFromBatch", samples=["empty", 0], batch_index=2, length=1)
         graph["sample"] = sampling("encode", latent_image=["third", 0])
-        (alone,) = pictures(comfy_client, graph)
+        (alone,) = images(comfy_client, graph)
         assert np.abs(alone - third).max() <= 1
 
 
@@ -158,7 +158,7 @@ def test_the_vae_alone_reads_nothing_else(comfy, comfy_client):
         "saved": save("decode"),
     }
     log = len(comfy.log_text())
-    assert pictures(comfy_client, graph)[0].shape == (64, 64, 3)
+    assert images(comfy_client, graph)[0].shape == (64, 64, 3)
     loaded = re.findall(r"Requested to load (\w+)", comfy.log_text()[log:])
     assert loaded == ["DeepGenVAE"]
     # The bar over the bytes belongs to the first node that needs all parts.
@@ -170,6 +170,9 @@ def test_the_vae_alone_reads_nothing_else(comfy, comfy_client):
     assert (missing, missing) in {(p.value, p.max) for p in result.progress if p.node == "make"}
 
 
+SHAPE = "latent_image must have the shape [batch, 16, height, width], got [1, 4, 8, 8]. Make it with VAE Encode and"
+
+
 class TestRefusals:
     def refused(self, comfy_client, graph) -> str:
         result = comfy_client.run(graph)
@@ -179,41 +182,44 @@ class TestRefusals:
     def test_a_latent_of_another_model(self, comfy_client):
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]))
         graph["empty"] = core("EmptyLatentImage", width=64, height=64, batch_size=1)
-        assert "latent_image has the shape [1, 4, 8, 8]; [batch, 16" in self.refused(comfy_client, graph)
+        assert SHAPE in self.refused(comfy_client, graph)
 
     def test_less_denoising_of_nothing(self, comfy_client):
         graph = modular(sampler=sampling("encode", denoise=0.5))
-        assert "denoise is 0.5, and there is no latent_image" in self.refused(comfy_client, graph)
+        assert "denoise < 1 needs a latent_image: connect one, " in self.refused(comfy_client, graph)
 
     def test_a_latent_of_another_size_than_the_references(self, comfy_client):
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]), image=["make", 0])
         graph |= {"make": generation(), "empty": core("EmptySD3LatentImage", width=96, height=64, batch_size=1)}
         error = self.refused(comfy_client, graph)
-        assert "latent_image is a picture of 96 x 64 pixels and conditioning is for one of 64 x 64" in error
+        assert "latent_image is 96 x 64 but conditioning is for 64 x 64: use the same size for both." in error
 
-    def test_more_latents_than_pictures(self, comfy_client):
+    def test_more_latents_than_images(self, comfy_client):
         graph = modular(sampler=sampling("encode", latent_image=["empty", 0]), image=["make", 0])
         graph |= {"make": generation(batch_size=2)}
         graph["empty"] = core("EmptySD3LatentImage", width=64, height=64, batch_size=3)
-        assert "latent_image has 3 latents and conditioning 2 pictures" in self.refused(comfy_client, graph)
+        error = self.refused(comfy_client, graph)
+        assert "latent_image has a batch of 3 but conditioning has 2 images: use 1 or 2 latents." in error
 
     def test_a_conditioning_of_another_model(self, comfy_client):
         graph = modular(sampler=sampling("encode", pipeline=["other", 0])) | {"other": loader(DEMO)}
         error = self.refused(comfy_client, graph)
-        assert "conditioning is of another model" in error and "the same DeepGen Loader" in error
+        assert "conditioning was encoded by a different model (embedding width " in error
+        assert "Connect the same DeepGen Loader to DeepGen Encode Prompt and DeepGen Sampler." in error
 
-    def test_a_second_picture_without_a_first(self, comfy_client):
+    def test_a_second_image_without_a_first(self, comfy_client):
         graph = modular(image_2=["make", 0]) | {"make": generation()}
-        assert "image_2 is connected and image is not" in self.refused(comfy_client, graph)
+        assert "image_2 needs an image: connect the first one to image." in self.refused(comfy_client, graph)
 
     def test_sizes(self, comfy_client):
         errors = comfy_client.validate(modular(width=100))
-        assert errors is not None and "width is 100" in str(errors) and "96 or 112" in str(errors)
+        assert "width must be a multiple of 16 from 16 to 6144, got 100 (nearest: 96, 112)." in str(errors)
         graph = modular(width=48, image=["make", 0]) | {"make": generation()}
-        assert "width is 48" in self.refused(comfy_client, graph)
+        error = self.refused(comfy_client, graph)
+        assert "width must be a multiple of 32 from 32 to 384, got 48 (nearest: 32, 64)." in error
 
 
-def test_an_edit_can_come_back_at_the_size_of_its_picture(comfy, comfy_client):
+def test_an_edit_can_come_back_at_the_size_of_its_image(comfy, comfy_client):
     Image.effect_mandelbrot((150, 101), (-2, -1.5, 1, 1.5), 60).save(comfy.input / "odd.png")
     graph = {
         "loader": loader("DeepGen-1.0-diffusers"),
@@ -221,5 +227,5 @@ def test_an_edit_can_come_back_at_the_size_of_its_picture(comfy, comfy_client):
         "edit": edit("a", size_mode="size of image", steps=1),
         "saved": save("edit"),
     }
-    (edited,) = pictures(comfy_client, graph)
+    (edited,) = images(comfy_client, graph)
     assert edited.shape == (101, 150, 3)

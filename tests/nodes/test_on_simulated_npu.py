@@ -4,64 +4,42 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from comfyui_fixtures import CHECKOUTS
 from golden_graphs import golden_run
 
 from dev.comfyui.client import Client
 from dev.comfyui.graphs import array, chain, generation, loader, save
-from dev.comfyui.server import ComfyServer, ServerOptions
-
-
-@pytest.fixture(scope="module", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
-def start(request, comfy_options) -> Callable[..., ComfyServer]:
-    """Starts a server on a card of so many MiB, with more of ComfyUI's arguments."""
-    checkout = request.param
-    if checkout is None or checkout.problem:
-        pytest.skip("NOT PROVEN: that the nodes run in a ComfyUI on an NPU; no ComfyUI was found that runs")
-    return lambda mebibytes, *args: ComfyServer(
-        checkout, ServerOptions(prepare=comfy_options.prepare, simulated_npu=mebibytes, args=args)
-    )
-
-
-@pytest.fixture(scope="module")
-def server(start) -> Iterator[ComfyServer]:
-    with start(64 * 1024) as server:
-        yield server
+from dev.comfyui.probe import device_bytes
+from dev.comfyui.server import ComfyServer
+from dev.soak import NPU_MIB
 
 
 @pytest.fixture
-def client(server) -> Iterator[Client]:
-    with Client(server) as client:
+def client(on_npu: ComfyServer) -> Iterator[Client]:
+    with Client(on_npu) as client:
         yield client
 
 
-def used(server: ComfyServer) -> int:
-    """Bytes of the card that are in use."""
-    (device,) = server.get("/system_stats").json()["devices"]
-    return device["vram_total"] - device["vram_free"]
-
-
-def test_comfyui_finds_the_card(server):
-    log = server.log_text()
+def test_comfyui_finds_the_card(on_npu):
+    log = on_npu.log_text()
     assert "Total VRAM 65536 MB" in log
     assert re.search(r"^Device: npu", log, re.MULTILINE), log
 
 
 @pytest.mark.parametrize("case", ["t2i", "edit"])
-def test_pictures_are_the_originals(server, client, case):
-    graph, expected = golden_run(case, server.input)
+def test_images_are_the_originals(on_npu, client, case):
+    graph, expected = golden_run(case, on_npu.input)
     result = client.run(graph)
     assert result.ok, result.error_text
-    assert used(server) > 0, "it ran on the card"
+    assert device_bytes(on_npu) > 0, "it ran on the card"
     (image,) = result.images
     assert np.abs(array(image) - array(expected)).max() <= 1
 
 
-def test_captured_steps_make_the_same_pictures(client):
+def test_captured_steps_make_the_same_images(client):
     graph = chain(seed=8)
     eager = client.run(graph)
     graph["loader"] = loader(capture_graph=True)
@@ -81,32 +59,37 @@ def test_previews_and_cancel(client):
     assert client.run(chain(seed=9)).ok
 
 
-def test_the_card_is_given_back(server, client):
+def test_the_card_is_given_back(on_npu, client):
     assert client.run(chain(seed=10)).ok
-    before = used(server)
-    server.free()
+    before = device_bytes(on_npu)
+    on_npu.free()
     deadline = time.monotonic() + 20  # the worker thread does it when it next looks at its queue
-    while used(server) >= before and time.monotonic() < deadline:
+    while device_bytes(on_npu) >= before and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert used(server) < before
+    assert device_bytes(on_npu) < before
 
 
 def test_a_card_that_is_too_small_for_a_size_says_which_size_fits(start):
-    with start(8) as small, Client(small) as client:
-        graph = {"loader": loader(), "make": generation(width=384, height=384, steps=1), "saved": save("make")}
+    with start(simulated_npu=8) as small, Client(small) as client:
+        graph = {"loader": loader(), "make": generation(width=384, height=256, steps=1), "saved": save("make")}
         failed = client.run(graph)
         assert not failed.ok
-        assert "Out of memory on npu:0 in the vae (384 x 384 pixels)" in failed.error_text
-        assert "choose a smaller size (about" in failed.error_text
-        graph["make"] = generation(width=64, height=64, steps=1)
-        assert client.run(graph).ok, "the server goes on"
+        assert "Out of memory on npu:0 in the vae (384 x 256 pixels)" in failed.error_text
+        advice = re.search(r"choose a smaller size \(about (\d+) x (\d+) would fit\)", failed.error_text)
+        assert advice is not None, failed.error_text
+        width, height = map(int, advice.groups())
+        assert 256 > width > height, "of the same shape"
+        graph["make"] = generation(width=width, height=height, steps=1)
+        result = client.run(graph)
+        assert result.ok, "the server goes on, and that size does fit"
+        assert result.images[0].size == (width, height)
 
 
 @pytest.mark.parametrize("mode", ["--lowvram", "--novram"])
-def test_modes_for_small_cards_make_the_same_picture(start, client, mode):
+def test_modes_for_small_cards_make_the_same_image(start, client, mode):
     graph = {"loader": loader(), "make": generation(seed=12), "saved": save("make")}
     expected = array(client.run(graph).images[0])
-    with start(64 * 1024, mode) as server, Client(server) as other:
+    with start(simulated_npu=NPU_MIB, args=[mode]) as server, Client(server) as other:
         result = other.run(graph)
         assert result.ok, result.error_text
         # The VLM runs on the CPU there, and rounds in its own way.

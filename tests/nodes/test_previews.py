@@ -1,4 +1,4 @@
-"""The colours of live previews: those of the picture that comes out."""
+"""The colours of live previews: those of the image that comes out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = "a red circle on the left on a white background"
 
 
 def latents_of(image: Image.Image) -> np.ndarray:
-    """Mean colours [8, 8, 3] of a picture or preview of the demo's size: one for each latent."""
+    """Mean colours [8, 8, 3] of an image or preview of the demo's size: one for each latent."""
     image = image.convert("RGB")
     return np.asarray(image.resize((8, 8), Image.Resampling.BOX)).astype(float)
 
@@ -53,16 +53,16 @@ def draw(comfy_client):
 
 
 def difference(result) -> float:
-    """Levels by which the colours of the last preview differ from those of the picture, on average."""
-    (picture,) = result.images
-    return float(np.abs(latents_of(result.previews[-1].image) - latents_of(picture)).mean())
+    """Levels by which the colours of the last preview differ from those of the image, on average."""
+    (image,) = result.images
+    return float(np.abs(latents_of(result.previews[-1].image) - latents_of(image)).mean())
 
 
 BOUND = 25
 """Levels; 9 with the demo's own factors and 133 with SD3's."""
 
 
-def test_the_last_preview_has_the_colours_of_the_picture(comfy_client, copied_demo):
+def test_the_last_preview_has_the_colours_of_the_image(comfy_client, copied_demo):
     result = draw(comfy_client)
     assert result.ok, result.error_text
     assert difference(result) < BOUND

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_fixtures import CHECKOUTS, unavailable
+from comfyui_fixtures import each_comfyui, unavailable
 from golden import TINY
 from published.packs import MODEL, NEIGHBOUR, VARIABLE, missing_packs, named_packs
 
-from dev.comfyui.checkouts import PATH_VARIABLE, Checkout
+from dev.comfyui.checkouts import Checkout
 from dev.comfyui.server import PACK_NAME, ComfyServer, ServerOptions
 from dev.layered_environment import PIP, make_layer, site_packages
 from dev.published_tree import write_published_tree
@@ -34,14 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session", params=CHECKOUTS, ids=[c.id if c else "none" for c in CHECKOUTS])
-def checkout(request: pytest.FixtureRequest) -> Checkout:
-    found: Checkout | None = request.param
-    if found is None:
-        unavailable(f"the pack in somebody's ComfyUI; no checkout found, set {PATH_VARIABLE}")
-    if found.problem:
-        unavailable(f"anything on ComfyUI {found.id}; {found.problem}")
-    return found
+checkout = each_comfyui("the pack in somebody's ComfyUI")
 
 
 def _lay_out(base: Path) -> None:
@@ -51,7 +44,7 @@ def _lay_out(base: Path) -> None:
 
 @pytest.fixture(scope="session")
 def published(checkout: Checkout) -> Iterator[ComfyServer]:
-    """A server with the pack as the registry publishes it, beside a pack that uses diffusers."""
+    """A server with the pack as the registry publishes it, and one that uses diffusers."""
     options = ServerOptions(packs={"a_neighbour": NEIGHBOUR}, prepare=_lay_out)
     with ComfyServer(checkout, options) as server:
         yield server
@@ -60,7 +53,7 @@ def published(checkout: Checkout) -> Iterator[ComfyServer]:
 @pytest.fixture(scope="session")
 def other_packs() -> list[Path]:
     if missing := missing_packs():
-        unavailable(f"the pack beside {' and '.join(missing)}; clone them, or set {VARIABLE}")
+        unavailable(f"the pack together with {' and '.join(missing)}; clone them, or set {VARIABLE}")
     return named_packs()
 
 
@@ -71,11 +64,11 @@ def crowded(
     """A server with ComfyUI-Manager and another public pack, whose requirements a layer of its own receives."""
     assert checkout.python is not None
     layer = make_layer(tmp_path_factory.mktemp("layer"), checkout.python, site_packages(checkout.python))
-    wanted = [str(path / "requirements.txt") for path in other_packs]
-    install = [str(layer), *PIP, "install", "--quiet", *(word for path in wanted for word in ("-r", path))]
+    files = [str(path / "requirements.txt") for path in other_packs]
+    install = [str(layer), *PIP, "install", "--quiet", *(word for path in files for word in ("-r", path))]
     installed = subprocess.run(install, capture_output=True, text=True)
     if installed.returncode:
-        unavailable(f"the pack beside others, whose requirements do not install: {installed.stderr[-300:]}")
+        unavailable(f"the pack together with others, whose requirements do not install: {installed.stderr[-300:]}")
 
     def lay_out(base: Path) -> None:
         _lay_out(base)

@@ -1,4 +1,4 @@
-"""The packs of others that ours is tested beside; none of their code is here."""
+"""Packs by other authors that ours is tested with; none of their code is here."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ def _requirements(path: Path) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
 
 
-def _closure(wanted: Iterable[Requirement], installed: dict[str, Distribution]) -> set[str]:
+def _closure(needed: Iterable[Requirement], installed: dict[str, Distribution]) -> set[str]:
     """The installed packages that these need, and what those need."""
     names: set[str] = set()
-    waiting = [(requirement, "") for requirement in wanted]
+    waiting = [(requirement, "") for requirement in needed]
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement, asked_by = waiting.pop()

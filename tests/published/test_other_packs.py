@@ -1,4 +1,4 @@
-"""The pack beside packs of others, and under the eyes of ComfyUI-Manager."""
+"""The pack together with packs by other authors, and as ComfyUI-Manager sees it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_managers_scanner_finds_exactly_our_nodes(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == sorted(interface)
 
 
-class TestBesideOthers:
+class TestWithOtherPacks:
     def test_every_pack_is_imported(self, crowded, other_packs: list[Path], report):
         log = crowded.log_text()
         assert "IMPORT FAILED" not in log, log[-4000:]
@@ -54,7 +54,7 @@ class TestBesideOthers:
             pytest.skip(f"{VARIABLE} names no ComfyUI-Manager")
         assert crowded.request("/manager/version").status == 200
 
-    def test_a_picture_is_made(self, crowded):
+    def test_an_image_is_made(self, crowded):
         with Client(crowded) as client:
             result = client.run({"loader": loader(), "make": generation(), "saved": save("make")})
         assert result.ok, result.error_text

@@ -1,4 +1,4 @@
-"""The pack as the registry publishes it: whole, small, and at work in a ComfyUI."""
+"""The pack as the registry publishes it: complete, small, and at work in a ComfyUI."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TestInComfyUI:
         assert sorted(offered) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
     @pytest.mark.parametrize("model", ["somebody/reference", DEMO])
-    def test_a_picture_goes_through_the_neighbour(self, published, model):
+    def test_an_image_goes_through_the_neighbour(self, published, model):
         graph = {
             "loader": loader(model),
             "make": generation(),

@@ -18,7 +18,7 @@ DOCS = ROOT / "web" / "docs"
 SERVED = "/extensions/ComfyUI-DeepGen/docs"
 LANGUAGES = ("en", "zh")
 CHINESE = re.compile("[\u4e00-\u9fff]")
-PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
+IMAGE_LINK = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 # Terms that Chinese users know as they are.
 SAME_IN_CHINESE = {"CFG", "VAE", "Latent"}
 
@@ -73,9 +73,9 @@ class TestNamesAndTooltips:
 
 class TestHelpPages:
     def test_there_is_one_for_each_node_in_each_language(self, comfy, english):
-        wanted = {page(node, language) for node in english for language in LANGUAGES}
-        assert set(DOCS.rglob("*.md")) == wanted
-        for path in wanted:
+        expected = {page(node, language) for node in english for language in LANGUAGES}
+        assert set(DOCS.rglob("*.md")) == expected
+        for path in expected:
             assert comfy.get(f"{SERVED}/{path.relative_to(DOCS).as_posix()}").body == path.read_bytes()
 
     def test_they_have_the_name_of_the_node_and_all_its_inputs(self, english):
@@ -88,32 +88,32 @@ class TestHelpPages:
                 assert set(re.findall(r"`(\w+)`", section)) >= set(texts["inputs"]), (node, language)
 
     def test_both_languages_say_the_same(self, english):
-        """As far as that can be seen: the same sections, lists and pictures, the same code."""
+        """As far as that can be seen: the same sections, lists and images, the same code."""
         for node in english:
             shapes = []
             for language in LANGUAGES:
                 text = page(node, language).read_text(encoding="utf-8")
                 lines = text.splitlines()
                 marks = [match.group() for line in lines if (match := re.match(r"#+ |- |```", line))]
-                pictures = [link.replace(".zh.", ".") for link in PICTURE.findall(text)]
-                shapes.append((marks, pictures, sorted(set(re.findall(r"\*\*\"([^\"]+)\"", text)))))
+                images = [link.replace(".zh.", ".") for link in IMAGE_LINK.findall(text)]
+                shapes.append((marks, images, sorted(set(re.findall(r"\*\*\"([^\"]+)\"", text)))))
                 assert max(map(len, lines)) <= 119, (node, language)
             assert shapes[0] == shapes[1], node
 
-    def test_pictures(self, comfy, english):
+    def test_images(self, comfy, english):
         named = set()
         for node in english:
             for language in LANGUAGES:
                 # The front ends resolve a link against docs/, whatever folder the page is in.
-                links = PICTURE.findall(page(node, language).read_text(encoding="utf-8"))
+                links = IMAGE_LINK.findall(page(node, language).read_text(encoding="utf-8"))
                 assert links, (node, language)
                 named |= set(links)
         assert named == {path.relative_to(DOCS).as_posix() for path in (DOCS / "images").iterdir()}
         for link in named:
             assert comfy.get(f"{SERVED}/{link}").body == (DOCS / link).read_bytes()
             assert (DOCS / link).stat().st_size <= 60_000
-            with Image.open(DOCS / link) as picture:
-                assert not picture.getexif()
+            with Image.open(DOCS / link) as image:
+                assert not image.getexif()
 
 
 # What somebody types, and a node that must be found by it. The Chinese ones: "generate", "text to image", "edit",
@@ -170,7 +170,7 @@ def open_help(browser) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_in_the_front_end(comfy, comfy_browser, language):
-    """A node's texts, its help page with the picture, and the search, as a user of that language meets them."""
+    """A node's texts, its help page with the image, and the search, as a user of that language meets them."""
     texts, node = locale(language)["DeepGenEdit"], "DeepGenEdit"
     with comfy_browser.open(comfy, {"Comfy.Locale": language}) as session:
         browser = session.page
@@ -185,7 +185,7 @@ def test_in_the_front_end(comfy, comfy_browser, language):
         help_page = browser.locator(".node-help-content")
         heading = page(node, language).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         help_page.locator("h1", has_text=heading).wait_for()
-        # Larger than the space that a browser gives a picture it could not load.
+        # Larger than the space that a browser gives an image it could not load.
         browser.wait_for_function("() => document.querySelector('.node-help-content img')?.naturalWidth > 500")
 
         browser.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
