@@ -9,6 +9,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
+    """The pack as an extension of ComfyUI."""
     from .nodes.extension import DeepGenExtension
     from .nodes.model_folder import register_model_folder
 

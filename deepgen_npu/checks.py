@@ -122,7 +122,7 @@ def negative_prompt(text: str | None) -> str:
     return text
 
 
-def whole(name: str, value: SupportsIndex, low: int, high: int | None, requirement: str = "") -> int:
+def integer(name: str, value: SupportsIndex, low: int, high: int | None, requirement: str = "") -> int:
     """An integer of any kind (also numpy's) from ``low`` to ``high``, as an int."""
     requirement = requirement or (f"an integer from {low}" + ("" if high is None else f" to {high}"))
     found = None
@@ -148,12 +148,12 @@ def number(name: str, value: object, low: float, high: float, requirement: str =
 
 def positive(name: str, value: SupportsIndex, high: int | None = None) -> int:
     """An integer from 1 to ``high``."""
-    return whole(name, value, 1, high)
+    return integer(name, value, 1, high)
 
 
 def seed(value: SupportsIndex, name: str = "seed") -> int:
     """A seed of the noise: 64 bits, as PyTorch's generators take them."""
-    return whole(name, value, 0, MAX_SEED, "an integer from 0 to 2**64 - 1")
+    return integer(name, value, 0, MAX_SEED, "an integer from 0 to 2**64 - 1")
 
 
 def images(name: str, value: SupportsIndex) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
 import stat
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from . import files
 from .checks import Named, must, must_be
 from .files import FileError, Rehearsed, as_json, kind_of, made, read_bytes, reason_of, replacing, require_room
 from .formatting import format_size
@@ -159,17 +158,7 @@ def save_somewhere(image: Image.Image, path: Path, parameters: Mapping[str, Any]
     Raises:
         FileError: When it could not be written anywhere.
     """
-    try:
-        save_image(image, path, parameters)
-        return path, None
-    except Exception as error:
-        reason = reason_of(error)
-    for folder in (lambda: path.parent, lambda: Path(tempfile.gettempdir())):
-        with contextlib.suppress(Exception):
-            place = folder() / f"deepgen_{secrets.token_hex(4)}.png"
-            save_image(image, place, parameters)
-            return place, reason
-    raise FileError(f"{path} cannot be written ({reason}), nor can {tempfile.gettempdir()}: the image is lost.")
+    return files.save_somewhere(lambda place: save_image(image, place, parameters), path, ".png")
 
 
 def _write(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:

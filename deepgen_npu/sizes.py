@@ -97,7 +97,7 @@ class SizeRules:
         largest = self.longest_side // multiple * multiple
         requirement = f"a multiple of {multiple} from {multiple} to {largest}"
         sides = {
-            name: checks.whole(name, side, -sys.maxsize, None, requirement)
+            name: checks.integer(name, side, -sys.maxsize, None, requirement)
             for name, side in (("height", height), ("width", width))
         }
         for name, side in sides.items():

@@ -17,6 +17,7 @@ tests; the NPU is the simulated one of the tests.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -146,10 +147,8 @@ def soak(server: ComfyServer, runs: int) -> list[Row]:
 def unload(server: ComfyServer, wanted: int) -> int:
     """Unload everything and return the bytes of the device that stay in use; ``wanted`` ends the waiting earlier."""
     server.free()
-    try:  # the worker thread does it when it next looks at its queue
+    with contextlib.suppress(TimeoutError):  # the worker thread does it when it next looks at its queue
         wait_until(lambda: device_bytes(server) <= wanted, "the device's memory", timeout=5)
-    except TimeoutError:
-        pass
     return device_bytes(server)
 
 

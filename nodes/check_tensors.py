@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..deepgen_npu.checks import MAX_IMAGES, MAX_REFERENCES, Named, must, must_be, type_of, whole
+from ..deepgen_npu.checks import MAX_IMAGES, MAX_REFERENCES, Named, integer, must, must_be, type_of
 from ..deepgen_npu.dtypes import FLOATS, dtype_name, torch_dtype
 from ..deepgen_npu.formatting import format_size
 
@@ -86,7 +86,7 @@ def conditioning(name: str, value: Any) -> list[Conditioning]:
 def _one_conditioning(name: str, one: Conditioning, first: Conditioning) -> Conditioning:
     """One of a list, each of which is for an image of the same size."""
     for side in ("height", "width"):
-        whole(f"{name}: {side}", getattr(one, side), 1, MAX_SIDE)
+        integer(f"{name}: {side}", getattr(one, side), 1, MAX_SIDE)
     if (one.height, one.width) != (first.height, first.width):
         found = f"{format_size(first.width, first.height)} and {format_size(one.width, one.height)}"
         raise ValueError(must_be(name, "for images of one size", Named(found)))
@@ -143,7 +143,7 @@ def _batch_index(name: str, value: Any, batch: int) -> list[int]:
     name = f"{name}: batch_index"
     if not isinstance(value, (list, tuple)) or len(value) != batch:
         raise ValueError(must_be(name, f"a list of {batch} integers, one for each latent", value))
-    return [whole(name, one, 0, MAX_BATCH_INDEX) for one in value]
+    return [integer(name, one, 0, MAX_BATCH_INDEX) for one in value]
 
 
 def _tensor(name: str, value: Any, shape: str) -> Tensor:

@@ -66,7 +66,7 @@ def _integer(declared: io.Input, value: Any, requirement: str = "an integer") ->
     if isinstance(value, Real) and not isinstance(value, Integral):
         with contextlib.suppress(OverflowError):  # a fraction beyond every float
             found = int(float(value)) if float(value).is_integer() else value
-    return checks.whole(declared.id, found, -sys.maxsize, None, requirement)
+    return checks.integer(declared.id, found, -sys.maxsize, None, requirement)
 
 
 def _integer_in_range(declared: io.Input, value: Any) -> int:

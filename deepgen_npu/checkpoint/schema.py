@@ -54,7 +54,7 @@ class Section:
     def integer(self, key: str, default: Any = _MISSING, low: int = 1, high: int = _MANY) -> int:
         """An integer from ``low`` to ``high``; without a default the key must be there."""
         requirement = f"an integer from {low} to {high}"
-        return self._get(key, default, requirement, lambda value: checks.whole(key, value, low, high))
+        return self._get(key, default, requirement, lambda value: checks.integer(key, value, low, high))
 
     def number(self, key: str, default: Any = _MISSING, low: float = 0.0, high: float = 1.0) -> float:
         """A finite number from ``low`` to ``high``; without a default the key must be there."""
@@ -85,7 +85,7 @@ class Section:
         def check(value: Any) -> list[int]:
             if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
                 raise ValueError
-            return [checks.whole(key, one, low, high) for one in value]
+            return [checks.integer(key, one, low, high) for one in value]
 
         return self._get(key, default, requirement, check)
 

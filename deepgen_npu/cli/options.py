@@ -71,7 +71,7 @@ def option_type(read: Callable[[str], object], check: Callable[[object], Value])
 
 def integer(name: str, low: int, high: int, requirement: str = "") -> Callable[[str], int]:
     """An integer in decimal digits, from ``low`` to ``high``."""
-    return option_type(_as_int, lambda value: checks.whole(name, value, low, high, requirement))  # pyright: ignore
+    return option_type(_as_int, lambda value: checks.integer(name, value, low, high, requirement))  # pyright: ignore
 
 
 def number(name: str, low: float, high: float) -> Callable[[str], float]:

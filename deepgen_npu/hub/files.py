@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..checks import Named, must, must_be, whole
+from ..checks import Named, integer, must, must_be
 from ..errors import DownloadError
 from ..files import FileError, read_json, replacing
 
@@ -118,7 +118,7 @@ def _checked_file(entry: dict[str, Any]) -> HubFile:
     try:
         if not isinstance(entry["size"], int):  # `whole` takes more types than JSON has
             raise ValueError(must_be(f"the size of {name}", requirement, entry["size"]))
-        size = whole(f"the size of {name}", entry["size"], 0, MAX_FILE_BYTES, requirement)
+        size = integer(f"the size of {name}", entry["size"], 0, MAX_FILE_BYTES, requirement)
     except ValueError as error:
         raise BadAnswer(str(error)) from None
     sha256, blob_id = entry["sha256"], entry["blob_id"]

@@ -60,7 +60,7 @@ class RunSettings:
             checks.seed(stored["seed"]),
             steps,
             guidance,
-            checks.whole("references", stored["references"], 0, checks.MAX_REFERENCES),
+            checks.integer("references", stored["references"], 0, checks.MAX_REFERENCES),
         )
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,8 @@ class Probe:
         """Unload everything and wait for it: the worker thread does it when it next looks at its queue."""
         before = self.memory()["tensors"]
         self.server.free()
-        try:
+        with contextlib.suppress(TimeoutError):  # there was nothing to unload
             wait_until(lambda: self.memory()["tensors"] < before, "fewer tensors", timeout)
-        except TimeoutError:
-            pass  # there was nothing to unload
 
     def slow_down(self, **seconds: float) -> None:
         """Let each call of these layers wait first; the names as in `calls`. Without any, no more."""

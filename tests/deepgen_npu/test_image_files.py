@@ -316,7 +316,7 @@ def failing(monkeypatch, fails) -> None:
 def test_what_fails_at_the_end_is_saved_elsewhere(tmp_path, monkeypatch):
     folder, temporary = tmp_path / "out", tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(image_files.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(temporary))
     failing(monkeypatch, lambda path: path.suffix == ".bmp")
     place, problem = save_somewhere(gradient(), folder / "a.bmp", PARAMETERS)
     assert problem == "No space left on device" and place.parent == folder and place.suffix == ".png"
@@ -328,7 +328,7 @@ def test_what_fails_at_the_end_is_saved_elsewhere(tmp_path, monkeypatch):
     assert open_image(place).size == (40, 20) and len(list(folder.iterdir())) == 1
 
     failing(monkeypatch, lambda path: True)
-    with pytest.raises(FileError, match=r"No space left on device.*the image is lost"):
+    with pytest.raises(FileError, match=r"No space left on device.*the result is lost"):
         save_somewhere(gradient(), folder / "c.png", PARAMETERS)
     assert len(list(folder.iterdir())) == len(list(temporary.iterdir())) == 1
 

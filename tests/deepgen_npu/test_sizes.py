@@ -19,8 +19,16 @@ RULES = SizeRules.from_configs(**PUBLISHED)
 
 
 def test_published_rules():
-    assert RULES == SizeRules(
-        generation_multiple=16, editing_multiple=32, vision_cell=32, vae_factor=8, longest_side=6144, trained_side=512
+    assert (
+        SizeRules(
+            generation_multiple=16,
+            editing_multiple=32,
+            vision_cell=32,
+            vae_factor=8,
+            longest_side=6144,
+            trained_side=512,
+        )
+        == RULES
     )
 
 

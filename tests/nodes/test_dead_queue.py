@@ -6,8 +6,6 @@ there ends the thread that runs prompts: the server goes on accepting them and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from golden import TINY
 
@@ -22,10 +20,10 @@ VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def client(probed_client: Client, probe: Probe) -> Iterator[Client]:
+def client(probed_client: Client, probe: Probe) -> Client:
     """Nothing was read yet, and all that fails is that test's."""
     probe.free()
-    yield probed_client
+    return probed_client
 
 
 def loading_only(model: str) -> Graph:

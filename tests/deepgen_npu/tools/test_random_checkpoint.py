@@ -266,7 +266,7 @@ def test_benchmark_size_has_the_published_proportions() -> None:
 def test_libraries_do_not_change_the_sizes() -> None:
     before = copy.deepcopy(SIZES)
     weight_files("tiny")
-    assert SIZES == before
+    assert before == SIZES
 
 
 def test_an_unknown_size_is_named(tmp_path: Path) -> None:
