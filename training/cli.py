@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ MINUTES = {"vae": 9.0, "text": 9.0, "dit": 66.0, "decoder": 6.0}
 STAGES = ("create", "vae", "text", "latents", "dit", "decoder", "evaluate", "publish")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one stage, as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch in each process")
     parser.add_argument("--pictures", type=int, help="number of images in each evaluation during the training")
     parser.add_argument("--processes", type=int, default=2, help="processes of the stages latents and dit")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     log = Log(arguments.work / "log.jsonl")
@@ -61,7 +62,10 @@ def main() -> None:
 
         train(folder, state, seconds, arguments.seed, log)
     elif arguments.stage in ("latents", "dit"):
-        spawn(_process, (arguments, seconds, log), nprocs=arguments.processes)
+        if arguments.processes == 1:
+            _process(0, arguments, seconds, log)
+        else:
+            spawn(_process, (arguments, seconds, log), nprocs=arguments.processes)
     elif arguments.stage == "evaluate":
         _evaluate(arguments.model or folder, arguments.work)
     elif arguments.stage == "publish":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY
 from training import latents, preview_colours
+from training.cli import main
 from training.encode import embed, image_tensor, texts_of_edits
 from training.model import load, publish
 from training.resume import Saved
@@ -25,9 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def stage(work: Path, *arguments: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "29517"}
-    command = [sys.executable, "-m", "training", *arguments, "--work", str(work)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    """A stage in this process, which has imported the libraries already."""
+    main([*arguments, "--work", str(work)])
 
 
 def log(work: Path, name: str) -> list[dict]:
@@ -121,6 +121,29 @@ def test_a_run_resumes_where_it_was(work):
         first["step"],
         again["step"],
     ]
+
+
+def test_processes_share_the_work(work, tmp_path):
+    """The command itself, which starts a process for each share."""
+    shutil.copytree(work / "checkpoint", tmp_path / "checkpoint")
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "latents",
+        "--samples",
+        "8",
+        "--processes",
+        "2",
+        "--work",
+        str(tmp_path),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    shares = [latents.read(tmp_path, process) for process in (0, 1)]
+    counts = [sum(len(chunk.target) for task in share.values() for chunk in task) for share in shares]
+    assert counts[0] == counts[1] > 0
+    first, second = (next(iter(share.values()))[0].target for share in shares)
+    assert not torch.equal(first, second), "each has scenes of its own"
 
 
 @pytest.mark.parametrize("name", ["vae", "text", "decoder"])
