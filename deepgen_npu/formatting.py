@@ -41,4 +41,4 @@ def split_commands(message: str) -> list[str]:
     Only what `command` made counts as a command: a file name cannot pass for one.
     """
     known = "|".join(map(re.escape, sorted(_commands, key=len, reverse=True)))
-    return re.split(rf"\n    ({known})\n", message) if known else [message]
+    return re.split(rf"\n    ({known})(?:\n|\Z)", message) if known else [message]

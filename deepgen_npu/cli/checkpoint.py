@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint.folder import PARTS, Checkpoint, resolve_model
 from ..errors import CheckpointError
 from ..formatting import format_bytes
-from ..hub.download import MODEL_ID, SOURCES
+from ..hub.download import DOWNLOAD_SIZE, MODEL_ID, SOURCES
 from ..locations import comfyui_target
 from . import options
 
@@ -22,7 +22,7 @@ def add_commands(commands: Any) -> None:
     )
     check.set_defaults(run=_check)
 
-    download = commands.add_parser("download", help="download DeepGen 1.0 (13.5 GB), or complete a download")
+    download = commands.add_parser("download", help=f"download DeepGen 1.0, {DOWNLOAD_SIZE}, or complete a download")
     download.add_argument("--source", choices=SOURCES, default="huggingface")
     download.add_argument(
         "--to",

@@ -333,7 +333,9 @@ def test_check(tiny, capsys):
 def test_without_a_model_it_says_how_to_get_one(monkeypatch, capsys):
     monkeypatch.setattr(locations, "find_downloaded", lambda: None)
     assert cli.inference(["--device", "cpu"]) == 2
-    assert "python -m deepgen_npu download" in capsys.readouterr().err
+    lines = error_in(capsys.readouterr().err).splitlines()
+    assert lines[1] == "    python -m deepgen_npu download"
+    assert lines[-1] == f'    --model_path "{locations.DEMO_FOLDER}"'
 
 
 def test_the_pack_in_a_comfyui_downloads_to_its_models(tmp_path, monkeypatch):
