@@ -51,8 +51,10 @@ def test_a_part_takes_the_memory_of_its_weights(device, pipe, part, hardware_tab
     freed = before - memory_allocated(device)
     module.to(device)
     hardware_table.append((f"memory of {part}", f"{freed / 2**20:,.1f} MiB, weights {weights / 2**20:,.1f} MiB"))
-    # Allocators round each tensor up to 512 bytes.
-    assert weights <= freed <= weights + 512 * len(sizes)
+    # Each tensor is rounded up to 512 bytes; a large one may keep a remainder that is not worth splitting off
+    # (PyTorch's caching allocators: less than 1 MiB).
+    rounding = sum(512 + (2**20 if size > 2**20 else 0) for size in sizes)
+    assert weights <= freed <= weights + rounding
 
 
 @pytest.mark.parametrize("references", [0, 1])
