@@ -15,10 +15,11 @@ START = time.perf_counter()
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 from deepgen_npu import DeepGenPipeline  # noqa: E402
+from deepgen_npu.locations import DEMO_FOLDER  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ROOT / "demo_checkpoint"
+MODEL = DEMO_FOLDER
 FOLDER = ROOT / "demo"
 SEED = 42
 

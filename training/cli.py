@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch.multiprocessing.spawn import spawn
 
+from deepgen_npu.locations import DEMO_FOLDER
+
 from .progress import Log
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "demo_checkpoint"
 RESULT = ROOT / "training" / "EVALUATION.md"
 MINUTES = {"vae": 9.0, "text": 9.0, "dit": 66.0, "decoder": 6.0}
 """Length of each training stage; the checkpoint in the repository was trained that long."""
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.stage == "publish":
         from .model import publish
 
-        print(publish(folder, DEMO))
+        print(publish(folder, DEMO_FOLDER))
 
 
 def _evaluate(model: Path, work: Path) -> None:

@@ -14,13 +14,14 @@ from deepgen_npu import DeepGenPipeline
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.cli.entry import main
 from deepgen_npu.images import to_pixels
+from deepgen_npu.locations import DEMO_FOLDER
 from deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 from training.judge import Recognised, recognise
 from training.scenes import Scene, Thing, render
 
 
-FOLDER = Path(__file__).parents[2] / "demo_checkpoint"
+FOLDER = DEMO_FOLDER
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deepgen_npu.locations import DEMO_FOLDER
 from training.judge import recognise
 from training.scenes import Scene, Thing, render
 
@@ -24,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: str) -> None:
-        command = [name, *arguments, "--model", str(ROOT / "demo_checkpoint"), "--steps", STEPS]
+        command = [name, *arguments, "--model", str(DEMO_FOLDER), "--steps", STEPS]
         monkeypatch.setattr(sys, "argv", command)
         runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from deepgen_npu.checkpoint.index_keys import LATENT_RGB_FACTORS_KEY
+from deepgen_npu.locations import DEMO_FOLDER
 from dev.comfyui.graphs import generation, loader, save
 
 
-DEMO_FOLDER = Path(__file__).parents[2] / "demo_checkpoint"
 PROMPT = "a red circle on the left on a white background"
 
 

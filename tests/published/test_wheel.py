@@ -15,11 +15,12 @@ from zipfile import ZipFile
 import pytest
 from PIL import Image
 
+from deepgen_npu.locations import DEMO_FOLDER
 from dev.layered_environment import PIP, make_layer, site_packages
 from dev.published_tree import ROOT
 
 
-DEMO = ROOT / "demo_checkpoint"
+DEMO = DEMO_FOLDER
 
 # Each module's file; `__main__` would run the command.
 _IMPORT_ALL = """

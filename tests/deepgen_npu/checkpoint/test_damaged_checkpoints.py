@@ -25,12 +25,12 @@ from safetensors import SafetensorError, safe_open
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
 from deepgen_npu.checkpoint.safetensors_header import read_safetensors_header
 from deepgen_npu.checkpoint.tokenizer_files import TokenizerFiles
+from deepgen_npu.locations import DEMO_FOLDER
 
 
 # Also, messages name files with / here.
 pytestmark = not_on_windows("links need rights that users do not have")
-DEMO = TINY.parents[3] / "demo_checkpoint"
-SOURCES = (TINY, DEMO)
+SOURCES = (TINY, DEMO_FOLDER)
 CONFIGS = (
     "vlm/config.json",
     "connector/config.json",

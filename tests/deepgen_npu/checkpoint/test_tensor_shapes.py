@@ -14,11 +14,11 @@ from deepgen_npu.checkpoint.schema import CONFIG_FILES, settings
 from deepgen_npu.checkpoint.structure import by_model_names, check_structure
 from deepgen_npu.checkpoint.tensor_shapes import SHAPES
 from deepgen_npu.checkpoint.weights import empty_model
+from deepgen_npu.locations import DEMO_FOLDER
 from deepgen_npu.tools.model_sizes import SIZES
 from deepgen_npu.tools.random_model import RandomModel
 
 
-DEMO = Path(__file__).parents[3] / "demo_checkpoint"
 FILE = Path("config.json")
 
 # Variants of the tiny size that diffusers knows, too.
@@ -99,7 +99,7 @@ def numbers(config: dict, before: tuple[str, ...] = ()):
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("change", [-1, 1, 10**9])
 def test_every_structural_number_is_compared_and_named(part, change):
-    checkpoint = Checkpoint.open(DEMO)
+    checkpoint = Checkpoint.open(DEMO_FOLDER)
     tensors = by_model_names(part, FILE, checkpoint.tensors[part])
     found, file = list(numbers(checkpoint.configs[part])), Path(CONFIG_FILES[part])
     assert len(found) >= {"vlm": 17, "connector": 12, "transformer": 11, "vae": 6}[part]

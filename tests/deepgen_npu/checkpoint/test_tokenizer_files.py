@@ -16,11 +16,11 @@ from transformers import Qwen2TokenizerFast
 from deepgen_npu import Checkpoint, CheckpointError
 from deepgen_npu.checkpoint.tokenizer_files import TokenizerFiles
 from deepgen_npu.checkpoint.weights import load_tokenizer
+from deepgen_npu.locations import DEMO_FOLDER
 
 
-DEMO = TINY.parents[3] / "demo_checkpoint"
-STOCK = {source: Qwen2TokenizerFast.from_pretrained(source / "tokenizer") for source in (TINY, DEMO)}
-OURS = {source: load_tokenizer(Checkpoint.open(source)) for source in (TINY, DEMO)}
+STOCK = {source: Qwen2TokenizerFast.from_pretrained(source / "tokenizer") for source in (TINY, DEMO_FOLDER)}
+OURS = {source: load_tokenizer(Checkpoint.open(source)) for source in (TINY, DEMO_FOLDER)}
 PIECES = [
     "<|im_start|>",
     "<|im_end|>",
@@ -46,7 +46,7 @@ def test_ids_are_those_of_the_library(batch):
         assert found["attention_mask"] == expected["attention_mask"]
 
 
-@pytest.mark.parametrize("source", [TINY, DEMO])
+@pytest.mark.parametrize("source", [TINY, DEMO_FOLDER])
 def test_tokens_are_those_of_the_library(source):
     stock, ours = STOCK[source], OURS[source]
     assert ours.get_vocab() == stock.get_vocab() and len(ours) == len(stock)
@@ -59,7 +59,7 @@ def test_tokens_are_those_of_the_library(source):
 
 
 @pytest.mark.parametrize("saved_by", [STOCK, OURS], ids=["the library", "ours"])
-@pytest.mark.parametrize("source", [TINY, DEMO])
+@pytest.mark.parametrize("source", [TINY, DEMO_FOLDER])
 def test_what_save_pretrained_writes_is_read(tiny, source, saved_by):
     """In one file, with other settings next to it than in the published form."""
     shutil.rmtree(tiny / "tokenizer")
@@ -197,7 +197,7 @@ def test_merges_are_pairs_of_tokens(tiny, line, words):
     ids=["cut off", "none", "shuffled"],
 )
 def test_merges_are_those_of_the_vocabulary(damage, words, tmp_path):
-    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    folder = Path(shutil.copytree(DEMO_FOLDER, tmp_path / "demo"))
     path = folder / "tokenizer/merges.txt"
     version, *lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([version, *damage(lines)]) + "\n", encoding="utf-8")
