@@ -70,6 +70,7 @@ class TestFolder:
             assert len(pipe.tokenizer(text)["input_ids"]) == len(text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "background", "thing"),
     [
@@ -91,6 +92,7 @@ def test_an_image_shows_what_the_prompt_says(pipe, prompt, background, thing):
     assert shown.count(wanted) >= 2, shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negative_prompt", ["", EDIT_NEGATIVE_PROMPT], ids=["none", "that of the node"])
 @pytest.mark.parametrize(
     ("instruction", "background", "colour"),

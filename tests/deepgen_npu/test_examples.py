@@ -39,11 +39,13 @@ def shown(path: Path | str) -> tuple[str, list[tuple[str, str]]]:
     return seen.background, [(thing.colour, thing.shape) for thing in seen.things]
 
 
+@pytest.mark.slow
 def test_text_to_image(run):
     run("text_to_image.py", "a red circle on the left on a white background", "drawn.png")
     assert shown("drawn.png") == ("white", [("red", "circle")])
 
 
+@pytest.mark.slow
 def test_edit_image(run):
     """In the shape of the image that is edited."""
     render(Scene((Thing("square", "red", "left"),), "white", width=96, height=48)).save("before.png")
@@ -53,6 +55,7 @@ def test_edit_image(run):
         assert image.width > image.height
 
 
+@pytest.mark.slow
 def test_batch(run):
     """An image a line, in their order; empty lines are none. The last batch is smaller."""
     colours = ("red", "green", "blue")
@@ -64,6 +67,7 @@ def test_batch(run):
         assert shown(f"drawn/{number:03}.png") == ("black", [(colour, "square")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_help_is_given_before_anything_is_loaded(path: Path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [path.name, "--help"])
@@ -73,5 +77,6 @@ def test_help_is_given_before_anything_is_loaded(path: Path, monkeypatch, capsys
     assert f"python examples/{path.name} " in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_there_is_a_test_of_each():
     assert [path.stem for path in EXAMPLES] == sorted(["text_to_image", "edit_image", "batch"])

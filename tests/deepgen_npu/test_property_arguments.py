@@ -149,6 +149,7 @@ def test_devices_and_choices(folder, capsys, option, text):
     assert (error is None and text in allowed) or (error is not None and option.lstrip("-") in error)
 
 
+@pytest.mark.slow
 @not_on_windows("it takes other names for the same file")
 @cases(40)
 @given(

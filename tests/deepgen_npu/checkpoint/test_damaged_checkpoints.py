@@ -106,6 +106,7 @@ def json_of(file: Path) -> object:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @cases(110)
 @given(data=st.data(), source=sources, name=st.sampled_from(CONFIGS))
 def test_any_value_of_any_config(data, source, name):
@@ -114,6 +115,7 @@ def test_any_value_of_any_config(data, source, name):
         require_clear("values in configs", source, folder, name)
 
 
+@pytest.mark.slow
 @cases(60)
 @given(data=st.data(), source=sources, name=st.sampled_from((*LANGUAGE, "model_index.json", INDEX)))
 def test_any_value_of_tokenizer_template_and_index(data, source, name):

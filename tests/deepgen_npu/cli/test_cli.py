@@ -104,6 +104,7 @@ def test_a_trained_side_that_is_not_one_is_refused(tiny, capsys, side):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_generate_then_edit(tmp_path):
     """Both commands of the report, with its arguments; the second edits what the first made."""
     first = inference(
@@ -237,6 +238,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, cap
     assert open_image(rescued).size == (64, 64)
 
 
+@pytest.mark.slow
 @linux_only("other systems have no such names")
 def test_names_that_are_not_utf8_in_a_process_that_speaks_ascii(tmp_path):
     """On Linux, from an archive of another country. The input is the output."""

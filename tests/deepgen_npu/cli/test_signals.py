@@ -22,6 +22,7 @@ from deepgen_npu.tools import baseline, runs
 
 
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
 PLACE = ["--model_path", str(TINY), "--device", "cpu", "--dtype", "float32"]
 RUN = [*PLACE, "--height", "64", "--width", "64", "--num_inference_steps", "2", "--prompt", "x"]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}

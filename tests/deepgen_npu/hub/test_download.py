@@ -164,6 +164,7 @@ def test_cut_transfer_continues_where_it_stopped(source: str, hub: Hub, run: Run
     assert CUT // 2 < starts[1] <= CUT
 
 
+@pytest.mark.slow
 @EACH_SOURCE
 def test_failed_download_keeps_complete_files(source: str, hub: Hub, run: Run) -> None:
     hub.stop_at[WEIGHTS] = (100_000, 1_000)
@@ -215,6 +216,7 @@ shutil.disk_usage = lambda path: usage(10**9, 0, {free})
 """
 
 
+@pytest.mark.slow
 @EACH_SOURCE
 @pytest.mark.parametrize("to", ["None", "'model'"])
 def test_full_disk_is_refused_before_any_file(source: str, to: str, hub: Hub, run: Run) -> None:
@@ -227,6 +229,7 @@ def test_full_disk_is_refused_before_any_file(source: str, to: str, hub: Hub, ru
     assert_complete(run(call, FREE_SPACE.format(free=total))["path"])
 
 
+@pytest.mark.slow
 @EACH_SOURCE
 @pytest.mark.parametrize("to", ["None", "'model'"])
 def test_only_missing_bytes_need_space(source: str, to: str, hub: Hub, run: Run, tmp_path: Path) -> None:

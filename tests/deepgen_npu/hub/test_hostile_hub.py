@@ -193,6 +193,7 @@ def test_listing_that_is_no_listing(source: str, data: st.DataObject, hub: Hub, 
     assert assert_right_or_refused(source, tmp_path / "box", data.draw(st.sampled_from([None, "model"]))) == "refused"
 
 
+@pytest.mark.slow
 @EACH_SOURCE
 @cases(30)
 @given(data=st.data())
@@ -347,6 +348,7 @@ def test_redirects_from_https(location: str | None) -> None:
         transfer._follow("https://hub/x", location)
 
 
+@pytest.mark.slow
 @EACH_SOURCE
 @pytest.mark.parametrize("what", ["info", WEIGHTS])
 @pytest.mark.parametrize("at_once", [-1, 10])
@@ -362,6 +364,7 @@ def test_a_hub_that_drips(
     assert_clear(caught.value)
 
 
+@pytest.mark.slow
 @EACH_SOURCE
 def test_a_listing_that_grows_when_it_is_read(source: str, hub: Hub, tmp_path: Path) -> None:
     bomb = gzip.compress(bytes(2**28), 9)

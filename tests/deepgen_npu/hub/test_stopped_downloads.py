@@ -19,7 +19,7 @@ from deepgen_npu.hub.download import download
 
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = not_on_windows("signals cannot be sent to other processes")
+pytestmark = [pytest.mark.slow, not_on_windows("signals cannot be sent to other processes")]
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def test_a_reference_has_all_that_another_machine_needs(reference, pipe):
         assert image.tobytes() == pipe("caf\u00e9", **call).images[0].tobytes()
 
 
+@pytest.mark.slow
 def test_comparing_with_a_reference_uses_its_settings(reference, capsys):
     """Also its dtype; only the model is named."""
     command = ["verify", "--model_path", str(TINY), "--device", "cpu", "--compare", str(reference)]

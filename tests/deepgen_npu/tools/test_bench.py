@@ -235,6 +235,7 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_the_result_is_alone_on_stdout():
     command = [sys.executable, "-m", "deepgen_npu", "bench", "--random-weights", "tiny", "--runs", "1", *SMALL]
     outcome = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

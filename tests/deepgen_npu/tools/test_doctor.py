@@ -130,6 +130,7 @@ def test_who_wants_an_npu_misses_it(capsys):
     assert text.endswith("1 problem(s) found.\n")
 
 
+@pytest.mark.slow
 def test_json_is_for_scripts(capsys):
     assert cli.main(["doctor", "--json", "--device", "npu"]) == 1
     outcome = json.loads(capsys.readouterr().out)

@@ -247,6 +247,7 @@ def test_two_runs_that_are_not(capsys, monkeypatch, what):
         assert found["image"][:2] == [f"{3 / (64 * 64 * 3):.6g}", "1"] and found["latents"][3] == "yes"
 
 
+@pytest.mark.slow
 def test_an_edit_with_random_weights_in_a_process_of_its_own():
     command = [sys.executable, "-m", "deepgen_npu", "verify", "--random-weights", "tiny", "--references", "1"]
     outcome = subprocess.run(
