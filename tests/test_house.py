@@ -13,7 +13,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("deepgen_npu", "nodes", "training", "dev", "examples")
+PACKAGES = ("deepgen_npu", "nodes", "training", "dev", "docs")
 LIBRARY = "deepgen_npu"
 COMFYUI = ("comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server")
 
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "nodes": (*LIBRARY_ROOMS, "nodes.names", "nodes.vae"),
     "training": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools"),
     "dev": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools", "nodes.names"),
-    "examples": (LIBRARY,),
+    "docs": (LIBRARY,),
 }
 """Rooms, and what each may import besides itself. A module is in the room with the longest name that it begins with:
 `deepgen_npu` stands for the files that lie directly in it."""

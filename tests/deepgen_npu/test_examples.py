@@ -1,4 +1,4 @@
-"""The scripts in examples/, run as they are, on the demo checkpoint."""
+"""The scripts in docs/examples/, run as they are, on the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.scenes import Scene, Thing, render
 
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 STEPS = "10"
 
 
@@ -27,7 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def run(name: str, *arguments: str) -> None:
         command = [name, *arguments, "--model", str(DEMO_FOLDER), "--steps", STEPS]
         monkeypatch.setattr(sys, "argv", command)
-        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        runpy.run_path(str(ROOT / "docs" / "examples" / name), run_name="__main__")
 
     return run
 
@@ -74,7 +74,7 @@ def test_help_is_given_before_anything_is_loaded(path: Path, monkeypatch, capsys
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
-    assert f"python examples/{path.name} " in " ".join(capsys.readouterr().out.split())
+    assert f"python docs/examples/{path.name} " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ AT_RUN_TIME = (
     "nodes/", "deepgen_npu/",
 )  # fmt: skip
 FOR_DEVELOPERS = (
-    "tests/", "training/", "dev/", "examples/", "assets/", ".ci/", ".github/", ".pre-commit-config.yaml",
+    "tests/", "training/", "dev/", "assets/", ".ci/", ".github/", ".pre-commit-config.yaml",
     ".editorconfig", "Makefile", "CONTRIBUTING.md", "SECURITY.md",
 )  # fmt: skip
 

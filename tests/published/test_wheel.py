@@ -130,7 +130,7 @@ def test_importing_it_prints_nothing(installed: Installed):
 def test_its_command_checks_a_model(installed: Installed):
     done = installed.run("deepgen", "check", DEMO)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{DEMO} is whole.\n")
+    assert done.stdout.startswith(f"{DEMO} is complete.\n")
 
 
 def test_its_command_draws_a_picture(installed: Installed):
@@ -167,6 +167,6 @@ def test_its_doctor_names_what_is_missing(bare: Installed):
 def test_its_commands_tell_how_to_install_the_rest(bare: Installed):
     done = bare.run("deepgen", "generate", "--model_path", DEMO, "--device", "cpu")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == 'error: The package PIL is not installed: pip install "deepgen[run]"\n'
+    assert done.stderr == 'error: The package PIL is not installed. To fix it:\n    pip install "deepgen[run]"\n'
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(r'^run = \[.*"Pillow"', project, re.MULTILINE)

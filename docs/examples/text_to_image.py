@@ -1,4 +1,4 @@
-"""Draw an image from a prompt: python examples/text_to_image.py "a red bicycle in the snow" bicycle.png"""
+"""Draw an image from a prompt: python docs/examples/text_to_image.py "a red bicycle in the snow" bicycle.png"""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Draw an image for each line of a text file: python examples/batch.py prompts.txt FOLDER"""
+"""Draw an image for each line of a text file: python docs/examples/batch.py prompts.txt FOLDER"""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Edit an image: python examples/edit_image.py guitar.png "place this guitar on a sandy beach" beach.png"""
+"""Edit an image: python docs/examples/edit_image.py guitar.png "place this guitar on a sandy beach" beach.png"""
 
 import argparse
 
