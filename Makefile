@@ -9,12 +9,13 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # What a part took is noted, and shown by `python -m dev.timed`.
 TIMED = $(PYTHON) -m dev.timed $@
 
-IN_COMFYUI := tests/nodes tests/workflows tests/words tests/published
+IN_COMFYUI := tests/nodes tests/workflows tests/words $(addprefix tests/published/test_, installing.py other_packs.py published_pack.py)
 
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
-ON_ONE_PAIR := bench cli devices doctor files image_files images import library_pairs npu_setup property_arguments \
-	property_pictures property_references publishing baseline requirements signals sizes verify
+ON_ONE_PAIR := bench cli devices doctor files hostile_hub image_files images import library_pairs locations npu_setup \
+	property_arguments refused_downloads stopped_downloads \
+	property_image_files property_references publishing baseline requirements signals sizes verify
 
 .PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-library test-ascend-pair test-torch-npu \
 	third-party-checks outside-checks release-checks environments comfyui-environments benchmark clean
