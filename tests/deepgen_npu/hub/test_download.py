@@ -21,6 +21,7 @@ from deepgen_npu.hub.download import DATA_FILES, MODEL_ID
 
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.slow  # a process for each download
 DATA = {
     **hub_server.DATA,
     "README.md": b"# model\n",
@@ -164,7 +165,6 @@ def test_cut_transfer_continues_where_it_stopped(source: str, hub: Hub, run: Run
     assert CUT // 2 < starts[1] <= CUT
 
 
-@pytest.mark.slow
 @EACH_SOURCE
 def test_failed_download_keeps_complete_files(source: str, hub: Hub, run: Run) -> None:
     hub.stop_at[WEIGHTS] = (100_000, 1_000)
@@ -216,7 +216,6 @@ shutil.disk_usage = lambda path: usage(10**9, 0, {free})
 """
 
 
-@pytest.mark.slow
 @EACH_SOURCE
 @pytest.mark.parametrize("to", ["None", "'model'"])
 def test_full_disk_is_refused_before_any_file(source: str, to: str, hub: Hub, run: Run) -> None:
@@ -229,7 +228,6 @@ def test_full_disk_is_refused_before_any_file(source: str, to: str, hub: Hub, ru
     assert_complete(run(call, FREE_SPACE.format(free=total))["path"])
 
 
-@pytest.mark.slow
 @EACH_SOURCE
 @pytest.mark.parametrize("to", ["None", "'model'"])
 def test_only_missing_bytes_need_space(source: str, to: str, hub: Hub, run: Run, tmp_path: Path) -> None:
