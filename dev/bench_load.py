@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from deepgen_npu.checks import must_be
+from dev import ROOT
 
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.15
 WAYS = {"ours": "DeepGenPipeline.from_pretrained", "libraries": "from_pretrained, part by part"}
 _STATUS = Path("/proc/self/status")

@@ -18,11 +18,11 @@ import tempfile
 import venv
 from pathlib import Path
 
+from dev import ROOT
 from dev.comfyui.checkouts import NEXT_FRONT_END, NEXT_FRONT_END_FILES, NEXT_FRONT_END_FOLDER, Checkout, find_checkouts
 from dev.link_packages import main as link_packages
 
 
-ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = Path(__file__).with_name("requirements")
 
 

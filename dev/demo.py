@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 from deepgen_npu import DeepGenPipeline  # noqa: E402
 from deepgen_npu.locations import DEMO_FOLDER  # noqa: E402
+from dev import ROOT  # noqa: E402
 
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = DEMO_FOLDER
 FOLDER = ROOT / "demo"
 SEED = 42

@@ -11,12 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dev import ROOT
 from dev.comfyui.checkouts import find_checkouts
 from dev.comfyui.server import ComfyServer
 from dev.comfyui.words import keys, texts_of
-
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

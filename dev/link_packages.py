@@ -21,9 +21,6 @@ from packaging.utils import canonicalize_name
 from dev.layered_environment import site_packages
 
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
 def requirements(path: Path) -> Iterator[Requirement]:
     """The requirements of a file and of those that it includes, without those whose markers do not apply."""
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -28,9 +28,6 @@ from dev.comfyui.server import ComfyServer, ServerOptions
 from nodes.names import DEMO
 
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
 COUNTED = {
     "layers of the VLM": VLM_LAYER,
     "of the vision tower": VISION_LAYER,

@@ -10,8 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-
-ROOT = Path(__file__).resolve().parents[1]
+from dev import ROOT
 
 
 def _tracked(*options: str) -> set[str]:

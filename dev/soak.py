@@ -34,9 +34,6 @@ from dev.comfyui.probe import PACKS, Probe, device_bytes, wait_until
 from dev.comfyui.server import ComfyServer, ServerError, ServerOptions
 
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
 BOUND_MB = 8.0
 """Ten times what was measured, rounded."""
 BOUND_TENSORS = 10

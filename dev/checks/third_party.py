@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+from dev import ROOT
 from dev.checks.nodesafe import unexplained
 from dev.comfyui.checkouts import PATH_VARIABLE, Checkout, find_checkouts
 from dev.comfyui.server import PACK_NAME, ComfyServer, ServerError, ServerOptions
 from dev.layered_environment import PIP, make_layer, site_packages
 from dev.published_tree import published_files, write_published_tree
-
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 COMFY = ("comfy", "--skip-prompt", "--no-enable-telemetry")

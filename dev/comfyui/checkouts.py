@@ -11,15 +11,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dev import ROOT
+
 
 PATH_VARIABLE = "COMFYUI_PATH"
 PYTHON_VARIABLE = "COMFYUI_PYTHON"
 ALL_VARIABLE = "DEEPGEN_ALL_COMFYUI"
 DEFAULT_PATHS = ("~/comfy/ComfyUI", "~/comfy/ComfyUI-0.8.0", "~/comfy/ComfyUI-0.33.0")
-REPO_ROOT = Path(__file__).resolve().parents[2]
 # Newer than that of any checkout: what ComfyUI's users get next.
 NEXT_FRONT_END = "1.58.1"
-NEXT_FRONT_END_FOLDER = REPO_ROOT / f".venv-comfyui-frontend-{NEXT_FRONT_END}"
+NEXT_FRONT_END_FOLDER = ROOT / f".venv-comfyui-frontend-{NEXT_FRONT_END}"
 NEXT_FRONT_END_FILES = NEXT_FRONT_END_FOLDER / "comfyui_frontend_package" / "static"
 
 
@@ -58,7 +59,7 @@ def _interpreter(path: Path, version: str, named: str) -> Path | None:
     if named:
         candidates = [Path(named).expanduser()]
     else:
-        homes = [REPO_ROOT / f".venv-comfyui-{version}", path / ".venv", path / "venv"]
+        homes = [ROOT / f".venv-comfyui-{version}", path / ".venv", path / "venv"]
         programs = ("bin/python", "Scripts/python.exe")
         candidates = [home / program for home in homes for program in programs]
     # Not resolved: a virtual environment is recognised by the path of its interpreter link.

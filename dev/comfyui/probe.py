@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .server import PACK_NAME, REPO_ROOT, ComfyServer
+from dev import ROOT
+
+from .server import PACK_NAME, ComfyServer
 
 
-PACKS = {PACK_NAME: REPO_ROOT, "Probe": Path(__file__).with_name("probe_pack")}
+PACKS = {PACK_NAME: ROOT, "Probe": Path(__file__).with_name("probe_pack")}
 
 VLM_LAYER = "Qwen2_5_VLAttention.q_proj"
 VISION_LAYER = "Qwen2_5_VLVisionAttention.qkv"

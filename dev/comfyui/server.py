@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .checkouts import REPO_ROOT, Checkout
+from dev import ROOT
+
+from .checkouts import Checkout
 from .checkouts import find_checkouts as find_checkouts
 from .launch import SIMULATED_NPU, WATCH_STDIN
 
@@ -57,7 +59,7 @@ class ServerOptions:
         simulated_npu: MiB of the simulated NPU to run on; with 0 it is the CPU.
     """
 
-    packs: Mapping[str, Path] = field(default_factory=lambda: {PACK_NAME: REPO_ROOT})
+    packs: Mapping[str, Path] = field(default_factory=lambda: {PACK_NAME: ROOT})
     args: Sequence[str] = ()
     env: Mapping[str, str | None] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

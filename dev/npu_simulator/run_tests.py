@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
+from dev import ROOT
 from dev.npu_simulator import host_npu, torch_npu_build
 
 
-ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "npu" / "torch_npu"
 SITUATIONS = {"no_card": 0, "host_memory": 1}
 """Folder of tests: number of cards."""

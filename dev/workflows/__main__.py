@@ -22,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 
+from dev import ROOT
 from dev.comfyui.browser import Browser
 from dev.comfyui.client import Client
 from dev.comfyui.server import ComfyServer
@@ -33,7 +34,6 @@ from dev.workflows.screenshots import finished, on_its_way, template_browser
 from dev.workflows.thumbnails import thumbnail
 
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS, TWINS, BLUEPRINTS = ROOT / "workflows", ROOT / "tests" / "workflows", ROOT / "subgraphs"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dev import ROOT
 from dev.comfyui.browser import Browser, ComfyPage
 from dev.comfyui.server import ComfyServer, ServerOptions
 from dev.workflows.canvas import draw, image_of_graph, open_canvas, run, runnable_checkouts
@@ -40,7 +41,6 @@ from dev.workflows.graph import (
 from nodes.names import DEMO
 
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = json.loads(Path(__file__).with_name("help_image_texts.json").read_text(encoding="utf-8"))
 IMAGES = ROOT / "web" / "docs" / "images"
 WINDOW, MARGIN = (1300, 1000), 14

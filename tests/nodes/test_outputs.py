@@ -13,14 +13,14 @@ import pytest
 from golden import TINY
 
 from deepgen_npu.checkpoint.folder import Checkpoint
-from dev.comfyui.server import REPO_ROOT
+from dev import ROOT
 
 
 @pytest.fixture(scope="module")
 def found(checkout, tmp_path_factory) -> dict:
     doomed = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("models") / "doomed"))
     probe = Path(__file__).with_name("outputs_probe.py")
-    command = [str(checkout.python), str(probe), str(REPO_ROOT), str(checkout.path), str(doomed), str(TINY)]
+    command = [str(checkout.python), str(probe), str(ROOT), str(checkout.path), str(doomed), str(TINY)]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])

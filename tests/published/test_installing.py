@@ -11,8 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dev import ROOT
 from dev.layered_environment import PIP, make_layer, site_packages
-from dev.published_tree import ROOT
 
 
 def _requirements(path: Path) -> list[Requirement]:

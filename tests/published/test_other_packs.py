@@ -11,10 +11,11 @@ import pytest
 from comfyui_fixtures import unavailable
 from published.packs import VARIABLE, scanner
 
+from dev import ROOT
 from dev.comfyui.client import Client
 from dev.comfyui.graphs import generation, loader, save
 from dev.comfyui.server import PACK_NAME
-from dev.published_tree import ROOT, write_published_tree
+from dev.published_tree import write_published_tree
 
 
 # Modules of ComfyUI-Manager's scanner that only ask GitHub for the stars of a pack, which is not done here.

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from dev import ROOT
 from dev.comfyui.client import Client
 from dev.comfyui.graphs import generation, loader, save
 from dev.comfyui.server import PACK_NAME
-from dev.published_tree import ROOT, published_files
+from dev.published_tree import published_files
 from nodes.names import DEMO
 
 
