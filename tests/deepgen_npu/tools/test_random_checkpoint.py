@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
+from random_folders import TINY_SHA256, files_of, sha256
 from safetensors.torch import load_file
 
-from deepgen_npu import CheckpointError, DeepGenPipeline
+from deepgen_npu import DeepGenPipeline
 from deepgen_npu.checkpoint.index_keys import RANDOM_WEIGHTS_KEY
 from deepgen_npu.tools import random_values
 from deepgen_npu.tools.layout import WeightFile, weight_files
@@ -27,8 +25,6 @@ from deepgen_npu.tools.random_checkpoint import is_random_checkpoint, write
 
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference" / "tiny"
-# Of every file of the tiny checkpoint with seed 0; equal on both lines of the libraries.
-TINY_SHA256 = "d431285d5d591a76201bfb7de90d118435252a5058b7c5c821baf3d02c100776"
 DIT = "transformer/diffusion_pytorch_model.safetensors"
 # deepgenteam/DeepGen-1.0-diffusers: tensors, elements and bytes of the header.
 PUBLISHED = {
@@ -50,20 +46,6 @@ def pipe(tiny: Path) -> DeepGenPipeline:
     pipe = DeepGenPipeline.from_pretrained(tiny, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-
-
-def sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name, content in files_of(folder).items():
-        digest.update(f"{name} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def header_of(path: Path) -> bytes:
@@ -318,110 +300,3 @@ def test_images_are_finite_in_half_precision(tiny: Path, dtype: torch.dtype) -> 
     pipe.set_progress_bar_config(disable=True)
     generated(pipe, "a red cube", 64)
     generated(pipe, "make it blue", 64, reference_image(64, 200, 30, 30))
-
-
-# The folder
-
-
-def test_a_random_checkpoint_is_replaced(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", seed=1)
-    before = sha256(folder)
-    assert write(folder) == folder
-    assert sha256(folder) == TINY_SHA256 != before
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert is_random_checkpoint(write(tmp_path / "empty"))
-    assert is_random_checkpoint(write(tmp_path / "new" / "parents" / "model"))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"notes.txt": "mine"},
-        {"vae/config.json": "{}"},
-        {"model_index.json": '{"_class_name": "X"}', "vae/config.json": "{}"},
-        {"model_index.json": f'{{"{RANDOM_WEIGHTS_KEY}": false}}'},
-        {"model_index.json": "not json"},
-        {"model_index.json": f'{{"{RANDOM_WEIGHTS_KEY}": true}}', "lora.safetensors": "mine"},
-    ],
-)
-def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path, content: dict[str, str]) -> None:
-    folder = tmp_path / "model"
-    for name, text in content.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    before = files_of(folder)
-    with pytest.raises(CheckpointError, match="nothing was written"):
-        write(folder)
-    assert files_of(folder) == before
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_folder_of_empty_folders_is_not_empty(tmp_path: Path) -> None:
-    (tmp_path / "model" / "mine").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="not empty"):
-        write(tmp_path / "model")
-    assert (tmp_path / "model" / "mine").is_dir()
-
-
-def test_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model").write_text("mine")
-    with pytest.raises(CheckpointError, match="must be a folder, got a file"):
-        write(tmp_path / "model")
-    assert (tmp_path / "model").read_text() == "mine"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="modes of files are those of POSIX")
-def test_others_may_read_the_weights_as_far_as_the_umask_says(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        folder = write(tmp_path / "model")
-    finally:
-        os.umask(before)
-    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
-    assert modes == {0o640}
-
-
-@pytest.mark.parametrize("earlier", [False, True])
-def test_nothing_half_written_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> None:
-    if earlier:
-        write(tmp_path / "model")
-    seen: list[list[str]] = []
-    save_file = safetensors.torch.save_file
-
-    def full_disk(tensors: Any, path: Path, **options: Any) -> None:
-        save_file(tensors, path, **options)
-        seen.append(sorted(path.name for path in tmp_path.iterdir()))
-        if path.parent.name == "transformer":
-            raise OSError("No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write(tmp_path / "model", seed=1)
-    assert len(seen) == 4
-    # What is being written is hidden, so that nobody takes it for a model.
-    assert all([name for name in names if not name.startswith(".")] == ["model"] * earlier for names in seen)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"] * earlier
-    if earlier:
-        assert sha256(tmp_path / "model") == TINY_SHA256
-
-
-def test_the_earlier_checkpoint_comes_back_when_the_last_step_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "model")
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if Path(target).name == "model" and not self.name.endswith(".earlier"):
-            raise OSError("denied")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="denied"):
-        write(tmp_path / "model", seed=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert sha256(tmp_path / "model") == TINY_SHA256
