@@ -177,11 +177,16 @@ class Components:
         }
 
     def memory(self) -> dict[str, Part]:
-        """Size of each part: parameters and buffers, since the DiT's position table has hundreds of MiB."""
+        """Where each part is, and its size there: parameters and buffers.
+
+        The DiT's table of positions, hundreds of MiB, stays on the CPU, and counts there only.
+        """
         sizes = {}
         for name, module in self._models.items():
+            device = device_of(module)
             tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-            sizes[name] = Part(str(device_of(module)), sum(tensor.nbytes for tensor in tensors.values()))
+            here = sum(tensor.nbytes for tensor in tensors.values() if tensor.device == device)
+            sizes[name] = Part(str(device), here)
         return sizes
 
     @property

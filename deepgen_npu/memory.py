@@ -16,7 +16,7 @@ import torch
 from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
 from .errors import DeepGenError
 from .formatting import format_bytes, format_size
-from .model.transformer import MODULATION_BYTES
+from .model.modulation import MODULATION_BYTES
 
 
 if TYPE_CHECKING:

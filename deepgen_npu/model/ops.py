@@ -95,9 +95,34 @@ def _fused_attention() -> Any:
     return getattr(operators, "npu_fusion_attention_v3", None) or operators.npu_fusion_attention
 
 
+def weight_of(module: Any, x: Tensor) -> Tensor:
+    """The weight of a module, on the device and in the dtype of ``x``.
+
+    A host that leaves weights on the CPU, and moves each to the device when it is used, gives its modules a method
+    ``cast_weight``; other modules are where their input is.
+    """
+    cast = getattr(module, "cast_weight", None)
+    return module.weight if cast is None else cast(x)
+
+
+def look_up(embedding: Any, ids: Tensor, device: torch.device) -> Tensor:
+    """Rows of an embedding, looked up where its table is: 593 MiB as published, of which a prompt reads less than one.
+
+    Args:
+        embedding: A ``torch.nn.Embedding``, on any device.
+        ids: [b, L], on the CPU.
+        device: Where the rows are needed.
+
+    Returns:
+        [b, L, n].
+    """
+    table = embedding.weight
+    return F.embedding(ids.to(table.device), table).to(device)
+
+
 def norm(module: Any, x: Tensor) -> Tensor:
     """What an RMSNorm module of transformers computes."""
-    return rms_norm(x, module.weight, module.variance_epsilon)
+    return rms_norm(x, weight_of(module, x), module.variance_epsilon)
 
 
 def gated_mlp(module: Any, x: Tensor) -> Tensor:
