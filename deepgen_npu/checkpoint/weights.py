@@ -25,7 +25,7 @@ from ..dtypes import stored_dtype
 from ..errors import CheckpointError
 from ..files import FileError, open_regular
 from ..model.connector import Connector
-from ..model.transformer import STAYS_ON_HOST, keep_positions_on_host
+from ..model.positions import STAYS_ON_HOST, keep_positions_on_host
 from .folder import Checkpoint
 from .safetensors_header import StoredTensor
 from .schema import CONFIG_FILES, settings

@@ -7,6 +7,7 @@ The device of the tensor decides, not whether torch_npu is installed: on an Asce
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,14 +96,14 @@ def _fused_attention() -> Any:
     return getattr(operators, "npu_fusion_attention_v3", None) or operators.npu_fusion_attention
 
 
-def weight_of(module: Any, x: Tensor) -> Tensor:
-    """The weight of a module, on the device and in the dtype of ``x``.
+def with_weight(module: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of a module's weight, which is on the device and in the dtype of ``x``.
 
-    A host that leaves weights on the CPU, and moves each to the device when it is used, gives its modules a method
-    ``cast_weight``; other modules are where their input is.
+    A host that leaves weights on the CPU, and brings each to the device while it is used, gives its modules a method
+    ``with_weight``; the weights of other modules are where their input is.
     """
-    cast = getattr(module, "cast_weight", None)
-    return module.weight if cast is None else cast(x)
+    host = getattr(module, "with_weight", None)
+    return function(module.weight) if host is None else host(x, function)
 
 
 def look_up(embedding: Any, ids: Tensor, device: torch.device) -> Tensor:
@@ -122,7 +123,7 @@ def look_up(embedding: Any, ids: Tensor, device: torch.device) -> Tensor:
 
 def norm(module: Any, x: Tensor) -> Tensor:
     """What an RMSNorm module of transformers computes."""
-    return rms_norm(x, weight_of(module, x), module.variance_epsilon)
+    return with_weight(module, x, lambda weight: rms_norm(x, weight, module.variance_epsilon))
 
 
 def gated_mlp(module: Any, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ conditioning: the tokens of each reference follow the tokens of the target). Two
   host, no wait, the same shapes, so that it can be captured in a graph.
 
 Each takes the stock model, or any module with the same children: a host may let their weights come from elsewhere
-(see `ops.weight_of`).
+(see `ops.with_weight`).
 
 Shapes below: rows are those of the batch (with guidance two for each image), T is the target's tokens, T + R those of
 target and references together, L the context's, and ``width`` is heads x d.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .modulation import ModulationAhead, Slot, slots_of, time_and_text
-from .ops import attention, rms_norm, weight_of
+from .ops import attention, rms_norm, with_weight
+from .positions import positions
 
 
 if TYPE_CHECKING:
@@ -83,43 +84,6 @@ def _to_latents(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
     batch, rows, columns = len(tokens), height // patch, width // patch
     tokens = tokens.reshape(batch, rows, columns, patch, patch, -1)
     return tokens.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
-
-
-@cache
-def _with_positions_on_host(patch_embed: Any) -> type:
-    """A subclass of diffusers' PatchEmbed whose table of positions stays where it is when the model moves."""
-
-    class HostPositions(patch_embed):
-        def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-            table = self._buffers.pop("pos_embed")
-            try:
-                return super()._apply(fn, recurse)
-            finally:
-                self._buffers["pos_embed"] = table
-
-    return HostPositions
-
-
-STAYS_ON_HOST = "pos_embed.pos_embed"
-"""Name of the table of positions."""
-
-
-def keep_positions_on_host(transformer: SD3Transformer2DModel) -> None:
-    """Let the table of positions stay where it is when the model moves.
-
-    The published table has 432 MiB in bfloat16, of which an image of 512 x 512 reads 3.
-    """
-    embed: Any = transformer.pos_embed
-    embed.__class__ = _with_positions_on_host(type(embed))
-
-
-def positions(transformer: Any, height: int, width: int, like: Tensor) -> Tensor:
-    """The positions of latents of ``height`` x ``width``: [1, T, width], on the device and in the dtype of ``like``.
-
-    Raises:
-        ValueError: When the table does not cover the size.
-    """
-    return transformer.pos_embed.cropped_pos_embed(height, width).to(like.device, like.dtype)
 
 
 def embed_patches(transformer: Any, latents: Tensor) -> Tensor:
@@ -305,7 +269,7 @@ def _block(
 def _heads(projected: Tensor, heads: int, norm: Any = None) -> Tensor:
     """[rows, tokens, heads x d] to [rows, tokens, heads, d]; queries and keys are normalised."""
     split = projected.unflatten(-1, (heads, -1))  # [rows, tokens, heads, d]
-    return split if norm is None else rms_norm(split, weight_of(norm, split), norm.eps)
+    return split if norm is None else with_weight(norm, split, lambda weight: rms_norm(split, weight, norm.eps))
 
 
 def _self_attention(block: Any, x: Tensor) -> Tensor:

@@ -161,12 +161,14 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
     """
     merge: int = visual.spatial_merge_size
     device, dtype = patches.device, patches.dtype
-    projection = ops.weight_of(visual.patch_embed.proj, patches)  # [width, 3, temporal, patch, patch]
     windows = _Windows.of(rows // merge, columns // merge, visual.window_size // merge // visual.patch_size)
     order = windows.order.to(device)  # [cells]
 
     # T is rows x columns. From here on tokens are in the order of the windows.
-    hidden_states = F.linear(patches, projection.flatten(1))  # [n, T, width]
+    # The weight is [width, 3, temporal, patch, patch].
+    hidden_states = ops.with_weight(
+        visual.patch_embed.proj, patches, lambda weight: F.linear(patches, weight.flatten(1))
+    )  # [n, T, width]
     hidden_states = hidden_states.unflatten(1, (-1, merge * merge)).index_select(1, order).flatten(1, 2)
     positions = _positions(rows, columns, merge)[windows.order].flatten(0, 1).to(device)  # [T, 2]
     angles = (positions[..., None] * visual.rotary_pos_emb.inv_freq.float()).flatten(1)  # [T, d/2]
