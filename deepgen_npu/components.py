@@ -130,7 +130,7 @@ class Components:
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         devices: Mapping[str, torch.device],
-        vae: AutoencoderKL | None = None,
+        loaded: Mapping[str, Any] | None = None,
         on_bytes_read: BytesRead | None = None,
     ) -> Self:
         """Load a checked folder, each part to its device.
@@ -138,14 +138,14 @@ class Components:
         Args:
             checkpoint: The folder.
             dtype: Of the weights.
-            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
-            vae: The VAE, if it is loaded already; it may have another dtype.
+            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae`` that is read.
+            loaded: Parts that are loaded already, by these names; they may have another dtype.
             on_bytes_read: As in `from_pretrained`.
         """
         template = PromptTemplate.from_config(checkpoint.prompt_template)
         sizes = checkpoint.sizes
         tokenizer = load_tokenizer(checkpoint)
-        parts: dict[str, Any] = {} if vae is None else {"vae": vae}
+        parts = dict(loaded or {})
         for part in PARTS:
             if part not in parts:
                 parts[part] = load_part(checkpoint, part, dtype, devices[part], on_bytes_read)

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "deepgen_npu.__main__": ("deepgen_npu.cli",),
     "nodes.names": (),
     "nodes.vae": (*LIBRARY_ROOMS, "nodes", "deepgen_npu.model.autoencoder"),
-    "nodes.native": (*LIBRARY_ROOMS, "deepgen_npu.model"),
+    "nodes.native": (*LIBRARY_ROOMS, "deepgen_npu.model", "nodes.images"),
     "nodes": (*LIBRARY_ROOMS, "nodes.names", "nodes.native", "nodes.vae"),
     "training": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools"),
     "dev": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools", "nodes.names"),
