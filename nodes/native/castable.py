@@ -75,5 +75,9 @@ def place_rest(patcher: Any, device: torch.device, *options: Any) -> None:
     for module in patcher.model.modules():
         if hasattr(module, "comfy_cast_weights"):
             continue
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            tensor.data = tensor.data.to(device)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.device != device:
+                module._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
