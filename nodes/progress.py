@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import comfy.cli_args
 import comfy.model_management as mm
 import comfy.utils
 import latent_preview
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 
     from ..deepgen_npu.checkpoint.folder import Checkpoint
     from ..deepgen_npu.checkpoint.weights import BytesRead
-
-
-_ON_CPU = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)
 
 
 def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
@@ -37,9 +33,7 @@ def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
 def step_callback(patcher: ModelPatcher, steps: int, runs: int = 1) -> Callable[[int, Tensor, Tensor, int], None]:
     """A callback for ComfyUI's samplers, with one progress bar for all runs.
 
-    The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished image. Latent2RGB
-    gets a copy on the CPU, since ComfyUI would copy its image off an NPU without waiting; TAESD runs on the
-    device.
+    The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished image.
 
     Args:
         patcher: The MODEL.
@@ -53,8 +47,6 @@ def step_callback(patcher: ModelPatcher, steps: int, runs: int = 1) -> Callable[
     def callback(step: int, x0: Tensor, x: Tensor, steps_of_run: int) -> None:
         nonlocal before
         mm.throw_exception_if_processing_interrupted()
-        if comfy.cli_args.args.preview_method in _ON_CPU:
-            x0 = x0.cpu()
         # A run that found no memory left begins again at step 0.
         report(before + step, x0, x, total)
         if step == steps_of_run - 1:

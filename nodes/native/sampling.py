@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+import comfy.cli_args
 import comfy.model_management as mm
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
@@ -23,6 +24,8 @@ from ...deepgen_npu.model.numerics import require_finite
 
 
 if TYPE_CHECKING:
+    import torch
+
     from .evaluation import Evaluation
     from .model import DeepGenModel
 
@@ -32,6 +35,8 @@ SAMPLING = "deepgen_sampling"
 """Key of the `Sampling` in ``transformer_options``."""
 CAPTURE_GRAPH = "deepgen_capture_graph"
 """Key of the loader's choice there."""
+
+_BY_RGB = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)
 
 MOST_KEPT = 16
 """Evaluations kept at once, which differ in conditioning or size: regions, ranges of steps."""
@@ -98,6 +103,7 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
     model: DeepGenModel = guider.model_patcher.model
     model.check_latents(noise)
     _warn_of_patches_without_effect(guider.model_options["transformer_options"])
+    arguments = _with_preview_from_cpu(arguments, guider.model_patcher.load_device)
     conds = {name: [one.copy() for one in conds] for name, conds in guider.conds.items()}
     reason: BaseException | None = None
     for attempt in range(2):
@@ -125,6 +131,22 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         model.needs_all_memory = attempt == 0  # then as few weights as possible stay on the device
     assert reason is not None
     raise model.out_of_memory(noise, guider.conds, guider.model_patcher.load_device, reason)
+
+
+def _with_preview_from_cpu(arguments: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """The same arguments, with a callback (the fifth) that gets x0 on the CPU where that is needed.
+
+    For a preview by Latent2RGB ComfyUI copies its image off an NPU without waiting for it. TAESD runs on the device.
+    """
+    by_rgb = comfy.cli_args.args.preview_method in _BY_RGB
+    if device.type != "npu" or not by_rgb or len(arguments) < 5 or arguments[4] is None:
+        return arguments
+    report = arguments[4]
+
+    def callback(step: int, x0: Tensor, x: Tensor, steps: int) -> None:
+        report(step, x0.cpu(), x, steps)
+
+    return (*arguments[:4], callback, *arguments[5:])
 
 
 def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
