@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from .checks import MAX_STEPS
 from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
 from .errors import DeepGenError
 from .formatting import format_bytes, format_size
@@ -93,7 +94,10 @@ def transformer_activation_bytes(config: Mapping[str, Any], sizes: SizeRules, wo
     cell = sizes.generation_multiple
     tokens = -(-work.height // cell) * -(-work.width // cell) * (1 + work.references) + work.text_tokens
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    return DIT_LIVE_TENSORS * work.rows * tokens * width * itemsize + MODULATION_BYTES
+    # Shifts, scales and gates: 9 of the image in a dual block, else 6, and 6 of the context; a few less at the end.
+    vectors = 12 * config["num_layers"] + 3 * len(config["dual_attention_layers"])
+    modulation = min(MODULATION_BYTES, MAX_STEPS * work.rows * vectors * width * itemsize)
+    return DIT_LIVE_TENSORS * work.rows * tokens * width * itemsize + modulation
 
 
 def vae_activation_bytes(config: Mapping[str, Any], height: int, width: int, dtype: torch.dtype) -> int:

@@ -49,7 +49,7 @@ class Evaluation:
             wanted = len(embeddings) * modulations.nbytes_of_a_step(denoiser.slots, embeddings)
             self._ahead = modulations.ModulationAhead(denoiser.slots, embeddings, sampling.reserve(wanted))
         # A graph is captured with the latents of the first step.
-        self._captures = sampling.capture_graph
+        self._captures = sampling.may_capture()
         self._evaluate: Step = self._step
 
     def __call__(self, x: Tensor, timesteps: Tensor, around_block: AroundBlock | None = None) -> Tensor:

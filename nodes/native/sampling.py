@@ -11,6 +11,7 @@ import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.cli_args
@@ -54,15 +55,15 @@ class Sampling:
 
     Args:
         timesteps: [n] in 0..1000 on the device: that of each step, where there is one evaluation a step; else None.
-        capture_graph: Whether a step may be captured in a graph of the device.
+        may_capture: Whether a step can be captured in a graph of the device, once the weights are loaded.
 
     Attributes:
         step: The step that is evaluated.
         conditionings: What the rows of an evaluation are made of, joined once (see `plain_conditioning`).
     """
 
-    def __init__(self, timesteps: Tensor | None, capture_graph: bool):
-        self.timesteps, self.capture_graph = timesteps, capture_graph
+    def __init__(self, timesteps: Tensor | None, may_capture: Callable[[], bool]):
+        self.timesteps, self.may_capture = timesteps, may_capture
         self.step = 0
         self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
         self._kept: OrderedDict[Hashable, Evaluation] = OrderedDict()
@@ -173,17 +174,14 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
     if name in SAMPLERS_OF_ONE_EVALUATION and not getattr(sampler, "extra_options", {}).get("s_churn"):
         listed = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float().cpu()).float()
         timesteps = listed.to(patcher.load_device)
-    captures = transformer_options.get(CAPTURE_GRAPH, False) and not transformer_options.get("patches_replace")
-    return Sampling(timesteps, captures and not patcher.weight_wrapper_patches and not _is_dynamic(patcher))
+    return Sampling(timesteps, partial(_may_capture, patcher, transformer_options))
 
 
-def is_resident(patcher: Any) -> bool:
-    """Whether all weights are on the device, so that a step can be captured in a graph."""
-    return not _is_dynamic(patcher) and not patcher.model.model_lowvram
-
-
-def _is_dynamic(patcher: Any) -> bool:
-    return bool(getattr(patcher, "is_dynamic", bool)())
+def _may_capture(patcher: Any, options: dict[str, Any]) -> bool:
+    """Whether the loader's choice is a graph, and all weights lie where they will be read."""
+    streams = patcher.model.model_lowvram or patcher.weight_wrapper_patches
+    is_dynamic = getattr(patcher, "is_dynamic", bool)()
+    return bool(options.get(CAPTURE_GRAPH)) and not streams and not is_dynamic
 
 
 def _warn_of_patches_without_effect(options: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """ComfyUI in this process on a simulated NPU, without a server, for probes of the native model.
 
-Run a probe in ComfyUI's interpreter with the folder of the pack, that of ComfyUI, and one with checkpoints. Import this
-first: it sets up the device before anything imports torch.
+Run a probe in ComfyUI's interpreter with the folders of the pack, of ComfyUI and of checkpoints, and what to do.
+Import this first: it sets up the device before anything imports torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 from load_module import launch, load_pack
 
 
-PACK, COMFYUI, MODELS = sys.argv[1:4]
-OPTIONS = sys.argv[4:]
-sys.argv[1:] = OPTIONS
+PACK, COMFYUI, MODELS, *PARTS = sys.argv[1:]
+sys.argv[1:] = []
 launch().install_simulated_npu(64 * 1024)
 # In the place of the tests' folder, whose modules must not stand before ComfyUI's.
 sys.path[0] = COMFYUI
@@ -60,8 +59,8 @@ def sampled(model: Any, conditionings: Any, steps: int = 4, **options: Any) -> t
         return stages.sample(model, conditionings, seed=1, steps=steps, cfg=4.0, **options)["samples"]
 
 
-def counted(run: Callable[[int], Any]) -> dict[str, float]:
-    """Launches, copies and waits of one step: what two further steps add, halved. ``run`` gets a number of steps."""
+def counted(run: Callable[[int], Any]) -> dict[str, int]:
+    """Launches, copies and waits of one step: what a second step adds. ``run`` gets a number of steps."""
 
     def count(steps: int) -> dict[str, int]:
         simulated.reset()
@@ -74,9 +73,9 @@ def counted(run: Callable[[int], Any]) -> dict[str, float]:
             "waits": sum(counts.waits.values()),
         }
 
-    run(2)  # what is done once
-    few, many = count(2), count(4)
-    return {name: (many[name] - few[name]) / 2 for name in few}
+    run(1)  # what is done once
+    one, two = count(1), count(2)
+    return {name: two[name] - one[name] for name in one}
 
 
 def unload() -> None:

@@ -1,0 +1,157 @@
+"""The native model on a simulated NPU in each ComfyUI: what a step costs, streaming, what is kept, and guards.
+
+The probe makes the measurements in ComfyUI's own process; `test_core_samplers` and `test_core_nodes` have real servers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_fixtures import each_comfyui
+
+from deepgen_npu.tools.random_checkpoint import write
+from dev import ROOT
+from dev.comfyui.larger import DEEP, STREAMED
+
+
+PROBE = Path(__file__).with_name("native_probe.py")
+PARTS = ("inherited", "costs", "falls_back", "nothing_stale", "timesteps_of_samplers", "streaming", "guards")
+
+checkout = each_comfyui("that the native model streams, costs no more than the library and refuses what cannot work")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("native")
+    write(folder / "deep", DEEP)
+    write(folder / "streamed", STREAMED)
+    write(folder / "tiny", size="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def found(checkout, models) -> dict[str, Any]:
+    run = subprocess.run(
+        [str(checkout.python), str(PROBE), str(ROOT), str(checkout.path), str(models), *PARTS],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    for row in found["steps"]:
+        print(f"ComfyUI {checkout.id}: a step, 24 blocks: {row}")
+    for name, is_text, resident, peak, apart in found["streaming"]:
+        what = "VLM and connector" if is_text else "DiT"
+        print(
+            f"ComfyUI {checkout.id}: {what}, room {name}: {resident:.0%} resident, peak {peak:,} bytes, {apart} apart"
+        )
+    return found
+
+
+def test_nothing_is_inherited_but_names(found):
+    """Of the two classes by which ComfyUI knows the names of LoRA keys."""
+    assert found["inherited"] == []
+
+
+def test_a_step_costs_what_the_librarys_does(found):
+    for row in found["steps"]:
+        native, library = row["native"], row["library"]
+        assert 900 < library["launches"] < native["launches"] <= library["launches"] + 20
+        assert (native["copies"], native["copies back"], native["waits"]) == (0, 0, 0)
+        assert row["apart from ComfyUI's sums"] == 0
+
+
+def test_a_captured_step_is_a_replay(found):
+    for row in found["steps"]:
+        assert row["captured"]["launches"] <= 20
+        assert (row["captured"]["copies"], row["captured"]["waits"]) == (0, 0)
+        assert row["replays"] == 4 and row["apart when captured"] == 0
+
+
+def test_what_cannot_be_captured_falls_back(found):
+    ways = found["falls back"]
+    for name, replays in (("a replaced block", 0), ("a LoRA", 4), ("a wrapper", 0), ("streaming", 0)):
+        assert ways[name][:2] == [0, replays], name
+    assert ways["a replaced block"][2] > 0 and ways["a LoRA"][2] > 0 and ways["a wrapper"][2] < 1e-4
+
+
+def test_nothing_kept_is_stale(found):
+    assert max(found["stale"]) <= 1e-4 < found["a change"]
+    assert found["base again"] == 0
+
+
+def test_samplers_evaluate_at_the_timestep_of_their_step(found):
+    """Those for which modulation is computed ahead."""
+    known = {name: value for name, value in found["samplers"].items() if value != "unknown"}
+    assert {"euler", "dpmpp_2m", "lcm", "res_multistep"} <= known.keys()
+    for name, (steps, apart) in known.items():
+        assert steps == [0, 1, 2, 3, 4, 5] and apart == 0, name
+
+
+def test_weights_stream_to_the_bit(found, checkout):
+    """Budgets of the weights by ComfyUI's own report of memory, and its modes for small cards."""
+    rows = found["streaming"]
+    assert [apart for *_, apart in rows] == [0] * 12
+    for name, is_text, resident, peak, _ in rows:
+        size = found["sizes"][0 if is_text else 1]
+        if name in ("110%", "LOW_VRAM"):
+            assert resident == 1
+            continue
+        share = 0 if name == "NO_VRAM" else int(name.rstrip("%")) / 100
+        # ComfyUI 0.3.64 gives a model 128 MiB at least.
+        least = 128 * 2**20 / size if checkout.version_tuple < (0, 8) and name != "NO_VRAM" else 0
+        assert resident <= max(share, least)
+        assert resident > 0 or not share
+        assert peak < size * max(resident, least) + 0.1 * size
+
+
+def test_the_table_of_positions_stays_on_the_host(found):
+    assert found["table"] == ["cpu", False]
+
+
+def test_everything_leaves_the_card(found):
+    left, devices = found["after unload"]
+    assert left < 1 << 20 and devices == ["cpu"]
+
+
+def test_memory_that_runs_out_names_a_size_that_fits(found):
+    error = found["out of memory"]
+    assert error.startswith("OutOfDeviceMemory: Out of memory on npu:0 in the transformer (640 x 960 pixels, 4 rows")
+    assert re.search(r"choose a smaller size \(about \d+ x \d+ would fit\), or make fewer images at once", error)
+    size, error = found["a size that fits"]
+    assert error == "" and 30 < size[3] < size[2]
+
+
+def test_latents_that_are_not_finite_name_the_weights(found):
+    error = found["not finite"]
+    assert error.startswith(
+        "FloatingPointError: The latents became NaN or infinite, since transformer_blocks.1.attn.to_k"
+    )
+    assert found["finite again"] == ""
+
+
+REFUSALS = (
+    "latent_image must have the shape [batch, 16, height, width], got [1, 4, 8, 8]. Make it with DeepGen",
+    "latent_image must have sides of at most 128 latent cells with this model, got 200 x 8. The latent of",
+    "conditioning: embeds must have the shape [batch, tokens, 64], got [1, 5, 7]. Connect positive and negative of",
+    "conditioning: pooled_output must be a tensor, got NoneType. Connect positive and negative of",
+    "ControlNet is not supported by DeepGen: remove Apply ControlNet. To keep parts of an image, use a noise mask",
+)
+
+
+@pytest.mark.parametrize("number", range(len(REFUSALS)))
+def test_what_cannot_work_says_so(found, number):
+    assert found["refused"][number].startswith(f"ValueError: {REFUSALS[number]}")
+
+
+def test_a_patch_without_effect_is_named_once(found):
+    (warning,) = found["without effect"]
+    assert warning.startswith("Patches of the kind attn1_patch have no effect on DeepGen")
