@@ -1,6 +1,6 @@
 """The native model on a simulated NPU in each ComfyUI: what a step costs, streaming, what is kept, and guards.
 
-The probe makes the measurements in ComfyUI's own process; `test_core_samplers` and `test_core_nodes` have real servers.
+The probe measures in the process of ComfyUI; `test_core_samplers` and `test_core_nodes` have real servers.
 """
 
 from __future__ import annotations
