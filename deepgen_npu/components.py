@@ -130,7 +130,7 @@ class Components:
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         devices: Mapping[str, torch.device],
-        vae: AutoencoderKL | None = None,
+        loaded: Mapping[str, Any] | None = None,
         on_bytes_read: BytesRead | None = None,
     ) -> Self:
         """Load a checked folder, each part to its device.
@@ -138,14 +138,14 @@ class Components:
         Args:
             checkpoint: The folder.
             dtype: Of the weights.
-            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae``.
-            vae: The VAE, if it is loaded already; it may have another dtype.
+            devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae`` that is read.
+            loaded: Parts that are loaded already, by these names; they may have another dtype.
             on_bytes_read: As in `from_pretrained`.
         """
         template = PromptTemplate.from_config(checkpoint.prompt_template)
         sizes = checkpoint.sizes
         tokenizer = load_tokenizer(checkpoint)
-        parts: dict[str, Any] = {} if vae is None else {"vae": vae}
+        parts = dict(loaded or {})
         for part in PARTS:
             if part not in parts:
                 parts[part] = load_part(checkpoint, part, dtype, devices[part], on_bytes_read)
@@ -177,11 +177,16 @@ class Components:
         }
 
     def memory(self) -> dict[str, Part]:
-        """Size of each part: parameters and buffers, since the DiT's position table has hundreds of MiB."""
+        """Where each part is, and its size there: parameters and buffers.
+
+        The DiT's table of positions, hundreds of MiB, stays on the CPU, and counts there only.
+        """
         sizes = {}
         for name, module in self._models.items():
+            device = device_of(module)
             tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-            sizes[name] = Part(str(device_of(module)), sum(tensor.nbytes for tensor in tensors.values()))
+            here = sum(tensor.nbytes for tensor in tensors.values() if tensor.device == device)
+            sizes[name] = Part(str(device), here)
         return sizes
 
     @property

@@ -126,7 +126,7 @@ def _stack_states(
             # One at a time, so that the features of an image do not depend, in the last bit, on the other images.
             each = [_cached(components, "vision", one, partial(features_of, one.pixels)) for one in references]
             features = torch.cat([tokens.to(device) for tokens in each])[None]  # [1, tokens of all references, hidden]
-        meta_queries = components.connector.meta_queries.to(device)  # [queries, hidden]
+        meta_queries = components.connector.meta_queries.to(device, vlm.dtype)  # [queries, hidden]
         return stacked_hidden_states(vlm, input_ids, valid, meta_queries, features, cells)
 
     height, width = references[0].pixels.shape[1:] if references else (0, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,11 +17,12 @@ import torch
 from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
 from .errors import DeepGenError
 from .formatting import format_bytes, format_size
-from .model.transformer import MODULATION_BYTES
+from .model.modulation import MODULATION_BYTES
 
 
 if TYPE_CHECKING:
     from .components import Components
+    from .sizes import SizeRules
 
 Result = TypeVar("Result")
 
@@ -71,11 +73,7 @@ def activation_bytes(pipe: Components, work: Workload) -> int:
         return vae_activation_bytes(pipe.vae.config, work.height, work.width, pipe.vae.dtype)
     itemsize = pipe.dtype.itemsize
     if work.part == "transformer":
-        config = pipe.transformer.config
-        cell = pipe.sizes.generation_multiple
-        tokens = (work.height // cell) * (work.width // cell) * (1 + work.references) + work.text_tokens
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        return DIT_LIVE_TENSORS * work.rows * tokens * width * itemsize + MODULATION_BYTES
+        return transformer_activation_bytes(pipe.transformer.config, pipe.sizes, work, itemsize)
     tokens = work.text_tokens
     if work.references:
         cell = pipe.sizes.vision_cell
@@ -90,23 +88,33 @@ def activation_bytes(pipe: Components, work: Workload) -> int:
     return CONNECTOR_LIVE_TENSORS * work.rows * tokens * width * itemsize
 
 
+def transformer_activation_bytes(config: Mapping[str, Any], sizes: SizeRules, work: Workload, itemsize: int) -> int:
+    """The same for the DiT of a config, whose numbers have ``itemsize`` bytes."""
+    cell = sizes.generation_multiple
+    tokens = -(-work.height // cell) * -(-work.width // cell) * (1 + work.references) + work.text_tokens
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return DIT_LIVE_TENSORS * work.rows * tokens * width * itemsize + MODULATION_BYTES
+
+
 def vae_activation_bytes(config: Mapping[str, Any], height: int, width: int, dtype: torch.dtype) -> int:
     """The same for a VAE that encodes or decodes an image of ``height`` and ``width`` in pixels."""
     return VAE_LIVE_TENSORS * config["block_out_channels"][0] * height * width * dtype.itemsize
 
 
-def largest_fitting(pipe: Components, work: Workload, free: int) -> tuple[int, int] | None:
+def largest_fitting(
+    work: Workload, sizes: SizeRules, bytes_needed: Callable[[Workload], int], free: int
+) -> tuple[int, int] | None:
     """The largest (height, width) of the same aspect ratio whose estimate fits into ``free`` bytes.
 
     It is smaller than the size of ``work``, which has been tried. None when not even the smallest size fits.
     """
-    multiple = pipe.sizes.multiple(editing=work.references > 0)
+    multiple = sizes.multiple(editing=work.references > 0)
     longer = max(work.height, work.width)
-    for side in range(longer - multiple, 0, -multiple):
+    for side in range((longer - 1) // multiple * multiple, 0, -multiple):
         height, width = (
             max(multiple, edge * side // longer // multiple * multiple) for edge in (work.height, work.width)
         )
-        if activation_bytes(pipe, replace(work, height=height, width=width)) <= free:
+        if bytes_needed(replace(work, height=height, width=width)) <= free:
             return height, width
     return None
 
@@ -123,26 +131,20 @@ def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch
         OutOfDeviceMemory: When the second attempt also runs out of memory.
     """
     reason, of_host = "", False
-    for attempt in range(2):
+    for _ in range(2):
         try:
             return run(pipe.placement.activate(work.part, activation_bytes(pipe, work)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason, of_host = (str(error) or type(error).__name__).splitlines()[0], is_out_of_host_memory(error)
+            reason, of_host = reason_of(error), is_out_of_host_memory(error)
         # After the except block the error is gone, and with it the frames that held the failed attempt's tensors.
         gc.collect()
-        if attempt == 0:
-            pipe.placement.make_room(work.part)
+        pipe.placement.make_room(work.part)
     raise OutOfDeviceMemory(_explain(pipe, work, reason, of_host))
 
 
 def _explain(pipe: Components, work: Workload, reason: str, of_host: bool) -> str:
-    long_text = work.part == "vlm" and work.text_tokens > Workload.text_tokens
-    doing = [f"{format_size(work.width, work.height)} pixels"] if work.height else []
-    doing += [f"{work.rows} rows at once"] if work.part != "vae" else []
-    doing += [f"{work.references} reference(s)"] if work.references else []
-    doing += [f"{work.text_tokens} tokens of text"] if long_text else []
     try:
         device = pipe.placement.activate(work.part)
     except Exception as error:
@@ -152,13 +154,39 @@ def _explain(pipe: Components, work: Workload, reason: str, of_host: bool) -> st
     empty_cache(device)
     if of_host:  # also where the part runs on a card
         device = torch.device("cpu")
+    return explain(work, pipe.sizes, partial(activation_bytes, pipe), device, reason, pipe.placement.how_to_tile)
+
+
+def explain(
+    work: Workload,
+    sizes: SizeRules,
+    bytes_needed: Callable[[Workload], int],
+    device: torch.device,
+    reason: str,
+    how_to_tile: str,
+) -> str:
+    """The message for a stage that ran out of memory with all else moved out.
+
+    Args:
+        work: What was computed.
+        sizes: Which sizes there are.
+        bytes_needed: The estimate of its part.
+        device: Which has too little memory; all else was moved out of it.
+        reason: What the device says.
+        how_to_tile: How to decode in tiles.
+    """
+    long_text = work.part == "vlm" and work.text_tokens > Workload.text_tokens
+    doing = [f"{format_size(work.width, work.height)} pixels"] if work.height else []
+    doing += [f"{work.rows} rows at once"] if work.part != "vae" else []
+    doing += [f"{work.references} reference(s)"] if work.references else []
+    doing += [f"{work.text_tokens} tokens of text"] if long_text else []
     found = free_memory(device)
-    size = largest_fitting(pipe, work, found[0]) if found else None
+    size = largest_fitting(work, sizes, bytes_needed, found[0]) if found else None
     advice = [f"choose a smaller size (about {format_size(size[1], size[0])} would fit)"] if size else []
     advice += ["make fewer images at once"] if work.rows > 2 else []
     advice += ["use fewer references"] if work.references else []
     advice += ["shorten the prompt"] if long_text else []
-    advice += [f"decode in tiles ({pipe.placement.how_to_tile})"] if work.part == "vae" else []
+    advice += [f"decode in tiles ({how_to_tile})"] if work.part == "vae" else []
     advice += ["close other programs that use its memory"]
     room = ""
     if found:
@@ -168,3 +196,8 @@ def _explain(pipe: Components, work: Workload, reason: str, of_host: bool) -> st
         f"Out of memory on {device} in the {work.part} ({', '.join(doing)}). {room}"
         f"What can help: {', or '.join(advice)}. ({reason})"
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what a device says when it is out of memory."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""DeepGenEncode: prompt, negative prompt and images to conditioning, the first of the two modular steps."""
+"""DeepGenEncode: prompt, negative prompt and images to conditioning, the first of the modular steps."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class DeepGenEncode(DeepGenNode):
             node_id="DeepGenEncode",
             display_name="DeepGen Encode Prompt",
             category=CATEGORY,
-            description="Turns prompt, negative prompt and images into conditioning for DeepGen Sampler. With "
-            "images it is an edit, without them a generation.",
+            description="Turns prompt, negative prompt and images into conditioning for KSampler or DeepGen Sampler. "
+            "With images it is an edit, without them a generation.",
             **search_aliases("conditioning", "prompt", "text encode", "reference image"),
             inputs=[
                 inputs.pipeline(),
@@ -66,7 +66,19 @@ class DeepGenEncode(DeepGenNode):
                 inputs.Conditioning.Output(
                     display_name="conditioning",
                     tooltip="For DeepGen Sampler: texts and images, and the size of the image to make.",
-                )
+                ),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="For KSampler and other nodes of ComfyUI, with the loader's model.",
+                ),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The negative prompt. It belongs to this positive: both are encoded together.",
+                ),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="Empty, of the right size, one for each image: the latent_image of KSampler.",
+                ),
             ],
         )
 
@@ -104,4 +116,5 @@ class DeepGenEncode(DeepGenNode):
         else:
             drawn, _ = editing_sizes(pipeline.sizes, image, size_mode, height, width)
         groups = reference_groups(image=image, **others)
-        return io.NodeOutput(stages.encode(pipeline, prompt, negative_prompt, groups, *drawn))
+        conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, *drawn)
+        return io.NodeOutput(conditionings, *stages.for_core(pipeline, conditionings))

@@ -1,40 +1,49 @@
-"""What goes from the loader to the other nodes: which weights to use, and how. They are read when first needed.
+"""What goes from the loader to the other nodes: which weights to use, and how.
 
-ComfyUI may drop the output from its cache and run the loader again at any time, so it costs nothing to make, and
-outputs with the same weights share them as long as one of them lives.
+The DiT is read at once: as a MODEL of ComfyUI it must be there. All else is read when it is first needed. ComfyUI may
+drop the output from its cache and run the loader again at any time, so outputs with the same weights share them as
+long as one of them lives.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import comfy.model_management as mm
 import torch
 
-from ..deepgen_npu.checkpoint.folder import PARTS, Checkpoint
-from ..deepgen_npu.checkpoint.weights import load_tokenizer
+from ..deepgen_npu.checkpoint.folder import Checkpoint
+from ..deepgen_npu.checkpoint.weights import load_part, load_scheduler, load_tokenizer
+from ..deepgen_npu.denoising import set_timesteps
 from ..deepgen_npu.devices import resolve_dtype
 from ..deepgen_npu.pipeline import DeepGenPipeline
 from ..deepgen_npu.prompts import PromptTemplate, check_prompts
 from ..deepgen_npu.sizes import SizeRules
 from .model_folder import state_of
-from .placement import ComfyPlacement, WholePatcher
-from .progress import latent_format, reading_progress
+from .native.model import model_patcher
+from .native.sampling import CAPTURE_GRAPH
+from .placement import ComfyPlacement
+from .progress import reading_progress
 from .vae import ComfyVAE
 
 
 if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
 ENCODINGS_BYTES = 256 << 20
 """Of the cache of encoded prompts and images, which take about 3 MiB each."""
 
+SCHEDULES_OF_DIFFUSERS = ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas")
+"""Settings of a scheduler that DeepGen 1.0 does not use, and that ComfyUI's ``normal`` does not know."""
+
 
 class LazyPipeline:
-    """A checkpoint folder and a dtype, and the weights once they were needed.
+    """A checkpoint folder, its DiT, and the other weights once they were needed.
 
     Args:
         folder: Of the checkpoint.
@@ -42,12 +51,14 @@ class LazyPipeline:
         capture_graph: Whether the denoising step is captured and replayed.
 
     Raises:
-        CheckpointError: When the folder is not complete.
+        CheckpointError: When the folder is not complete, or its DiT cannot be read.
     """
 
     def __init__(self, folder: Path, dtype_name: str, capture_graph: bool):
-        self.capture_graph = capture_graph
         self._weights = _shared(folder, resolve_dtype(dtype_name, mm.get_torch_device()))
+        self.patcher: ModelPatcher = self._weights.model().clone()
+        """The loader's third output. ComfyUI's cache reads it, too: an output with one holds gigabytes."""
+        self.patcher.model_options["transformer_options"][CAPTURE_GRAPH] = capture_graph
 
     @property
     def sizes(self) -> SizeRules:
@@ -76,20 +87,27 @@ class LazyPipeline:
 
     def load(self) -> DeepGenPipeline:
         """The pipeline, on ComfyUI's memory manager. The first call reads the weights, with a progress bar."""
-        pipe = self._weights.load()
-        pipe.capture_graph = self.capture_graph
-        return pipe
+        return self._weights.load()
 
-    # For ComfyUI's cache, which asks outside of any node: nothing is read, and nothing raised.
+    def sigmas(self, steps: int, denoise: float, height: int, width: int) -> Tensor | None:
+        """The noise levels [steps + 1] of a checkpoint whose schedule ComfyUI does not have; None: it is ``normal``.
+
+        Args:
+            steps: Of the sampling.
+            denoise: Denoising strength; below 1 they are the last of a longer schedule.
+            height: Of the latents.
+            width: Of the latents.
+        """
+        checkpoint = self._weights.checkpoint
+        if not any(checkpoint.configs["scheduler"][setting] for setting in SCHEDULES_OF_DIFFUSERS):
+            return None
+        latents = torch.empty(1, 1, height, width)
+        patch = checkpoint.configs["transformer"]["patch_size"]
+        return set_timesteps(load_scheduler(checkpoint), steps, latents, patch, denoise)[1].cpu()
 
     def get_ram_usage(self) -> int:
-        """Bytes of the weights that were read; ComfyUI 0.8 asks when main memory runs short."""
+        """Bytes of the weights that were read. ComfyUI 0.8 asks outside of any node when main memory runs short."""
         return self._weights.nbytes()
-
-    @property
-    def patcher(self) -> WholePatcher | None:
-        """The DiT's, once it was read. Later versions of ComfyUI assume that an output with one holds gigabytes."""
-        return self._weights.denoiser()
 
 
 class _Weights:
@@ -99,14 +117,28 @@ class _Weights:
         # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it either.
         dtypes = [] if dtype == torch.float32 else [torch.bfloat16]
         self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
-        self._latent_format = latent_format(checkpoint)
         self.checkpoint = checkpoint
         self._dtype = dtype
+        self._transformer: Any = None
+        self._model: ModelPatcher | None = None
         self._pipe: DeepGenPipeline | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Loaded by itself only for a long text that is there before the weights are."""
         return load_tokenizer(self.checkpoint) if self._pipe is None else self._pipe.tokenizer
+
+    def model(self) -> ModelPatcher:
+        """The DiT as a MODEL, read where ComfyUI keeps idle models. Others are clones of it."""
+        if self._model is None:
+            self._transformer = load_part(
+                self.checkpoint,
+                "transformer",
+                self._dtype,
+                mm.unet_offload_device(),
+                reading_progress(self.checkpoint, "transformer"),
+            )
+            self._model = model_patcher(self._transformer, self.checkpoint, self._dtype)
+        return self._model
 
     def load(self) -> DeepGenPipeline:
         if self._pipe is None:
@@ -114,31 +146,27 @@ class _Weights:
         return self._pipe
 
     def nbytes(self) -> int:
-        if self._pipe is None:
-            return self.vae.get_ram_usage()
-        assert isinstance(self._pipe.placement, ComfyPlacement)
-        return self._pipe.placement.nbytes()
-
-    def denoiser(self) -> WholePatcher | None:
-        placement = self._pipe.placement if self._pipe else None
-        return placement.denoiser if isinstance(placement, ComfyPlacement) else None
+        if self._pipe is not None:
+            assert isinstance(self._pipe.placement, ComfyPlacement)
+            return self._pipe.placement.nbytes()
+        return self.vae.get_ram_usage() + (self._model.model_size() if self._model else 0)
 
     def _read(self) -> DeepGenPipeline:
-        """Read the weights to where ComfyUI keeps idle models."""
-        missing = [part for part in PARTS if part != "vae" or not self.vae.is_loaded]
+        """Read what is missing to where ComfyUI keeps idle models."""
+        model = self.model()
+        missing = ["vlm", "connector"] + ([] if self.vae.is_loaded else ["vae"])
         on_bytes_read = reading_progress(self.checkpoint, *missing)
         pipe = DeepGenPipeline.from_checkpoint(
             self.checkpoint,
             self._dtype,
-            devices={
-                "vlm": mm.text_encoder_offload_device(),
-                "connector": mm.unet_offload_device(),
-                "transformer": mm.unet_offload_device(),
+            devices=dict.fromkeys(("vlm", "connector"), mm.text_encoder_offload_device()),
+            loaded={
+                "transformer": self._transformer,
+                "vae": self.vae.first_stage_model.read(on_bytes_read),
             },
-            vae=self.vae.first_stage_model.read(on_bytes_read),
             on_bytes_read=on_bytes_read,
         )
-        pipe.placement = ComfyPlacement(pipe, self.vae.patcher, self._latent_format)
+        pipe.placement = ComfyPlacement(pipe, model, self.vae.patcher)
         pipe.encodings.max_bytes = ENCODINGS_BYTES
         return pipe
 

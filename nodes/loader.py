@@ -14,7 +14,7 @@ from .names import CATEGORY
 
 
 class DeepGenLoader(DeepGenNode):
-    """A model by its name: pipeline and VAE, without their weights."""
+    """A model by its name: pipeline, VAE and MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,7 +25,7 @@ class DeepGenLoader(DeepGenNode):
             display_name="DeepGen Loader",
             category=CATEGORY,
             description="Loads DeepGen 1.0 from models/deepgen. One loader serves generation and editing; "
-            "ComfyUI chooses the device. The weights are read when they are first needed.",
+            "ComfyUI chooses the device, and streams what does not fit on it.",
             **search_aliases("load model", "checkpoint", "diffusers"),
             inputs=[
                 io.Combo.Input(
@@ -56,6 +56,11 @@ class DeepGenLoader(DeepGenNode):
                     display_name="vae",
                     tooltip="The model's VAE, for VAE Decode, VAE Encode and their tiled variants.",
                 ),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="For ComfyUI's own nodes: KSampler with positive, negative and latent of DeepGen Encode "
+                    "Prompt, LoRA loaders, guidance and sampling patches.",
+                ),
             ],
         )
 
@@ -80,8 +85,8 @@ class DeepGenLoader(DeepGenNode):
 
     @classmethod
     def run(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
-        """The pipeline and its VAE; no weights are read."""
+        """The pipeline, its VAE, and its DiT, whose weights are read now."""
         from .lazy_pipeline import LazyPipeline
 
         opened = LazyPipeline(find_model(model), dtype, capture_graph)
-        return io.NodeOutput(opened, opened.vae)
+        return io.NodeOutput(opened, opened.vae, opened.patcher)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import comfy.latent_formats
 import comfy.model_management as mm
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 
 from ..deepgen_npu.devices import prepare_thread
+from .native.castable import make_castable, place_rest
+from .native.model import ALL_MEMORY, KEY, patcher_class
 
 
 if TYPE_CHECKING:
@@ -32,25 +34,16 @@ class Stage(torch.nn.Module):
         """Read the weights, where that was not done yet. ComfyUI is about to place them: a node is running."""
 
 
-class DeepGenVLM(Stage):
-    """The name is what ComfyUI's log shows when it loads or unloads the stage."""
-
-
-class DeepGenDiT(Stage):
-    """Connector and DiT, which run in turns."""
-
-    def __init__(self, latent_format: comfy.latent_formats.LatentFormat | None = None, **parts: torch.nn.Module):
-        super().__init__(**parts)
-        # latent_preview reads it from here.
-        self.latent_format = latent_format
+class DeepGenTextEncoder(Stage):
+    """VLM and connector. The name is what ComfyUI's log shows when it loads or unloads them."""
 
 
 class WholePatcher(ModelPatcher):
     """Moves a stage as a whole or not at all, and lets it read its weights just before it is placed.
 
-    The layers of diffusers and transformers cannot fetch their weights while they run, as ComfyUI's own can. With
-    --novram ComfyUI would give a stage no memory in spite of force_full_load, leave it on the CPU, and run it there
-    with inputs on the device; and where it needs a little room it would move out some layers of a stage.
+    For the VAE, whose layers cannot fetch their weights while they run. With --novram ComfyUI would give it no memory
+    in spite of force_full_load, leave it on the CPU, and run it there with inputs on the device; and where it needs a
+    little room it would move out some of its layers.
     """
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
@@ -80,43 +73,44 @@ def check_cancel_in(module: torch.nn.Module) -> None:
 class ComfyPlacement:
     """A placement of `DeepGenPipeline` on ComfyUI's memory manager: one ModelPatcher for each stage.
 
-    VLM, connector with DiT, and VAE are loaded whole just before they run; ComfyUI moves other models out only
-    as far as needed, and ours when another model needs the room or the user presses "Unload models".
+    VLM and connector (one stage) and the DiT are loaded as far as there is room, and bring the rest to the device
+    layer by layer while they run; the VAE is loaded whole. ComfyUI moves out what another model needs the room of.
 
     Args:
         pipe: Whose parts are placed.
+        transformer: The patcher of the DiT, which is a MODEL of ComfyUI.
         vae: The patcher of the VAE, which ComfyUI's own nodes use as well.
-        latent_format: Of the previews.
     """
 
     how_to_tile = "with DeepGen Sampler and VAE Decode (Tiled)"
     """The pipeline's advice where an image does not fit on the device in one piece."""
 
-    def __init__(self, pipe: DeepGenPipeline, vae: ModelPatcher, latent_format: comfy.latent_formats.LatentFormat):
-        self.denoiser = WholePatcher(
-            DeepGenDiT(latent_format, connector=pipe.connector, transformer=pipe.transformer),
+    def __init__(self, pipe: DeepGenPipeline, transformer: ModelPatcher, vae: ModelPatcher):
+        for part in (pipe.vlm, pipe.connector):
+            make_castable(part)
+            check_cancel_in(part)
+        # Always the card: with --lowvram ComfyUI runs text encoders on the CPU, which for three billion parameters
+        # takes longer than to bring them over.
+        text = patcher_class()(
+            DeepGenTextEncoder(vlm=pipe.vlm, connector=pipe.connector),
             load_device=mm.get_torch_device(),
-            offload_device=mm.unet_offload_device(),
-        )
-        text = WholePatcher(
-            DeepGenVLM(vlm=pipe.vlm),
-            load_device=mm.text_encoder_device(),
             offload_device=mm.text_encoder_offload_device(),
         )
-        check_cancel_in(pipe.vlm)
-        check_cancel_in(pipe.connector)
-        self._patchers = {
-            "vlm": text,
-            "connector": self.denoiser,
-            "transformer": self.denoiser,
-            "vae": vae,
-        }
+        text.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, place_rest)
+        self._patchers = {"vlm": text, "connector": text, "transformer": transformer, "vae": vae}
+        self._out_of_memory = ""  # the part that ran out of memory
 
     def activate(self, part: str, nbytes: int = 0) -> torch.device:
-        """Load a part, with room for ``nbytes`` of activations on top of it; returns its device."""
+        """Load a part, with room for ``nbytes`` of activations on top of it; returns its device.
+
+        After it ran out of memory, as little of it as possible is loaded.
+        """
         mm.throw_exception_if_processing_interrupted()
         patcher = self._patchers[part]
-        mm.load_models_gpu([patcher], memory_required=nbytes, force_full_load=True)
+        required = ALL_MEMORY if part == self._out_of_memory else nbytes
+        if nbytes:
+            self._out_of_memory = ""
+        mm.load_models_gpu([patcher], memory_required=required, force_full_load=part == "vae")
         prepare_thread(patcher.load_device)
         return patcher.load_device
 
@@ -124,6 +118,7 @@ class ComfyPlacement:
         """Move everything out, before another try after an out-of-memory error."""
         mm.unload_all_models()
         mm.soft_empty_cache()
+        self._out_of_memory = part
 
     def release(self) -> None:
         """Nothing: ComfyUI frees memory when it needs some."""

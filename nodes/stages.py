@@ -6,24 +6,26 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
+import comfy.sample
+import comfy.utils
 import torch
+from comfy.utils import repeat_to_batch_size
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ..deepgen_npu.checks import MAX_IMAGES, must, must_be
-from ..deepgen_npu.conditioning import Conditioning, InitImage
+from ..deepgen_npu.conditioning import Conditioning
 from ..deepgen_npu.formatting import format_size
 from ..deepgen_npu.images import from_pixels
 from .check_tensors import one_or
 from .images import enlarge, pixel_size, resize, to_image
 from .lazy_pipeline import LazyPipeline
+from .native.conditioning import CoreConditioning, to_core
 from .progress import step_callback
 
 
 if TYPE_CHECKING:
+    from comfy.latent_formats import LatentFormat
     from PIL import Image
-
-    from ..deepgen_npu.pipeline import DeepGenPipeline
 
 
 def encode(
@@ -53,6 +55,21 @@ def encode(
     return [conditioning.to(torch.device("cpu"), pipe.dtype) for conditioning in encoded]
 
 
+def for_core(
+    model: LazyPipeline, conditionings: list[Conditioning]
+) -> tuple[CoreConditioning, CoreConditioning, dict[str, Any]]:
+    """Positive and negative conditioning and an empty LATENT for ComfyUI's own nodes.
+
+    Args:
+        model: The loader's output.
+        conditionings: One for each image of a batch.
+    """
+    return (
+        *to_core(conditionings, _latent_format(model)),
+        {"samples": _empty(model, conditionings, len(conditionings))},
+    )
+
+
 def sample(
     model: LazyPipeline,
     conditionings: list[Conditioning],
@@ -63,7 +80,7 @@ def sample(
     latent_image: dict[str, Any] | None = None,
     denoise: float = 1.0,
 ) -> dict[str, Any]:
-    """Conditioning to a LATENT in the VAE's own space, as ComfyUI has it, on the CPU.
+    """Conditioning to a LATENT in the VAE's own space, as ComfyUI has it, by ComfyUI's own sampling.
 
     Args:
         model: The loader's output.
@@ -100,20 +117,36 @@ def sample(
     if total > MAX_IMAGES:
         most = f"at most {MAX_IMAGES // len(conditionings)} for {len(conditionings)} images in conditioning"
         raise ValueError(must_be("batch_size", most, batch_size))
-    pipe = model.load()
-    numbers = chosen if chosen and len(chosen) == total else list(range(total))
-    noise = _noise(pipe, numbers, conditionings[0].height, conditionings[0].width, seed)
-    callback = step_callback(pipe, steps, runs=len(conditionings))
+    start = _empty(model, conditionings, total) if clean is None else repeat_to_batch_size(clean.float(), total)
+    # Image k has the same noise in a batch of any size, also when it was taken out of one: LatentFromBatch stores
+    # its index.
+    noise = comfy.sample.prepare_noise(start, seed, chosen if chosen and len(chosen) == total else None)
+    sigmas = model.sigmas(steps, denoise, *start.shape[-2:])
+    callback = step_callback(model.patcher, steps, runs=len(conditionings))
     finished = []
     for index, conditioning in enumerate(conditionings):
         rows = slice(index * batch_size, (index + 1) * batch_size)
-        init = None
-        if clean is not None:
-            scaled = pipe.scale_latents(clean.float())
-            init = InitImage(_rows(scaled, rows), denoise, None if mask is None else _rows(mask, rows))
-        finished.append(pipe.denoise(conditioning.repeat(batch_size), noise[rows], steps, cfg, callback, init).cpu())
-    samples = pipe.unscale_latents(torch.cat(finished)).float()
-    return {**(latent_image or {}), "samples": samples}
+        positive, negative = to_core([conditioning], _latent_format(model))
+        finished.append(
+            comfy.sample.sample(
+                model.patcher,
+                noise[rows],
+                steps,
+                max(cfg, 1.0),  # at 1 there is no guidance; below it ComfyUI would turn it round
+                "euler",
+                "normal",  # the published schedule
+                positive,
+                negative,
+                start[rows],
+                denoise=denoise,
+                noise_mask=None if mask is None else _rows(mask, rows),
+                sigmas=sigmas,
+                callback=callback,
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+                seed=seed,
+            )
+        )
+    return {**(latent_image or {}), "samples": torch.cat(finished)}
 
 
 def decode(model: LazyPipeline, latent: dict[str, Any], height: int, width: int) -> Tensor:
@@ -128,23 +161,15 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
     return tensor if len(tensor) == 1 else tensor[rows]
 
 
-def _noise(pipe: DeepGenPipeline, numbers: list[int], height: int, width: int, seed: int) -> Tensor:
-    """Noise [n, C, h, w] of the images with these numbers in one batch of a seed.
+def _empty(model: LazyPipeline, conditionings: list[Conditioning], batch: int) -> Tensor:
+    """Zeros [batch, C, h, w] of the size that conditionings are for."""
+    factor, first = model.sizes.vae_factor, conditionings[0]
+    shape = batch, model.vae.latent_channels, first.height // factor, first.width // factor
+    return torch.zeros(shape, device=mm.intermediate_device())
 
-    Image k has the same noise in a batch of any size, also when it was taken out of a batch (LatentFromBatch stores
-    its index). Only the noise of these numbers is kept.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = {}
-    for number in range(max(numbers) + 1):
-        mm.throw_exception_if_processing_interrupted()
-        one = pipe.prepare_latents(1, height, width, generator=generator)
-        if one.numel() % 16:
-            # PyTorch draws 16 numbers at a time, so that such images are not the ones of a batch.
-            return pipe.prepare_latents(max(numbers) + 1, height, width, seed=seed)[numbers]
-        if number in numbers:
-            drawn[number] = one
-    return torch.cat([drawn[number] for number in numbers])
+
+def _latent_format(model: LazyPipeline) -> LatentFormat:
+    return model.patcher.get_model_object("latent_format")
 
 
 def _check_model(model: LazyPipeline, conditionings: list[Conditioning]) -> None:
@@ -173,15 +198,13 @@ def _check_model(model: LazyPipeline, conditionings: list[Conditioning]) -> None
 
 
 def _unpack(model: LazyPipeline, latent: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
-    """Samples [b, C, h, w], mask [1 or b, 1, h, w] and batch indices of a LATENT."""
+    """Samples [b, C, h, w], mask [1 or b, 1, H, W] and batch indices of a LATENT."""
     samples, mask = latent["samples"], latent.get("noise_mask")
     channels = model.vae.latent_channels
     if samples.shape[1] != channels:
         shape = f"have the shape [batch, {channels}, height, width]"
         advice = "Make it with VAE Encode and the loader's vae, or with EmptySD3LatentImage."
         raise ValueError(must("latent_image", shape, list(samples.shape), advice=advice))
-    if mask is not None:
-        mask = interpolate(mask, size=samples.shape[-2:], mode="bilinear")
     return samples, mask, latent.get("batch_index")
 
 

@@ -25,6 +25,7 @@ from ..dtypes import stored_dtype
 from ..errors import CheckpointError
 from ..files import FileError, open_regular
 from ..model.connector import Connector
+from ..model.positions import STAYS_ON_HOST, keep_positions_on_host
 from .folder import Checkpoint
 from .safetensors_header import StoredTensor
 from .schema import CONFIG_FILES, settings
@@ -68,17 +69,29 @@ def load_part(
         model = empty_model(part, checkpoint.configs[part])
     # One buffer for all: the allocator would leave a hole between two weights for each one freed.
     buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
-    state = {name: read_tensor(tensor, dtype, device, on_bytes_read, buffer) for name, tensor in stored.items()}
+    state = {
+        name: read_tensor(tensor, dtype, home_of(name, device), on_bytes_read, buffer)
+        for name, tensor in stored.items()
+    }
     with _named(checkpoint, part):
         return filled(model, state, device)
 
 
 def filled(model: Module, state: Mapping[str, Tensor], device: torch.device) -> Any:
     """A model without memory, as `empty_model` makes it, with its weights on ``device``, ready for inference."""
+    from diffusers import SD3Transformer2DModel
+
     model.requires_grad_(False)
     model.load_state_dict(state, assign=True)
+    if isinstance(model, SD3Transformer2DModel):
+        keep_positions_on_host(model)
     # Rotary frequencies, which no file contains, were computed on the CPU.
     return model.to(device).eval()
+
+
+def home_of(name: str, device: torch.device | str) -> torch.device | str:
+    """Where a tensor of a model on ``device`` is kept: there, except for the DiT's table of positions."""
+    return "cpu" if name == STAYS_ON_HOST else device
 
 
 @contextmanager
@@ -103,7 +116,8 @@ def copy_to(model: Module, device: torch.device) -> Any:
     config = dict(model.config)
     with torch.device("meta"):
         copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
-    return filled(copy, {name: tensor.to(device) for name, tensor in model.state_dict().items()}, device)
+    state = {name: tensor.to(home_of(name, device)) for name, tensor in model.state_dict().items()}
+    return filled(copy, state, device)
 
 
 def load_scheduler(checkpoint: Checkpoint):

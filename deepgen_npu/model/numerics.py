@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import Module
 
 
-def require_finite(values: Tensor, what: str, models: Mapping[str, Module]) -> None:
+def require_finite(values: Tensor, what: str, models: Mapping[str, Module], dtype: torch.dtype | None = None) -> None:
     """Refuse a result that would become a black image.
 
     Args:
         values: The result.
         what: Its name, for the message.
         models: The models that made it, by the name of the part. Their weights are checked only if it is not finite.
+        dtype: In which they computed, where the result has another.
 
     Raises:
         FloatingPointError: With advice, when a value is NaN or infinite.
@@ -30,11 +31,12 @@ def require_finite(values: Tensor, what: str, models: Mapping[str, Module]) -> N
                     f"{part}/ is damaged, or its values are too large for this dtype. Download it again, or choose "
                     "float32 as dtype."
                 )
+    dtype = dtype or values.dtype
     advice = {
         torch.float16: "choose bfloat16 or float32 as dtype (torch_dtype in the library).",
         torch.bfloat16: "choose float32 as dtype (torch_dtype in the library).",
-    }.get(values.dtype, "check the files of the model with the command check.")
+    }.get(dtype, "check the files of the model with the command check.")
     raise FloatingPointError(
-        f"{what} became NaN or infinite in {values.dtype} on {values.device}; the image would be black. "
+        f"{what} became NaN or infinite in {dtype} on {values.device}; the image would be black. "
         f"Lower the guidance scale, or {advice}"
     )

@@ -7,6 +7,7 @@ The device of the tensor decides, not whether torch_npu is installed: on an Asce
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,9 +96,34 @@ def _fused_attention() -> Any:
     return getattr(operators, "npu_fusion_attention_v3", None) or operators.npu_fusion_attention
 
 
+def with_weight(module: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of a module's weight, which is on the device and in the dtype of ``x``.
+
+    A host that leaves weights on the CPU, and brings each to the device while it is used, gives its modules a method
+    ``with_weight``; the weights of other modules are where their input is.
+    """
+    host = getattr(module, "with_weight", None)
+    return function(module.weight) if host is None else host(x, function)
+
+
+def look_up(embedding: Any, ids: Tensor, device: torch.device) -> Tensor:
+    """Rows of an embedding, looked up where its table is: 593 MiB as published, of which a prompt reads less than one.
+
+    Args:
+        embedding: A ``torch.nn.Embedding``, on any device.
+        ids: [b, L], on the CPU.
+        device: Where the rows are needed.
+
+    Returns:
+        [b, L, n].
+    """
+    table = embedding.weight
+    return F.embedding(ids.to(table.device), table).to(device)
+
+
 def norm(module: Any, x: Tensor) -> Tensor:
     """What an RMSNorm module of transformers computes."""
-    return rms_norm(x, module.weight, module.variance_epsilon)
+    return with_weight(module, x, lambda weight: rms_norm(x, weight, module.variance_epsilon))
 
 
 def gated_mlp(module: Any, x: Tensor) -> Tensor:

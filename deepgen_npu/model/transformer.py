@@ -4,10 +4,13 @@ The stock ``SD3Transformer2DModel`` has no argument for references, but its sub-
 conditioning: the tokens of each reference follow the tokens of the target). Two forms of the same function:
 
 * `predict_velocity` evaluates the stock blocks once, in the most readable form.
-* `PreparedTransformer` is what the denoising loop uses. Whatever does not change from step to step is computed once:
-  the adaptive norms' modulation of all steps (a third of the weights, which act on a single vector for each row),
-  the tokens of context and references, the positions. A step is then a fixed sequence of operators on the device:
-  no copy from the host, no wait, the same shapes, so that it can be captured in a graph.
+* `prepare`, the modulation of `modulation.py` and `step` are what every sampling uses, the library's and ComfyUI's.
+  Whatever does not change from step to step is computed once: the modulation of the adaptive norms, the tokens of
+  context and references, the positions. A step is then a fixed sequence of operators on the device: no copy from the
+  host, no wait, the same shapes, so that it can be captured in a graph.
+
+Each takes the stock model, or any module with the same children: a host may let their weights come from elsewhere
+(see `ops.with_weight`).
 
 Shapes below: rows are those of the batch (with guidance two for each image), T is the target's tokens, T + R those of
 target and references together, L the context's, and ``width`` is heads x d.
@@ -15,23 +18,22 @@ target and references together, L the context's, and ``width`` is heads x d.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
-from .ops import attention, rms_norm
+from .modulation import ModulationAhead, Slot, slots_of, time_and_text
+from .ops import attention, rms_norm, with_weight
+from .positions import positions
 
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
-
-MODULATION_BYTES = 256 * 1024 * 1024
-"""Modulation is computed ahead for as many steps as fit into this, at least one."""
 
 _EPS = 1e-6
 """Of every norm in SD3's blocks (diffusers, JointTransformerBlock)."""
@@ -63,7 +65,7 @@ def predict_velocity(
         [b, C, h, w].
     """
     height, width = latents.shape[-2:]
-    tokens = [transformer.pos_embed(image) for image in (latents, *reference_latents)]  # [b, tokens, width] each
+    tokens = [embed_patches(transformer, image) for image in (latents, *reference_latents)]  # [b, tokens, width] each
     target_tokens = tokens[0].shape[1]
     hidden_states = torch.cat(tokens, dim=1)  # [b, T + R, width]
     temb = transformer.time_text_embed(timestep, pooled_prompt_embeds)  # [b, width]
@@ -84,21 +86,104 @@ def _to_latents(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
     return tokens.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
 
 
+def embed_patches(transformer: Any, latents: Tensor) -> Tensor:
+    """Latents [b, C, h, w] to tokens with their positions, [b, T, width]."""
+    tokens = _project_patches(transformer, latents)
+    height, width = latents.shape[-2:]
+    return tokens + positions(transformer, height, width, tokens)
+
+
+def _project_patches(transformer: Any, latents: Tensor) -> Tensor:
+    """[b, C, h, w] to [b, T, width]."""
+    return transformer.pos_embed.proj(latents).flatten(2).transpose(1, 2)
+
+
 @dataclass(frozen=True)
-class _Slot:
-    """Where an adaptive norm finds its modulation among that of all norms.
+class Prepared:
+    """What does not change during a run.
 
     Attributes:
-        linear: The layer that computes it.
-        start: Index of its first vector.
-        vectors: Number of vectors.
-        scales: Which of them are scales, counted from the first.
+        context: [rows, L, width].
+        references: Tokens of each reference, [rows, tokens, width].
+        positions: Of the target, [1, T, width].
+        height, width: Of the latents.
     """
 
-    linear: Module
-    start: int
-    vectors: int
-    scales: tuple[int, ...]
+    context: Tensor
+    references: list[Tensor]
+    positions: Tensor
+    height: int
+    width: int
+
+
+def prepare(
+    transformer: Any, prompt_embeds: Tensor, reference_latents: Sequence[Tensor], height: int, width: int
+) -> Prepared:
+    """Compute what does not change during a run.
+
+    Args:
+        transformer: The DiT.
+        prompt_embeds: [rows, L, joint_attention_dim].
+        reference_latents: Each [rows, C, h_k, w_k].
+        height: Of the latents.
+        width: Of the latents.
+    """
+    context = transformer.context_embedder(prompt_embeds)  # [rows, L, width]
+    references = [embed_patches(transformer, latents) for latents in reference_latents]  # [rows, tokens, width] each
+    return Prepared(context, references, positions(transformer, height, width, context), height, width)
+
+
+Block = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
+"""A block with its modulation: image [rows, T + R, width] and context [rows, L, width] to the same."""
+
+AroundBlock = Callable[[int, Block, Tensor, Tensor], "tuple[Tensor, Tensor]"]
+"""Called with the index of a block, the block, image and context: returns what goes into the next block."""
+
+
+def step(
+    transformer: Any,
+    slots: Sequence[Slot],
+    prepared: Prepared,
+    latents: Tensor,
+    modulation: Tensor,
+    around_block: AroundBlock | None = None,
+) -> Tensor:
+    """The velocity of one step.
+
+    Args:
+        transformer: The DiT.
+        slots: As `modulation.slots_of` returns them.
+        prepared: As `prepare` returns it.
+        latents: [b, C, h, w]; the rows are a multiple of b: the latents are repeated for each b of them.
+        modulation: [rows, vectors, width] of the step.
+        around_block: Called in place of each block.
+
+    Returns:
+        [rows, C, h, w].
+    """
+    target = _project_patches(transformer, latents) + prepared.positions  # [b, T, width]
+    copies = [target] * (len(prepared.context) // len(target))
+    target = torch.cat(copies) if len(copies) > 1 else target  # [rows, T, width]
+    # [rows, T + R, width] and [rows, L, width]
+    image = torch.cat([target, *prepared.references], dim=1) if prepared.references else target
+    context = prepared.context
+    remaining = iter(slots)
+
+    def next_norm() -> list[Tensor]:  # [rows, 1, width] each
+        slot = next(remaining)
+        return [modulation[:, index, None] for index in range(slot.start, slot.start + slot.vectors)]
+
+    for index, block in enumerate(transformer.transformer_blocks):
+        of_image, of_context = next_norm(), next_norm()
+        if around_block is None:
+            image, context = _block(block, image, context, of_image, of_context)
+        else:
+            run = partial(_block, block, of_image=of_image, of_context=of_context)
+            image, context = around_block(index, run, image, context)
+    scale, shift = next_norm()
+    image = torch.addcmul(shift, _normalised(image[:, : target.shape[1]]), scale)  # [rows, T, width]
+    patch = transformer.config["patch_size"]
+    return _to_latents(transformer.proj_out(image), prepared.height, prepared.width, patch)
 
 
 class PreparedTransformer:
@@ -124,88 +209,16 @@ class PreparedTransformer:
         height: int,
         width: int,
     ):
-        self.transformer: Any = transformer
-        self.height, self.width = height, width
-        self.patch = transformer.config["patch_size"]
-        self.blocks: list[Any] = list(transformer.transformer_blocks)
-        self.context = transformer.context_embedder(prompt_embeds)  # [rows, L, width]
-        self.references = [transformer.pos_embed(latents) for latents in reference_latents]  # [rows, tokens, width]
-        self.positions = self.transformer.pos_embed.cropped_pos_embed(height, width)  # [1, T, width]
-        self.slots = _slots(self.blocks, self.transformer.norm_out)
-        self._embeddings = self._time_and_text(timesteps, pooled_prompt_embeds)  # [n, rows, width]
-        self._first, self._ahead = 0, self._embeddings[:0]  # first step and modulation of the steps computed ahead
-
-    def _time_and_text(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
-        """silu of the embedding of time and text: [n, rows, width]."""
-        embed = self.transformer.time_text_embed
-        time = embed.timestep_embedder(embed.time_proj(timesteps).to(pooled.dtype))  # [n, width]
-        return F.silu(time[:, None] + embed.text_embedder(pooled))
-
-    def modulation(self, step: int) -> Tensor:
-        """All shifts, scales (one added) and gates of a step: [rows, vectors, width]."""
-        if not self._first <= step < self._first + len(self._ahead):
-            self._first = step
-            self._ahead = self._modulate(step)
-        return self._ahead[step - self._first]
-
-    def _modulate(self, first: int) -> Tensor:
-        """`modulation` of this step and as many further ones as fit: [steps, rows, vectors, width]."""
-        rows, width = self._embeddings.shape[1:]
-        vectors = sum(slot.vectors for slot in self.slots)
-        fitting = MODULATION_BYTES // (rows * vectors * width * self._embeddings.itemsize)
-        embeddings = self._embeddings[first : first + max(1, fitting)]  # [steps, rows, width]
-        ahead = embeddings.new_empty(len(embeddings), rows, vectors, width)
-        for slot in self.slots:
-            own = slot.linear(embeddings).unflatten(-1, (slot.vectors, width))  # [steps, rows, slot.vectors, width]
-            ahead[:, :, slot.start : slot.start + slot.vectors] = own
-            for scale in slot.scales:
-                ahead[:, :, slot.start + scale] += 1
-        return ahead
+        self._transformer = transformer
+        self._slots = slots_of(transformer)
+        self._prepared = prepare(transformer, prompt_embeds, reference_latents, height, width)
+        embeddings = time_and_text(transformer, timesteps[:, None], pooled_prompt_embeds)  # [n, rows, width]
+        self.modulation = ModulationAhead(self._slots, embeddings)
+        """From the index of a step to its modulation, [rows, vectors, width]."""
 
     def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:
-        """The velocity of one step.
-
-        Args:
-            latents: [b, C, h, w]; the rows are a multiple of b: the latents are repeated for each b of them.
-            modulation: [rows, vectors, width] of the step.
-
-        Returns:
-            [rows, C, h, w].
-        """
-        embed = self.transformer.pos_embed
-        target = embed.proj(latents).flatten(2).transpose(1, 2) + self.positions  # [b, T, width]
-        copies = [target] * (len(self.context) // len(target))
-        target = torch.cat(copies) if len(copies) > 1 else target  # [rows, T, width]
-        image = torch.cat([target, *self.references], dim=1) if self.references else target  # [rows, T + R, width]
-        context = self.context  # [rows, L, width]
-        slots = iter(self.slots)
-
-        def next_norm() -> list[Tensor]:  # [rows, 1, width] each
-            slot = next(slots)
-            return [modulation[:, index, None] for index in range(slot.start, slot.start + slot.vectors)]
-
-        for block in self.blocks:
-            image, context = _block(block, image, context, next_norm(), next_norm())
-        scale, shift = next_norm()
-        image = torch.addcmul(shift, _normalised(image[:, : target.shape[1]]), scale)  # [rows, T, width]
-        return _to_latents(self.transformer.proj_out(image), self.height, self.width, self.patch)
-
-
-def _slots(blocks: Sequence[Any], norm_out: Any) -> list[_Slot]:
-    """The adaptive norms in the order in which a step meets them."""
-    slots: list[_Slot] = []
-
-    def add(linear: Any, scales: tuple[int, ...]) -> None:
-        start = slots[-1].start + slots[-1].vectors if slots else 0
-        slots.append(_Slot(linear, start, linear.out_features // linear.in_features, scales))
-
-    # Orders of diffusers' AdaLayerNormZero (shift, scale, gate of attention, then of the feed-forward),
-    # SD35AdaLayerNormZeroX (the same and the second attention's) and AdaLayerNormContinuous (scale, shift).
-    for block in blocks:
-        add(block.norm1.linear, (1, 4, 7) if block.use_dual_attention else (1, 4))
-        add(block.norm1_context.linear, (0,) if block.context_pre_only else (1, 4))
-    add(norm_out.linear, (0,))
-    return slots
+        """The velocity [rows, C, h, w] of one step; arguments as in `step`."""
+        return step(self._transformer, self._slots, self._prepared, latents, modulation)
 
 
 def _normalised(x: Tensor) -> Tensor:
@@ -256,7 +269,7 @@ def _block(
 def _heads(projected: Tensor, heads: int, norm: Any = None) -> Tensor:
     """[rows, tokens, heads x d] to [rows, tokens, heads, d]; queries and keys are normalised."""
     split = projected.unflatten(-1, (heads, -1))  # [rows, tokens, heads, d]
-    return split if norm is None else rms_norm(split, norm.weight, norm.eps)
+    return split if norm is None else with_weight(norm, split, lambda weight: rms_norm(split, weight, norm.eps))
 
 
 def _self_attention(block: Any, x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def stacked_hidden_states(
         vlm: The stock model.
         input_ids: [b, L], left-padded, on the CPU.
         valid: [b, L] boolean, False at padding, on the CPU.
-        meta_queries: [queries, hidden].
+        meta_queries: [queries, hidden], on the device and in the dtype of the computation.
         image_features: [b or 1, tokens of all references, hidden]: what replaces the placeholders; the same for all
             rows, or different for each.
         cells: (rows, columns) of each reference in merge cells.
@@ -106,8 +106,7 @@ def stacked_hidden_states(
         [b, L + queries, states x hidden].
     """
     decoder = vlm.model.language_model
-    embed = decoder.embed_tokens
-    device, dtype = embed.weight.device, embed.weight.dtype
+    device, dtype = meta_queries.device, meta_queries.dtype
     image_token_id = vlm.config.image_token_id
     batch, queries = input_ids.shape[0], len(meta_queries)
 
@@ -116,12 +115,12 @@ def stacked_hidden_states(
     all_valid = F.pad(valid, (0, queries), value=True)  # [b, S]
     positions = rope_positions(all_ids, all_valid, image_token_id, cells).to(device)  # [3, b, S]
 
-    hidden_states = embed(input_ids.to(device))  # [b, L, hidden]
+    hidden_states = ops.look_up(decoder.embed_tokens, input_ids, device)  # [b, L, hidden]
     if image_features is not None:
         slots = (input_ids == image_token_id).nonzero(as_tuple=True)  # rows and columns, [b x tokens] each
         features = image_features.to(dtype).expand(batch, -1, -1).flatten(0, 1)  # [b x tokens, hidden]
         hidden_states = hidden_states.index_put(tuple(slot.to(device) for slot in slots), features)
-    queries_of_batch = meta_queries.to(dtype).expand(batch, -1, -1)  # [b, queries, hidden]
+    queries_of_batch = meta_queries.expand(batch, -1, -1)  # [b, queries, hidden]
     hidden_states = torch.cat([hidden_states, queries_of_batch], dim=1)  # [b, S, hidden]
 
     all_valid = all_valid.to(device)

@@ -49,7 +49,7 @@ def encode_references(vlm: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -
     patches = to_patches(normalised, config.patch_size, config.temporal_patch_size, config.spatial_merge_size)
     rows, columns = (side // config.patch_size for side in scaled.shape[-2:])
     if config._attn_implementation == "sdpa":
-        return _run(visual, patches, rows, columns)
+        return _run(visual, patches.to(pixels.dtype), rows, columns)
     grid = torch.tensor([[1, rows, columns]] * len(pixels), device=pixels.device)  # [n, 3]
     output = visual(patches.flatten(0, 1), grid_thw=grid)
     # transformers 5 returns an object whose pooler_output is what 4.x returns.
@@ -151,7 +151,8 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
 
     Args:
         visual: The stock tower.
-        patches: [n, rows x columns, 3 x temporal x patch x patch], ordered by merge cell.
+        patches: [n, rows x columns, 3 x temporal x patch x patch], ordered by merge cell, on the device and in the
+            dtype of the computation.
         rows: Of patches.
         columns: Of patches.
 
@@ -159,13 +160,15 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
         [n, merge cells, hidden of the decoder], in raster order.
     """
     merge: int = visual.spatial_merge_size
-    projection = visual.patch_embed.proj.weight
-    device, dtype = projection.device, projection.dtype
+    device, dtype = patches.device, patches.dtype
     windows = _Windows.of(rows // merge, columns // merge, visual.window_size // merge // visual.patch_size)
     order = windows.order.to(device)  # [cells]
 
     # T is rows x columns. From here on tokens are in the order of the windows.
-    hidden_states = F.linear(patches.to(dtype), projection.flatten(1))  # [n, T, width]
+    # The weight is [width, 3, temporal, patch, patch].
+    hidden_states = ops.with_weight(
+        visual.patch_embed.proj, patches, lambda weight: F.linear(patches, weight.flatten(1))
+    )  # [n, T, width]
     hidden_states = hidden_states.unflatten(1, (-1, merge * merge)).index_select(1, order).flatten(1, 2)
     positions = _positions(rows, columns, merge)[windows.order].flatten(0, 1).to(device)  # [T, 2]
     angles = (positions[..., None] * visual.rotary_pos_emb.inv_freq.float()).flatten(1)  # [T, d/2]

@@ -20,7 +20,7 @@ from ..checkpoint.folder import PARTS, Checkpoint
 from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
 from ..checkpoint.structure import vlm_name
-from ..checkpoint.weights import BytesRead, empty_model, filled, load_scheduler, load_tokenizer
+from ..checkpoint.weights import BytesRead, empty_model, filled, home_of, load_scheduler, load_tokenizer
 from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate
 from .layout import WeightFile, text_files, weight_files
@@ -129,7 +129,7 @@ class RandomModel:
                     generator,
                     file.torch_dtype,
                     dtype,
-                    device,
+                    home_of(name, device),
                     on_bytes_read,
                 )
         return filled(empty_model(part, self.checkpoint.configs[part]), state, device)

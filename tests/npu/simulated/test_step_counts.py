@@ -147,6 +147,6 @@ def test_a_preview_costs_one_copy_a_step(transformer, counts_table):
 def test_modulation_in_pieces_is_the_same(transformer, monkeypatch):
     given = conditioning(1)
     expected = run(transformer, given, 5)
-    monkeypatch.setattr("deepgen_npu.model.transformer.MODULATION_BYTES", 1)
+    monkeypatch.setattr("deepgen_npu.model.modulation.MODULATION_BYTES", 1)
     # Not to the bit: a matrix product of other rows rounds differently.
     torch.testing.assert_close(run(transformer, given, 5).cpu(), expected.cpu(), atol=1e-4, rtol=1e-4)
