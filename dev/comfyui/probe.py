@@ -16,7 +16,7 @@ PACKS = {PACK_NAME: ROOT, "Probe": Path(__file__).with_name("probe_pack")}
 
 VLM_LAYER = "Qwen2_5_VLAttention.q_proj"
 VISION_LAYER = "Qwen2_5_VLVisionAttention.qkv"
-DIT = "SD3Transformer2DModel.proj_out"
+DIT = "DeepGenDenoiser.proj_out"
 VAE_ENCODER = "Encoder.conv_in"
 VAE_DECODER = "Decoder.conv_in"
 

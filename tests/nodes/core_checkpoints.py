@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tensors import load_file
 from torch import Tensor
 
-from deepgen_npu.model.transformer import STAYS_ON_HOST
+from deepgen_npu.model.positions import STAYS_ON_HOST
 
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"

@@ -46,7 +46,7 @@ def not_cached(cfg: float = 4.0) -> float:
 
 def latents_of(result: RunResult) -> dict[str, np.ndarray]:
     """Of each node that `drawn` kept."""
-    assert result.ok, result.error_text
+    assert result.ok, f"{(result.error or {}).get('node_id')}: {result.error_text}"
     # ComfyUI runs what it can of a graph, and leaves out the rest.
     assert not result.node_errors, result.node_errors
     return {

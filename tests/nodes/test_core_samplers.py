@@ -98,7 +98,8 @@ class TestTheSameAsOurSampler:
     def test_latents(self, client, case):
         graph = CASES[case]
         found = drawn(client, graph)
-        assert gap(found["base"], found["ours"]) == 0
+        # Of a batch ComfyUI computes the rows at once and DeepGen Sampler one after the other.
+        assert gap(found["base"], found["ours"]) <= (ROUNDING if case == "an edit of two images" else 0)
         assert len(found["base"]) == {"a batch of three": 3, "an edit of two images": 2}.get(case, 1)
         assert found["base"].std() > 0.1
         if len(found["base"]) > 1:
@@ -231,24 +232,33 @@ class TestOtherSamplingNodes:
         assert gap(found["custom 6"], found["base"]) > SEEN
 
 
-SAMPLERS = (
-    "heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "dpmpp_3m_sde", "er_sde", "uni_pc", "res_multistep", "lcm",
-    "euler_ancestral", "deis", "ddim", "exp_heun_2_x0", "sa_solver", "euler_cfg_pp",
-)  # fmt: skip
 SCHEDULERS = ("simple", "sgm_uniform", "ddim_uniform", "beta", "linear_quadratic", "kl_optimal", "karras")
+SLOW = {"dpm_adaptive"}
+"""It evaluates the model some fifty times, whatever the number of steps."""
 
 
 class TestEverySampler:
-    @pytest.mark.parametrize("name", SAMPLERS)
-    def test_sampler(self, comfy, client, name):
-        """Each in a run of its own; `drawn` wants finite numbers."""
-        choices = client.object_info("KSampler")["KSampler"]["input"]["required"]["sampler_name"][0]
-        if name not in choices:
-            pytest.skip(f"ComfyUI {comfy.version} has no sampler {name}")
-        graph = text(steps=8, scheduler="simple") | {"made": ksampler(steps=8, scheduler="simple", sampler_name=name)}
+    def test_samplers(self, client):
+        """All that this ComfyUI has, with what is kept of a step for the next, and without.
+
+        A node between sampler and model may change what the model is given, so that nothing can be kept: here one
+        that does nothing, since it reuses a step only if it was exactly the last one.
+        """
+        names = client.object_info("KSampler")["KSampler"]["input"]["required"]["sampler_name"][0]
+        settings = {"steps": 6, "scheduler": "simple"}
+        cache = {"reuse_threshold": 0.0, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+        graph = text(**settings) | {"between": core("EasyCache", model=["loader", 2], **cache)}
+        for name in {*names} - SLOW:
+            graph[name] = ksampler(sampler_name=name, **settings)
+            graph[f"{name} alone"] = ksampler(sampler_name=name, model=["between", 0], **settings)
         found = drawn(client, graph)
-        assert (gap(found["made"], found["base"]) < ROUNDING) == (name == "ddim")
-        assert 0.1 < found["made"].std() < 10 * found["base"].std()
+        base = found.pop("base")
+        assert len(found) > 70
+        apart = {name: gap(found[name], found[f"{name} alone"]) for name in graph if f"{name} alone" in graph}
+        assert {name: value for name, value in apart.items() if value > ROUNDING} == {}
+        as_euler = {name for name in apart if gap(found[name], base) < ROUNDING}
+        assert as_euler == {"euler", "ddim"}
+        assert {name for name in apart if not 0.1 < found[name].std() < 10 * base.std()} == set()
 
     def test_schedulers(self, client):
         graph = text() | {name: ksampler(scheduler=name) for name in SCHEDULERS}
