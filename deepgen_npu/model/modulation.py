@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
@@ -99,47 +98,29 @@ def count_vectors(slots: Sequence[Slot]) -> int:
 
 
 class ModulationAhead:
-    """The modulation of the steps of a run, computed for as many steps at once as `MODULATION_BYTES` holds.
+    """The modulation of the steps of a run, computed for as many steps at once as fit into a number of bytes.
 
     Args:
         slots: As `slots_of` returns them.
         embeddings: [n, rows, width] of `time_and_text`, one for each step.
+        nbytes: Most bytes, but at least those of one step; None is `MODULATION_BYTES`.
     """
 
-    def __init__(self, slots: Sequence[Slot], embeddings: Tensor):
+    def __init__(self, slots: Sequence[Slot], embeddings: Tensor, nbytes: int | None = None):
         self._slots, self._embeddings = slots, embeddings
+        most = MODULATION_BYTES if nbytes is None else nbytes
+        self._at_once = max(1, most // nbytes_of_a_step(slots, embeddings))
         self._first, self._ahead = 0, embeddings[:0]  # first step and modulation of the steps computed ahead
 
     def __call__(self, step: int) -> Tensor:
         """The modulation of a step: [rows, vectors, width]."""
         if not self._first <= step < self._first + len(self._ahead):
             self._first = step
-            fitting = MODULATION_BYTES // nbytes_of_a_step(self._slots, self._embeddings)
-            self._ahead = modulate(self._slots, self._embeddings[step : step + max(1, fitting)])
+            self._ahead = modulate(self._slots, self._embeddings[step : step + self._at_once])
         return self._ahead[step - self._first]
 
 
 def nbytes_of_a_step(slots: Sequence[Slot], embeddings: Tensor) -> int:
-    """Bytes of the modulation of one step of [..., rows, width] embeddings."""
+    """Bytes of the modulation of one step of [n, rows, width] embeddings."""
     rows, width = embeddings.shape[-2:]
     return rows * count_vectors(slots) * width * embeddings.itemsize
-
-
-def nearest_step(timesteps: Tensor, timestep: Tensor) -> Tensor:
-    """The index [1] of the step whose timestep is nearest, found on the device: the host does not wait for it.
-
-    Args:
-        timesteps: [n].
-        timestep: [1].
-    """
-    return (timesteps - timestep).abs_().argmin(0, keepdim=True)
-
-
-def select(modulation: Tensor, index: Tensor) -> Tensor:
-    """The modulation [rows, vectors, width] of a step.
-
-    Args:
-        modulation: [n, rows, vectors, width].
-        index: [1], on the same device.
-    """
-    return torch.index_select(modulation, 0, index)[0]

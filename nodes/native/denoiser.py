@@ -13,11 +13,13 @@ from ...deepgen_npu.model import modulation as modulations
 from ...deepgen_npu.model.transformer import AroundBlock, Block, prepare, step
 from .castable import make_castable
 from .evaluation import Evaluation
-from .sampling import SAMPLING, Sampling
+from .plain_conditioning import SAMPLING
 
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
+
+    from .sampling import Sampling
 
 CHILDREN = ("pos_embed", "time_text_embed", "context_embedder", "transformer_blocks", "norm_out", "proj_out")
 """The stock model's. Their names are those of the keys of LoRAs and of merged models."""

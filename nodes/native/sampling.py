@@ -21,6 +21,7 @@ from torch import Tensor
 from ...deepgen_npu.devices import is_out_of_memory, prepare_thread
 from ...deepgen_npu.model.modulation import MODULATION_BYTES
 from ...deepgen_npu.model.numerics import require_finite
+from .plain_conditioning import CALC_COND_BATCH, SAMPLING, evaluate_plain
 
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SAMPLING = "deepgen_sampling"
-"""Key of the `Sampling` in ``transformer_options``."""
 CAPTURE_GRAPH = "deepgen_capture_graph"
 """Key of the loader's choice there."""
 
@@ -41,23 +40,31 @@ _BY_RGB = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreview
 MOST_KEPT = 16
 """Evaluations kept at once, which differ in conditioning or size: regions, ranges of steps."""
 
-SAMPLERS_ON_THEIR_SIGMAS = frozenset(
-    f"sample_{name}" for name in ("euler", "euler_ancestral", "heun", "lms", "ipndm", "deis", "dpmpp_2m", "lcm")
+SAMPLERS_OF_ONE_EVALUATION = frozenset(
+    f"sample_{name}"
+    for name in ("euler", "euler_ancestral", "lms", "ipndm", "ipndm_v", "deis", "dpmpp_2m", "lcm", "res_multistep")
 )
-"""Samplers that evaluate the model at the sigmas of their schedule only; others do between them, or at a first sigma
-of their own. Read in ComfyUI 0.3.64, 0.8.0 and 0.33.0 (comfy/k_diffusion/sampling.py), and tested."""
+"""Samplers that evaluate the model once a step, at the sigma that their schedule has for it. Others do it more often,
+between two sigmas, or at a first sigma of their own. Read in ComfyUI 0.3.64, 0.8.0 and 0.33.0
+(comfy/k_diffusion/sampling.py); tests/nodes holds it."""
 
 
 class Sampling:
     """What is known of one sampling, and what it keeps.
 
     Args:
-        timesteps: [n] in 0..1000 on the device, the only ones at which the model is evaluated; None if unknown.
+        timesteps: [n] in 0..1000 on the device: that of each step, where there is one evaluation a step; else None.
         capture_graph: Whether a step may be captured in a graph of the device.
+
+    Attributes:
+        step: The step that is evaluated.
+        conditionings: What the rows of an evaluation are made of, joined once (see `plain_conditioning`).
     """
 
     def __init__(self, timesteps: Tensor | None, capture_graph: bool):
         self.timesteps, self.capture_graph = timesteps, capture_graph
+        self.step = 0
+        self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
         self._kept: OrderedDict[Hashable, Evaluation] = OrderedDict()
         self._bytes_left = MODULATION_BYTES
 
@@ -77,12 +84,11 @@ class Sampling:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def reserve(self, nbytes: int) -> bool:
-        """Whether there is room for a table of modulation of this size; then it is taken."""
-        if nbytes > self._bytes_left:
-            return False
-        self._bytes_left -= nbytes
-        return True
+    def reserve(self, nbytes: int) -> int:
+        """How many of these bytes a table of modulation may have: all tables together have `MODULATION_BYTES`."""
+        granted = min(nbytes, self._bytes_left)
+        self._bytes_left -= granted
+        return granted
 
 
 def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) -> Tensor:
@@ -103,7 +109,6 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
     model: DeepGenModel = guider.model_patcher.model
     model.check_latents(noise)
     _warn_of_patches_without_effect(guider.model_options["transformer_options"])
-    arguments = _with_preview_from_cpu(arguments, guider.model_patcher.load_device)
     conds = {name: [one.copy() for one in conds] for name, conds in guider.conds.items()}
     reason: BaseException | None = None
     for attempt in range(2):
@@ -111,9 +116,10 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         options.pop(SAMPLING, None)
         if (sampling := _sampling_of(guider, *arguments[1:3])) is not None:
             options[SAMPLING] = sampling
+            guider.model_options.setdefault(CALC_COND_BATCH, evaluate_plain)
         prepare_thread(guider.model_patcher.load_device)
         try:
-            samples = executor(noise, *arguments, **more)
+            samples = executor(noise, *_with_callback(arguments, guider.model_patcher.load_device, sampling), **more)
             require_finite(samples, "The latents", {"transformer": model.diffusion_model}, model.get_dtype())
             return samples
         except Exception as error:
@@ -133,18 +139,20 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
     raise model.out_of_memory(noise, guider.conds, guider.model_patcher.load_device, reason)
 
 
-def _with_preview_from_cpu(arguments: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    """The same arguments, with a callback (the fifth) that gets x0 on the CPU where that is needed.
+def _with_callback(arguments: tuple[Any, ...], device: torch.device, sampling: Sampling | None) -> tuple[Any, ...]:
+    """The same arguments, with a callback (the fifth) around the sampler's, which is called after each step.
 
-    For a preview by Latent2RGB ComfyUI copies its image off an NPU without waiting for it. TAESD runs on the device.
+    It counts the steps. And for a preview by Latent2RGB it gets x0 from an NPU: ComfyUI would copy its image without
+    waiting for it. TAESD runs on the device.
     """
-    by_rgb = comfy.cli_args.args.preview_method in _BY_RGB
-    if device.type != "npu" or not by_rgb or len(arguments) < 5 or arguments[4] is None:
-        return arguments
     report = arguments[4]
+    to_cpu = device.type == "npu" and comfy.cli_args.args.preview_method in _BY_RGB
 
     def callback(step: int, x0: Tensor, x: Tensor, steps: int) -> None:
-        report(step, x0.cpu(), x, steps)
+        if sampling is not None:
+            sampling.step = step + 1
+        if report is not None:
+            report(step, x0.cpu() if to_cpu else x0, x, steps)
 
     return (*arguments[:4], callback, *arguments[5:])
 
@@ -162,7 +170,7 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
         return None
     timesteps = None
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if name in SAMPLERS_ON_THEIR_SIGMAS and not getattr(sampler, "extra_options", {}).get("s_churn"):
+    if name in SAMPLERS_OF_ONE_EVALUATION and not getattr(sampler, "extra_options", {}).get("s_churn"):
         listed = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float().cpu()).float()
         timesteps = listed.to(patcher.load_device)
     captures = transformer_options.get(CAPTURE_GRAPH, False) and not transformer_options.get("patches_replace")

@@ -1,0 +1,93 @@
+"""ComfyUI in this process on a simulated NPU, without a server, for probes of the native model.
+
+Run a probe in ComfyUI's interpreter with the folder of the pack, that of ComfyUI, and a folder with checkpoints. Import
+this first: it sets up the device before anything imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from load_module import launch, load_pack
+
+
+PACK, COMFYUI, MODELS = sys.argv[1:4]
+OPTIONS = sys.argv[4:]
+sys.argv[1:] = OPTIONS
+launch().install_simulated_npu(64 * 1024)
+# In the place of the tests' folder, whose modules must not stand before ComfyUI's.
+sys.path[0] = COMFYUI
+sys.meta_path.insert(0, launch().finder)
+
+import comfy.options  # noqa: E402
+
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as mm  # noqa: E402
+import torch  # noqa: E402
+
+
+load_pack(PACK)
+lazy_pipeline = importlib.import_module("pack.nodes.lazy_pipeline")
+stages = importlib.import_module("pack.nodes.stages")
+simulated = sys.modules["dev.npu_simulator.simulated"]
+state = simulated.state
+NPU = torch.device("npu", 0)
+
+
+def opened(name: str, dtype: str = "float32", capture_graph: bool = False) -> Any:
+    """What DeepGen Loader makes of a checkpoint in the folder of checkpoints."""
+    return lazy_pipeline.LazyPipeline(Path(MODELS) / name, dtype, capture_graph)
+
+
+def encoded(model: Any, references: int = 0, side: int = 64) -> Any:
+    """Conditioning of a short prompt, with references that differ."""
+    from PIL import Image
+
+    images = [Image.effect_mandelbrot((side, side), (-2, -1.5, 1 + index, 1.5), 60) for index in range(references)]
+    with torch.inference_mode():
+        return stages.encode(model, "a red circle", "blurry", [[one.convert("RGB") for one in images]], side, side)
+
+
+def sampled(model: Any, conditionings: Any, steps: int = 4, **options: Any) -> torch.Tensor:
+    """Latents, as the nodes make them."""
+    with torch.inference_mode():
+        return stages.sample(model, conditionings, seed=1, steps=steps, cfg=4.0, **options)["samples"]
+
+
+def counted(run: Callable[[int], Any]) -> dict[str, float]:
+    """Launches, copies and waits of one step: what two further steps add, halved. ``run`` gets a number of steps."""
+
+    def count(steps: int) -> dict[str, int]:
+        simulated.reset()
+        run(steps)
+        counts = state.counts
+        return {
+            "launches": counts.launches(),
+            "copies": counts.host_to_device[0],
+            "copies back": counts.device_to_host[0],
+            "waits": sum(counts.waits.values()),
+        }
+
+    run(2)  # what is done once
+    few, many = count(2), count(4)
+    return {name: (many[name] - few[name]) / 2 for name in few}
+
+
+def unload() -> None:
+    """Everything off the card."""
+    mm.unload_all_models()
+    mm.soft_empty_cache()
+
+
+def peak_while(run: Callable[[], Any]) -> int:
+    """Most bytes allocated on the card while something runs."""
+    memory = state.memory[0]
+    memory.peak = memory.now
+    run()
+    return memory.peak
