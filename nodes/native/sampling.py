@@ -59,12 +59,14 @@ class Sampling:
     Attributes:
         step: The step that is evaluated.
         conditionings: What the rows of an evaluation are made of, joined once (see `plain_conditioning`).
+        patches: Kinds of replacements that came with an evaluation: some nodes add theirs no earlier.
     """
 
     def __init__(self, timesteps: Tensor | None, capture_graph: bool):
         self.timesteps, self.capture_graph = timesteps, capture_graph
         self.step = 0
         self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
+        self.patches: set[str] = set()
         self._kept: OrderedDict[Hashable, Evaluation] = OrderedDict()
         self._bytes_left = MODULATION_BYTES
 
@@ -108,7 +110,9 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
     guider = executor.class_obj
     model: DeepGenModel = guider.model_patcher.model
     model.check_latents(noise)
-    _warn_of_patches_without_effect(guider.model_options["transformer_options"])
+    options = guider.model_options["transformer_options"]
+    known = {*options.get("patches", {}), *options.get("patches_replace", {})}
+    _warn_of_patches_without_effect(known)
     conds = {name: [one.copy() for one in conds] for name, conds in guider.conds.items()}
     reason: BaseException | None = None
     for attempt in range(2):
@@ -120,6 +124,8 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         prepare_thread(guider.model_patcher.load_device)
         try:
             samples = executor(noise, *_with_callback(arguments, guider.model_patcher.load_device, sampling), **more)
+            if sampling is not None:
+                _warn_of_patches_without_effect(sampling.patches - known)
             require_finite(samples, "The latents", {"transformer": model.diffusion_model}, model.get_dtype())
             return samples
         except Exception as error:
@@ -186,12 +192,11 @@ def _is_dynamic(patcher: Any) -> bool:
     return bool(getattr(patcher, "is_dynamic", bool)())
 
 
-def _warn_of_patches_without_effect(options: dict[str, Any]) -> None:
+def _warn_of_patches_without_effect(kinds: set[str]) -> None:
     """Name what another node put into the MODEL and this model has no place for."""
-    kinds = {*options.get("patches", {}), *options.get("patches_replace", {})} - {"dit"}
-    if kinds:
+    if unknown := kinds - {"dit"}:
         logger.warning(
             "Patches of the kind %s have no effect on DeepGen, whose blocks have no such place: remove the node that "
             "adds them (Perturbed Attention Guidance and others for UNets).",
-            ", ".join(sorted(kinds)),
+            ", ".join(sorted(unknown)),
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from safetensors.torch import load
 
 from dev.comfyui.client import Client
-from dev.comfyui.graphs import Graph, encoding, ksampler, load_image, loader, save_latent
+from dev.comfyui.graphs import Graph, core, encoding, ksampler, load_image, loader, save_latent
 from dev.comfyui.result import RunResult
 from dev.comfyui.server import ComfyServer
 
@@ -42,6 +43,19 @@ def two_images() -> Graph:
 def not_cached(cfg: float = 4.0) -> float:
     """A cfg that is another input for ComfyUI's cache and the same number in float32."""
     return cfg + next(_nonces) * 1e-9
+
+
+def with_defaults(client: Client, node: str, **given: Any) -> dict[str, Any]:
+    """A node whose widgets are as they come, but for those that are given: versions differ in which there are."""
+    inputs = {}
+    for name, (kind, *settings) in client.object_info(node)[node]["input"]["required"].items():
+        options = settings[0] if settings else {}
+        if isinstance(kind, list) or kind == "COMBO":
+            choices = kind if isinstance(kind, list) else options["options"]
+            inputs[name] = options.get("default", choices[0] if choices else "")
+        elif "default" in options:
+            inputs[name] = options["default"]
+    return core(node, **{**inputs, **given})
 
 
 def latents_of(result: RunResult) -> dict[str, np.ndarray]:

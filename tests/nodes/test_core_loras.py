@@ -6,8 +6,18 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from core_checkpoints import LORA_FORMS, become_a_mixture, become_the_other, merge_lora, write_loras, write_variant
-from core_graphs import ROUNDING, SEEN, drawn, gap, not_cached, text
+from core_checkpoints import (
+    FILE,
+    LORA_FORMS,
+    RANK,
+    become_a_mixture,
+    become_the_other,
+    merge_lora,
+    write_loras,
+    write_variant,
+)
+from core_graphs import ROUNDING, SEEN, drawn, gap, lay_images, not_cached, text, two_images, with_defaults
+from tensors import load_file
 
 from dev.comfyui.client import Client
 from dev.comfyui.graphs import Graph, core, ksampler, loader
@@ -29,7 +39,8 @@ def variants(comfy) -> Iterator[None]:
 
 
 @pytest.fixture
-def client(variants, comfy_client) -> Client:
+def client(variants, comfy, comfy_client) -> Client:
+    lay_images(comfy)
     return comfy_client
 
 
@@ -151,3 +162,31 @@ class TestMerges:
         different = (found["base"], found["other run"], found["mixed run"])
         assert all(gap(one, other) > SEEN for one, other in zip(different, different[1:] + different[:1], strict=True))
         assert_unchanged(client, found["base"])
+
+
+def test_a_lora_that_comfyui_trains(client):
+    """In four steps it learns nothing that could be judged: it is trained, and changes what is drawn."""
+    image = core("VAEEncode", pixels=["a", 0], vae=["loader", 1])
+    linked = {"model": ["loader", 2], "latents": ["clean", 0], "positive": ["encode", 1]}
+    train = with_defaults(client, "TrainLoraNode", **linked, steps=4, rank=RANK, learning_rate=0.01)
+    output = client.object_info("TrainLoraNode")["TrainLoraNode"]["output"].index("LORA_MODEL")
+    graph = text(steps=6) | two_images() | {"clean": image, "train": train}
+    graph["patch"] = with_defaults(client, "LoraModelLoader", model=["loader", 2], lora=["train", output])
+    found = drawn(client, graph | {"made": ksampler(model=["patch", 0], steps=6)}, "base", "made")
+    assert gap(found["made"], found["base"]) > SEEN
+    assert_unchanged(client, found["base"])
+
+
+def test_a_saved_model_has_all_weights_of_the_dit(client, comfy):
+    """With the LoRA that it had, and with the table of positions."""
+    graph = {"loader": loader(), "lora": lora("bare"), "saved": core("ModelSave", model=["lora", 0])}
+    graph["saved"]["inputs"]["filename_prefix"] = "saved/model"
+    result = client.run(graph)
+    assert result.ok, result.error_text
+    (path,) = (comfy.output / "saved").iterdir()
+    prefix = "model.diffusion_model."
+    saved = {key.removeprefix(prefix): tensor for key, tensor in load_file(path).items()}
+    path.unlink()
+    expected = load_file(comfy.models / "deepgen" / "with-lora" / FILE)
+    assert saved.keys() == expected.keys()
+    assert max((saved[key].float() - expected[key].float()).abs().max().item() for key in expected) < ROUNDING

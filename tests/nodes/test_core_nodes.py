@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from core_checkpoints import skip_block, write_variant
-from core_graphs import IMAGES, ROUNDING, SEEN, drawn, gap, lay_images, not_cached, text, two_images
+from core_graphs import IMAGES, ROUNDING, SEEN, drawn, gap, lay_images, not_cached, text, two_images, with_defaults
 from PIL import Image
 
 from dev.comfyui.client import Client
@@ -35,6 +35,8 @@ PATCHES: dict[str, dict[str, Any]] = {
     "SkipLayerGuidanceSD3": {"layers": BLOCK, "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0},
 }
 """Nodes that make a MODEL of a MODEL, with inputs that are to be seen."""
+WITHOUT_EFFECT = ("PerturbedAttentionGuidance", "NAGuidance", "HyperTile", "TomePatchModel")
+"""Nodes that patch attention as UNets have it."""
 
 
 @pytest.fixture
@@ -87,6 +89,16 @@ class TestModelPatches:
         found = drawn(client, text() | patched("TorchCompileModel", backend="cudagraphs"))
         assert gap(found["made"], found["base"]) < ROUNDING
         assert_unchanged(client, found["base"])
+
+    @pytest.mark.parametrize("node", WITHOUT_EFFECT)
+    def test_what_has_no_effect_is_named_in_the_log(self, comfy, client, node):
+        known(client, node)
+        before = len(comfy.log_text())
+        graph = text() | {"patch": with_defaults(client, node, model=["loader", 2])}
+        found = drawn(client, graph | {"made": ksampler(model=["patch", 0])})
+        assert gap(found["made"], found["base"]) < ROUNDING
+        (line,) = [line for line in comfy.log_text()[before:].splitlines() if "no effect on DeepGen" in line]
+        assert line.startswith("Patches of the kind attn1")
 
 
 class TestDifferentialDiffusion:
