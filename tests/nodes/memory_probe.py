@@ -47,7 +47,7 @@ def unload(patcher: ModelPatcher) -> list[str]:
 
 def stage(kind: type[ModelPatcher]) -> ModelPatcher:
     layers = torch.nn.ModuleList(torch.nn.Linear(10, 10) for _ in range(3))
-    return kind(placement.DeepGenDiT(layers=layers), load_device=NPU, offload_device=CPU)
+    return kind(placement.Stage(layers=layers), load_device=NPU, offload_device=CPU)
 
 
 found = {}

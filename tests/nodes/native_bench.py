@@ -1,7 +1,7 @@
 """ComfyUI in this process on a simulated NPU, without a server, for probes of the native model.
 
-Run a probe in ComfyUI's interpreter with the folder of the pack, that of ComfyUI, and a folder with checkpoints. Import
-this first: it sets up the device before anything imports torch.
+Run a probe in ComfyUI's interpreter with the folder of the pack, that of ComfyUI, and one with checkpoints. Import this
+first: it sets up the device before anything imports torch.
 """
 
 from __future__ import annotations

@@ -68,16 +68,16 @@ def call(thing: object) -> None:
 
 
 model = lazy_pipeline.LazyPipeline(Path(doomed), "float32", False)
+found: dict = {"failed": [], "read by the loader": len(reads)}
+reads.clear()
 shutil.rmtree(doomed)
-found: dict = {"failed": []}
-for output in (model, model.vae, model.vae.patcher):
+for output in (model, model.vae, model.vae.patcher, model.patcher):
     found["failed"] += touch(output)
     call(output)
 if hasattr(comfy.model_patcher, "PromptModelTracker"):
-    comfy.model_patcher.PromptModelTracker().add([model, [model.vae]])
+    comfy.model_patcher.PromptModelTracker().add([model, [model.vae], model.patcher])
 found["reads"] = len(reads)
-found["patcher before reading"] = model.patcher is not None
-found["ram before reading"] = [model.get_ram_usage(), model.vae.get_ram_usage()]
+found["ram of the loader"] = [model.get_ram_usage(), model.vae.get_ram_usage()]
 
 latents = torch.zeros(1, 16, 4, 4)
 errors = []
@@ -101,7 +101,7 @@ for huge in (torch.zeros(1).expand(1, 16, 1500, 1500), torch.zeros(1).expand(1, 
 stage = model.vae.first_stage_model
 found["size known, size read"] = [known, sum(tensor.nbytes for tensor in stage.state_dict().values())]
 model.load()
-found["patcher after reading"] = isinstance(model.patcher, comfy.model_patcher.ModelPatcher)
+found["has a patcher"] = isinstance(model.patcher, comfy.model_patcher.ModelPatcher)
 found["failed"] += touch(model)
 found["ram after reading"] = model.get_ram_usage()
 (loaded,) = [one for one in mm.current_loaded_models if one.model is model.vae.patcher]

@@ -172,8 +172,8 @@ class TestProgress:
         result = comfy_client.run(graph)
         steps = [(p.value, p.max) for p in result.progress if p.node == "generate"]
         assert steps[-6:] == [(step, 6) for step in range(1, 7)]
-        # Before the steps there may be the bytes of the weights.
-        assert {most for _, most in steps[:-6]} <= {Checkpoint.open(TINY).nbytes()}
+        # Before the steps there may be the bytes of the weights that the loader has not read.
+        assert {most for _, most in steps[:-6]} <= {Checkpoint.open(TINY).nbytes("vlm", "connector", "vae")}
         previews = [preview.image for preview in result.previews if preview.node == "generate"]
         assert len(previews) >= 1
         assert all(array(preview).std() > 1 for preview in previews)
