@@ -104,7 +104,7 @@ class Client:
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         """Definitions of all nodes, or of one: {} if the server does not know it."""
-        return self.server.get(f"/object_info/{node}" if node else "/object_info").json()
+        return self.server.get(f"/object_info/{urllib.parse.quote(node)}" if node else "/object_info").json()
 
     def start(
         self,

@@ -80,6 +80,23 @@ def core(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
+def ksampler(encode: str = "encode", **changes: Any) -> dict[str, Any]:
+    """ComfyUI's own sampler on the loader's MODEL, with what an `encoding` gives."""
+    inputs = {
+        "model": ["loader", 2],
+        "positive": [encode, 1],
+        "negative": [encode, 2],
+        "latent_image": [encode, 3],
+        "seed": 42,
+        "steps": 3,
+        "cfg": 4.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
+    return core("KSampler", **{**inputs, **changes})
+
+
 def decoding(latent: str) -> dict[str, Any]:
     return core("VAEDecode", samples=[latent, 0], vae=["loader", 1])
 
@@ -97,6 +114,10 @@ def modular(sampler: dict[str, Any] | None = None, **changes: Any) -> Graph:
 
 def save(image: str) -> dict[str, Any]:
     return {"class_type": "SaveImage", "inputs": {"images": [image, 0], "filename_prefix": "test"}}
+
+
+def save_latent(latent: str) -> dict[str, Any]:
+    return core("SaveLatent", samples=[latent, 0], filename_prefix="latents/test")
 
 
 def load_image(name: str) -> dict[str, Any]:

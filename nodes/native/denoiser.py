@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class DeepGenDenoiser(nn.Module):
     def __init__(self, transformer: SD3Transformer2DModel):
         super().__init__()
         self.config, self.dtype = dict(transformer.config), transformer.dtype
+        self.in_channels: int = self.config["in_channels"]  # RenormCFG reads it
         for name in CHILDREN:
             setattr(self, name, getattr(transformer, name))
         make_castable(self)
@@ -106,7 +108,10 @@ class DeepGenDenoiser(nn.Module):
         references = [self._padded(latents) for latents in references]
         around_block = _around_block(options, timesteps)
         sampling: Sampling | None = options.get(SAMPLING)
-        key = sampling.key(options, x) if sampling else None
+        if sampling is not None:
+            sampling.patches.update(options.get("patches_replace", ()))
+        # While a LoRA is trained nothing is kept: each step has a graph of its own to go back through.
+        key = sampling.key(options, x) if sampling and not torch.is_grad_enabled() else None
         if sampling is None or key is None:
             prepared = prepare(self, context, references, *x.shape[-2:])
             embeddings = modulations.time_and_text(self, timesteps, y)[None]  # [1, rows, width]

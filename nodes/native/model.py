@@ -22,6 +22,7 @@ from ...deepgen_npu.checks import Named, must, must_be, type_of
 from ...deepgen_npu.devices import is_out_of_host_memory
 from ...deepgen_npu.formatting import format_size
 from ...deepgen_npu.memory import OutOfDeviceMemory, Workload, explain, reason_of, transformer_activation_bytes
+from ...deepgen_npu.model.positions import STAYS_ON_HOST
 from .castable import place_rest
 from .conditioning import References
 from .denoiser import DeepGenDenoiser
@@ -113,6 +114,16 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         if references := given.get("reference_latents"):
             found["ref_latents"] = References(references).size()
         return found
+
+    def state_dict_for_saving(self, *parts: Any, **more: Any) -> dict[str, Any]:
+        """What Save Model writes: with the table of positions, without which others read the file wrongly.
+
+        Args:
+            parts: Of this and other models, by version.
+            more: The same.
+        """
+        saved = comfy.model_base.BaseModel.state_dict_for_saving(self, *parts, **more)
+        return {**saved, f"model.diffusion_model.{STAYS_ON_HOST}": self.diffusion_model.pos_embed.pos_embed}
 
     # Memory and sizes
 

@@ -60,12 +60,14 @@ class Sampling:
     Attributes:
         step: The step that is evaluated.
         conditionings: What the rows of an evaluation are made of, joined once (see `plain_conditioning`).
+        patches: Kinds of replacements that came with an evaluation: some nodes add theirs no earlier.
     """
 
     def __init__(self, timesteps: Tensor | None, may_capture: Callable[[], bool]):
         self.timesteps, self.may_capture = timesteps, may_capture
         self.step = 0
         self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
+        self.patches: set[str] = set()
         self._kept: OrderedDict[Hashable, Evaluation] = OrderedDict()
         self._bytes_left = MODULATION_BYTES
 
@@ -109,7 +111,9 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
     guider = executor.class_obj
     model: DeepGenModel = guider.model_patcher.model
     model.check_latents(noise)
-    _warn_of_patches_without_effect(guider.model_options["transformer_options"])
+    options = guider.model_options["transformer_options"]
+    known = {*options.get("patches", {}), *options.get("patches_replace", {})}
+    _warn_of_patches_without_effect(known)
     conds = {name: [one.copy() for one in conds] for name, conds in guider.conds.items()}
     reason: BaseException | None = None
     for attempt in range(2):
@@ -121,6 +125,8 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         prepare_thread(guider.model_patcher.load_device)
         try:
             samples = executor(noise, *_with_callback(arguments, guider.model_patcher.load_device, sampling), **more)
+            if sampling is not None:
+                _warn_of_patches_without_effect(sampling.patches - known)
             require_finite(samples, "The latents", {"transformer": model.diffusion_model}, model.get_dtype())
             return samples
         except Exception as error:
@@ -184,12 +190,11 @@ def _may_capture(patcher: Any, options: dict[str, Any]) -> bool:
     return bool(options.get(CAPTURE_GRAPH)) and not streams and not is_dynamic
 
 
-def _warn_of_patches_without_effect(options: dict[str, Any]) -> None:
+def _warn_of_patches_without_effect(kinds: set[str]) -> None:
     """Name what another node put into the MODEL and this model has no place for."""
-    kinds = {*options.get("patches", {}), *options.get("patches_replace", {})} - {"dit"}
-    if kinds:
+    if unknown := kinds - {"dit"}:
         logger.warning(
             "Patches of the kind %s have no effect on DeepGen, whose blocks have no such place: remove the node that "
             "adds them (Perturbed Attention Guidance and others for UNets).",
-            ", ".join(sorted(kinds)),
+            ", ".join(sorted(unknown)),
         )
