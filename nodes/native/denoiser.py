@@ -15,6 +15,7 @@ from ...deepgen_npu.model.transformer import AroundBlock, Block, prepare, step
 from .castable import make_castable
 from .evaluation import Evaluation
 from .plain_conditioning import SAMPLING
+from .sampling import patches_without_effect
 
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class DeepGenDenoiser(nn.Module):
         around_block = _around_block(options, timesteps)
         sampling: Sampling | None = options.get(SAMPLING)
         if sampling is not None:
-            sampling.patches.update(options.get("patches_replace", ()))
+            sampling.without_effect |= patches_without_effect(options, self)
         # While a LoRA is trained nothing is kept: each step has a graph of its own to go back through.
         key = sampling.key(options, x) if sampling and not torch.is_grad_enabled() else None
         if sampling is None or key is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,7 +13,6 @@ from ...deepgen_npu.model.transformer import AroundBlock, prepare, step
 
 
 if TYPE_CHECKING:
-    from .denoiser import DeepGenDenoiser
     from .sampling import Sampling
 
 
@@ -21,7 +20,7 @@ class Evaluation:
     """The DiT for the same rows of conditioning and the same size, at any step of a sampling.
 
     Args:
-        denoiser: The DiT.
+        denoiser: The DiT, with its ``slots``.
         sampling: Which it belongs to.
         x: [rows, C, h, w], whose sides are multiples of the patch.
         context: [rows, L, joint_attention_dim].
@@ -31,7 +30,7 @@ class Evaluation:
 
     def __init__(
         self,
-        denoiser: DeepGenDenoiser,
+        denoiser: Any,
         sampling: Sampling,
         x: Tensor,
         context: Tensor,

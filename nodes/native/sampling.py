@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import comfy.cli_args
 import comfy.model_management as mm
@@ -28,8 +28,8 @@ from .plain_conditioning import CALC_COND_BATCH, SAMPLING, evaluate_plain
 if TYPE_CHECKING:
     import torch
 
-    from .evaluation import Evaluation
-    from .model import DeepGenModel
+
+Kept = TypeVar("Kept")
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +60,15 @@ class Sampling:
     Attributes:
         step: The step that is evaluated.
         conditionings: What the rows of an evaluation are made of, joined once (see `plain_conditioning`).
-        patches: Kinds of replacements that came with an evaluation: some nodes add theirs no earlier.
+        without_effect: Patches of other nodes that came with an evaluation: some add theirs no earlier.
     """
 
     def __init__(self, timesteps: Tensor | None, may_capture: Callable[[], bool]):
         self.timesteps, self.may_capture = timesteps, may_capture
         self.step = 0
         self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
-        self.patches: set[str] = set()
-        self._kept: OrderedDict[Hashable, Evaluation] = OrderedDict()
+        self.without_effect: set[str] = set()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._bytes_left = MODULATION_BYTES
 
     @staticmethod
@@ -78,7 +78,7 @@ class Sampling:
             return None
         return tuple(options["uuids"]), tuple(options.get("cond_or_uncond", ())), tuple(x.shape)
 
-    def kept(self, key: Hashable, make: Callable[[], Evaluation]) -> Evaluation:
+    def kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """The evaluation of a key, made if it is not there."""
         if key not in self._kept:
             if len(self._kept) == MOST_KEPT:
@@ -94,8 +94,7 @@ class Sampling:
         return granted
 
     def end(self) -> None:
-        """Give back what was kept. It refers back here, so that its memory would be free only when Python looks for
-        circles."""
+        """Give back what was kept, at once: it refers back here, and Python seldom looks for such circles."""
         self._kept.clear()
         self.conditionings.clear()
 
@@ -115,11 +114,11 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         OutOfDeviceMemory: When the second attempt also runs out of memory.
     """
     guider = executor.class_obj
-    model: DeepGenModel = guider.model_patcher.model
+    model = guider.model_patcher.model
     model.check_latents(noise)
     options = guider.model_options["transformer_options"]
-    known = {*options.get("patches", {}), *options.get("patches_replace", {})}
-    _warn_of_patches_without_effect(known)
+    known = patches_without_effect(options, model.diffusion_model)
+    _warn_of(known)
     conds = {name: [one.copy() for one in conds] for name, conds in guider.conds.items()}
     reason: BaseException | None = None
     for attempt in range(2):
@@ -132,7 +131,7 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         try:
             samples = executor(noise, *_with_callback(arguments, guider.model_patcher.load_device, sampling), **more)
             if sampling is not None:
-                _warn_of_patches_without_effect(sampling.patches - known)
+                _warn_of(sampling.without_effect - known)
             require_finite(samples, "The latents", {"transformer": model.diffusion_model}, model.get_dtype())
             return samples
         except Exception as error:
@@ -198,11 +197,21 @@ def _may_capture(patcher: Any, options: dict[str, Any]) -> bool:
     return bool(options.get(CAPTURE_GRAPH)) and not streams and not is_dynamic
 
 
-def _warn_of_patches_without_effect(kinds: set[str]) -> None:
-    """Name what another node put into the MODEL and this model has no place for."""
-    if unknown := kinds - {"dit"}:
+def patches_without_effect(options: dict[str, Any], denoiser: Any) -> set[str]:
+    """Names of what other nodes put into the MODEL, and what this model has no place for."""
+    replaced = options.get("patches_replace", {})
+    names = {*options.get("patches", {}), *replaced} - {"dit"}
+    blocks = len(denoiser.transformer_blocks)
+    for kind, *place in replaced.get("dit", {}):
+        if kind != "double_block" or place[0] >= blocks:
+            names.add(" ".join(map(str, (kind, *place))))
+    return names
+
+
+def _warn_of(names: set[str]) -> None:
+    if names:
         logger.warning(
-            "Patches of the kind %s have no effect on DeepGen, whose blocks have no such place: remove the node that "
-            "adds them (Perturbed Attention Guidance and others for UNets).",
-            ", ".join(sorted(unknown)),
+            "These patches of the MODEL have no effect on DeepGen, which has no such place: %s. Remove the node that "
+            "adds them (for UNets, as Perturbed Attention Guidance), or choose other layers.",
+            ", ".join(sorted(names)),
         )

@@ -267,6 +267,8 @@ def guards() -> None:
     logging.getLogger(sampling.__name__).addHandler(watcher)
     unet = patcher.clone()
     unet.set_model_attn1_patch(lambda *arguments: arguments)
+    for kind, index in (("double_block", 99), ("single_block", 1)):
+        unet.set_model_patch_replace(lambda given, extra: given, "dit", kind, index)
     core_sample(unet, given)
     found["without effect"] = watcher.messages
 

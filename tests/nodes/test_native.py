@@ -154,4 +154,7 @@ def test_what_cannot_work_says_so(found, number):
 
 def test_a_patch_without_effect_is_named_once(found):
     (warning,) = found["without effect"]
-    assert warning.startswith("Patches of the kind attn1_patch have no effect on DeepGen")
+    assert warning.startswith(
+        "These patches of the MODEL have no effect on DeepGen, which has no such place: attn1_patch, "
+    )
+    assert "double_block 99, single_block 1. Remove the node" in warning
