@@ -297,6 +297,24 @@ class TestSizes:
         found = drawn(client, graph, "base", "made")
         assert gap(found["made"], found["base"]) == 0
 
+    def test_empty_latents_by_pixels_as_shown(self, comfy, client):
+        """The demo is shown at eight times the size at which it draws. Newer versions of ComfyUI ask the model."""
+        graph = text() | {"loader": loader(DEMO), "encode": encoding(width=512, height=512)}
+        graph |= {"empty": empty(width=512, height=512), "made": ksampler(latent_image=["empty", 0])}
+        if comfy.checkout.version_tuple >= (0, 33):
+            found = drawn(client, graph)
+            assert gap(found["made"], found["base"]) == 0 and found["made"].shape == (1, 16, 8, 8)
+        else:
+            error = client.run(keeping(graph, "made")).error_text
+            assert "latent_image must have sides of at most 16 latent cells with this model, got 64 x 64. " in error
+            assert "The latent of DeepGen Encode Prompt has the right size." in error
+
+    def test_conditioning_of_another_model(self, client):
+        graph = text() | {"other": loader(DEMO), "made": ksampler(model=["other", 2])}
+        error = client.run(keeping(graph, "made")).error_text
+        assert "conditioning: pooled_output must have the shape [batch, 112], got [1, 40]." in error
+        assert "Connect positive and negative of DeepGen Encode Prompt" in error
+
 
 class TestProgress:
     @pytest.fixture
