@@ -24,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from deepgen_npu.tools.model_sizes import SIZES
 from deepgen_npu.tools.random_checkpoint import write
 from dev.comfyui.checkouts import all_checkouts, find_checkouts
 from dev.comfyui.client import Client
-from dev.comfyui.graphs import edit, generation, load_image, loader, modular, sampling, save
+from dev.comfyui.graphs import core, edit, generation, ksampler, load_image, loader, modular, sampling, save
 from dev.comfyui.probe import PACKS, Probe, device_bytes, wait_until
 from dev.comfyui.server import ComfyServer, ServerError, ServerOptions
 
@@ -44,6 +47,13 @@ FREED = (8, 18)
 MODELS = ("first", "second")
 COLOURS = ("red", "green", "blue", "gray")
 NPU_MIB = 64 * 1024
+LAYER = "transformer.transformer_blocks.1.attn.to_q"
+WIDTH = (
+    SIZES["tiny"].configs["transformer"]["attention_head_dim"]
+    * (SIZES["tiny"].configs["transformer"]["num_attention_heads"])
+)
+LORA = {"A": (2, WIDTH), "B": (WIDTH, 2)}
+"""Shapes of a LoRA on that layer of the tiny model, by the letters of its keys."""
 
 
 @dataclass
@@ -61,9 +71,15 @@ class Row:
 
 
 def prepare(base: Path) -> None:
-    """Write two small models with random weights, and images to edit."""
+    """Write two small models with random weights, a LoRA, and images to edit."""
     for seed, name in enumerate(MODELS):
         write(base / "models" / "deepgen" / name, "tiny", seed)
+    (base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {f"{LAYER}.lora_{side}.weight": torch.randn(shape, generator=generator) for side, shape in LORA.items()},
+        base / "models" / "loras" / "soak.safetensors",
+    )
     (base / "input").mkdir(exist_ok=True)
     for colour in COLOURS:
         Image.new("RGB", (96, 64), colour).save(base / "input" / f"{colour}.png")
@@ -87,7 +103,13 @@ def prompts(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
             graph["make"] = generation(**settings, batch_size=1 + number // 5 % 2)
         elif kind == "modular":
             seed = settings.pop("seed")
-            graph |= modular(sampler=sampling("encode", seed=seed), **settings) | {"loader": graph["loader"]}
+            by_core = number // 5 % 2
+            sampler = ksampler(seed=seed, model=["lora", 0]) if by_core else sampling("encode", seed=seed)
+            graph |= modular(sampler=sampler, **settings) | {"loader": graph["loader"]}
+            if by_core:
+                kind = "KSampler, a LoRA"
+                inputs = {"model": ["loader", 2], "lora_name": "soak.safetensors", "strength_model": 0.5}
+                graph["lora"] = core("LoraLoaderModelOnly", **inputs)
         else:
             graph["picture"] = load_image(f"{colour}.png")
             graph["make"] = edit("picture", **settings)
