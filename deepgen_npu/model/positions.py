@@ -31,13 +31,21 @@ def _with_positions_on_host(patch_embed: Any) -> type:
 
     class HostPositions(patch_embed):
         def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-            table = self._buffers.pop("pos_embed")
+            table = self._buffers.pop("pos_embed", None)
             try:
                 return super()._apply(fn, recurse)
             finally:
-                self._buffers["pos_embed"] = table
+                if table is not None:
+                    self._buffers["pos_embed"] = table
 
     return HostPositions
+
+
+def take_out_positions(transformer: Any) -> None:
+    """Make the table of positions a plain attribute, for a host that moves every buffer by itself."""
+    embed = transformer.pos_embed
+    if (table := embed._buffers.pop("pos_embed", None)) is not None:
+        embed.pos_embed = table
 
 
 def positions(transformer: Any, height: int, width: int, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from ...deepgen_npu.model import modulation as modulations
+from ...deepgen_npu.model.positions import take_out_positions
 from ...deepgen_npu.model.transformer import AroundBlock, Block, prepare, step
 from .castable import make_castable
 from .evaluation import Evaluation
@@ -43,11 +44,7 @@ class DeepGenDenoiser(nn.Module):
         for name in CHILDREN:
             setattr(self, name, getattr(transformer, name))
         make_castable(self)
-        embed: Any = self.pos_embed
-        # As a plain attribute: ComfyUI would move every buffer to the card.
-        if (table := embed._buffers.pop("pos_embed", None)) is not None:
-            embed.pos_embed = table
-            embed.__class__ = embed.__class__.__bases__[0]
+        take_out_positions(self)  # ComfyUI would move every buffer to the card
         self.slots = modulations.slots_of(self)
 
     def forward(

@@ -114,7 +114,18 @@ def prepared_velocity(transformer, given: Inputs) -> Tensor:
     return run(given.latents, run.modulation(1))
 
 
-FORMS: dict[str, Callable[..., Tensor]] = {"predict_velocity": predict_velocity, "prepared": prepared_velocity}
+def native_velocity(transformer, given: Inputs) -> Tensor:
+    """The velocity of ComfyUI's diffusion_model in this pack, which takes over the layers of a DiT like this one."""
+    denoiser = importlib.import_module("pack.nodes.native.denoiser")
+    native = denoiser.DeepGenDenoiser(random_transformer(torch.Generator().manual_seed(0)))
+    return native(given.latents, given.timestep, given.embeds, given.pooled, given.references)
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "predict_velocity": predict_velocity,
+    "prepared": prepared_velocity,
+    "native": native_velocity,
+}
 
 
 class Warnings(logging.Handler):

@@ -40,7 +40,7 @@ def test_comfyui_reads_every_weight(found):
 
 def test_the_velocity_is_that_of_comfyui(found):
     print(found["apart"])
-    assert len(found["apart"]) == 6
+    assert len(found["apart"]) == 8
     assert {what: value for what, value in found["apart"].items() if not value <= LIMIT} == {}
 
 
