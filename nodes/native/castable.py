@@ -27,13 +27,14 @@ class _LentWeight(comfy.ops.CastWeightBiasOp):
         weight = self.weight
         if weight.device == x.device and weight.dtype == x.dtype and not self.weight_function:
             return function(weight)
-        if not hasattr(comfy.ops, "uncast_bias_weight"):  # before 0.8
+        give_back = vars(comfy.ops).get("uncast_bias_weight")  # since 0.8
+        if give_back is None:
             return function(comfy.ops.cast_bias_weight(self, x)[0])
         weight, bias, offloading = comfy.ops.cast_bias_weight(self, x, offloadable=True)
         try:
             return function(weight)
         finally:
-            comfy.ops.uncast_bias_weight(self, weight, bias, offloading)
+            give_back(self, weight, bias, offloading)
 
 
 def make_castable(root: nn.Module) -> None:

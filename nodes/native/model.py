@@ -235,4 +235,4 @@ def read_model_patcher(
 def patcher_class(disable_dynamic: bool = False) -> type[comfy.model_patcher.ModelPatcher]:
     """ComfyUI's own; newer versions choose one at their start, so it is looked up now."""
     ordinary = comfy.model_patcher.ModelPatcher
-    return ordinary if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ordinary)
+    return ordinary if disable_dynamic else vars(comfy.model_patcher).get("CoreModelPatcher", ordinary)
