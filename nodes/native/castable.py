@@ -17,6 +17,10 @@ from torch import Tensor, nn
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm, nn.GroupNorm)
 
+_GIVE_BACK: Callable[..., None] | None = vars(comfy.ops).get("uncast_bias_weight")
+_LENDING = {} if _GIVE_BACK is None else {"offloadable": True}
+"""Since 0.8 a weight may be lent from memory that the next one is brought to, and is then given back after its use."""
+
 
 class _LentWeight(comfy.ops.CastWeightBiasOp):
     """A layer whose weight is lent to a function that is not its own forward (see `ops.with_weight`)."""
@@ -27,14 +31,12 @@ class _LentWeight(comfy.ops.CastWeightBiasOp):
         weight = self.weight
         if weight.device == x.device and weight.dtype == x.dtype and not self.weight_function:
             return function(weight)
-        give_back = vars(comfy.ops).get("uncast_bias_weight")  # since 0.8
-        if give_back is None:
-            return function(comfy.ops.cast_bias_weight(self, x)[0])
-        weight, bias, offloading = comfy.ops.cast_bias_weight(self, x, offloadable=True)
+        weight, *rest = comfy.ops.cast_bias_weight(self, x, **_LENDING)
         try:
             return function(weight)
         finally:
-            give_back(self, weight, bias, offloading)
+            if _GIVE_BACK is not None:
+                _GIVE_BACK(self, weight, *rest)
 
 
 def make_castable(root: nn.Module) -> None:
