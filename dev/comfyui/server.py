@@ -57,6 +57,7 @@ class ServerOptions:
         prepare: called with the base folder before the first start, e.g. to lay out models.
         start_timeout: seconds until the server must answer.
         simulated_npu: MiB of the simulated NPU to run on; with 0 it is the CPU.
+        on_card: on the card that ComfyUI finds, instead.
     """
 
     packs: Mapping[str, Path] = field(default_factory=lambda: {PACK_NAME: ROOT})
@@ -66,6 +67,7 @@ class ServerOptions:
     prepare: Callable[[Path], None] | None = None
     start_timeout: float = 180.0
     simulated_npu: int = 0
+    on_card: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class ComfyServer:
             # Its default place is inside the checkout, whatever the base directory.
             "--database-url",
             f"sqlite:///{self.base / 'user' / 'comfyui.db'}",
-            *([] if self.options.simulated_npu else ["--cpu"]),
+            *([] if self.options.simulated_npu or self.options.on_card else ["--cpu"]),
             "--listen",
             "127.0.0.1",
             "--port",

@@ -28,6 +28,11 @@ OF_THE_LIBRARIES = [
 ]
 
 
+WITH_COMFYUI = "tests/hardware/test_comfyui.py"
+"""It needs ComfyUIs, which tests/nodes has: test_native.py holds the same there. To try it itself:
+``pytest tests/npu/simulated/test_graphs.py tests/hardware/test_comfyui.py -m "not cuda"``."""
+
+
 def chosen() -> list[str]:
     """What to run with the installed libraries."""
     pinned = re.search(r"^diffusers==(\S+)", (ROOT / "requirements-npu.txt").read_text(encoding="utf-8"), re.MULTILINE)
@@ -38,7 +43,7 @@ def chosen() -> list[str]:
 @pytest.fixture(scope="module")
 def report() -> str:
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", *chosen(), "-m", "not cuda", "--color=no"],
+        [sys.executable, "-m", "pytest", *chosen(), f"--ignore={WITH_COMFYUI}", "-m", "not cuda", "--color=no"],
         cwd=ROOT,
         env={**os.environ, "DEEPGEN_HARDWARE_SIZE": "tiny"},
         capture_output=True,
