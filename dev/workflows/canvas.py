@@ -14,15 +14,18 @@ from deepgen_npu import __version__
 from dev.comfyui.browser import Browser, ComfyPage
 from dev.comfyui.checkouts import Checkout, find_checkouts
 from dev.comfyui.server import ComfyServer
-from dev.workflows.graph import Node
+from dev.workflows.graph import TITLE, Node, occupied
 from dev.workflows.samples import MUTED_GROUP, Sample
+from dev.workflows.wires import routes
 
 
 COLOR, MUTED_COLOR = "#3f789e", "#6b7075"
+HEAD, FOOT = 58, 18
+"""Of a group, above the titles of its nodes and below its nodes."""
 OUR_VERSION, CORE_VERSION = __version__, "0.3.64"
 
 BUILD = """
-({nodes, groups}) => {
+({nodes, groups, turns}) => {
     const {app, LiteGraph} = window;
     app.graph.clear();
     const made = {};
@@ -42,16 +45,27 @@ BUILD = """
             else if (name in spec.inputs) throw new Error(`${spec.type} has no widget ${name}`);
         }
     });
+    const turned = {};
     for (const spec of nodes)
-        for (const [input, value] of Object.entries(spec.inputs))
-            if (Array.isArray(value) && !made[value[0]].connect(value[1], made[spec.key], input))
-                throw new Error(`${spec.key}.${input}: no link`);
+        for (const [input, value] of Object.entries(spec.inputs)) {
+            if (!Array.isArray(value)) continue;
+            // Wires from one output share the turns with which they begin.
+            const points = turns[`${spec.key} ${input}`] ?? [];
+            const path = count => JSON.stringify([value, points.slice(0, count)]);
+            let shared = points.length;
+            while (shared && !(path(shared) in turned)) shared -= 1;
+            const link = made[value[0]].connect(value[1], made[spec.key], input, turned[path(shared)]);
+            if (!link) throw new Error(`${spec.key}.${input}: no link`);
+            for (let count = shared; count < points.length; count++)
+                turned[path(count + 1)] = app.graph.createReroute(points[count], link).id;
+        }
     for (const spec of nodes) if (spec.collapsed) made[spec.key].collapse(true);
     for (const spec of groups) {
         const group = new LiteGraph.LGraphGroup(spec.title);
         group.pos = spec.box.slice(0, 2);
         group.size = spec.box.slice(2);
         group.color = spec.color;
+        group.font_size = spec.font_size;
         app.graph.add(group);
     }
 }
@@ -101,9 +115,15 @@ def open_canvas(
 
 
 def draw(page: ComfyPage, nodes: list[Node], groups: dict[str, list[Node]] | None = None) -> None:
-    """Build a graph on the canvas, replacing what is there. Node ids count from 1, in the order of ``nodes``."""
-    frames = [frame(title, members) for title, members in (groups or {}).items()]
-    page.page.evaluate(BUILD, {"nodes": [vars(node) for node in nodes], "groups": frames})
+    """Build a graph on the canvas, replacing what is there. Node ids count from 1, in the order of ``nodes``.
+
+    With groups, wires run around nodes.
+    """
+    frames, turns = [frame(title, members) for title, members in (groups or {}).items()], {}
+    if frames:
+        titles = [(*one["box"][:3], TITLE) for one in frames]
+        turns = {" ".join(wire): points for wire, points in routes(nodes, titles).items()}
+    page.page.evaluate(BUILD, {"nodes": [vars(node) for node in nodes], "groups": frames, "turns": turns})
 
 
 def run(page: ComfyPage) -> dict[str, Any]:
@@ -127,16 +147,21 @@ def build(page: ComfyPage, sample: Sample) -> tuple[dict[str, Any], dict[str, An
 
 
 def frame(title: str, nodes: list[Node]) -> dict[str, Any]:
-    left, top = (min(node.box[side] for node in nodes) for side in (0, 1))
-    right, bottom = (max(node.box[side] + node.box[side + 2] for node in nodes) for side in (0, 1))
-    color = MUTED_COLOR if title == MUTED_GROUP else COLOR
-    return {"title": title, "color": color, "box": [left - 10, top - 80, right - left + 20, bottom - top + 100]}
+    """A group around nodes, with room for its title and for wires below that."""
+    boxes = [occupied(node) for node in nodes]
+    left, top = (min(box[side] for box in boxes) for side in (0, 1))
+    right, bottom = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
+    box = (left - 10, top - HEAD, right - left + 20, bottom - top + HEAD + FOOT)
+    return {"title": title, "color": MUTED_COLOR if title == MUTED_GROUP else COLOR, "box": box, "font_size": 20}
 
 
 def tidy(name: str, workflow: dict[str, Any]) -> dict[str, Any]:
     """Leave out what belongs to the session, and say where the nodes come from."""
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"deepgen/{name}"))
-    workflow["extra"] = {}
+    # Where wires turn is a part of the graph.
+    workflow["extra"] = {
+        key: workflow["extra"][key] for key in ("linkExtensions", "reroutes") if key in workflow["extra"]
+    }
     for node in workflow["nodes"]:
         tidy_node(node)
     for group in workflow["groups"]:

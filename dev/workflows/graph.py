@@ -14,7 +14,10 @@ from nodes.names import EITHER
 Box = tuple[int, int, int, int]
 """x, y, width, height in pixels of the canvas."""
 
-PIPELINE, VAE = ("loader", 0), ("loader", 1)
+TITLE, COLLAPSED_WIDTH = 30, 255
+"""Height of a node's title, which lies above its box, and the most that it takes where nothing else is seen."""
+
+PIPELINE, VAE, MODEL = ("loader", 0), ("loader", 1), ("loader", 2)
 """The outputs of the loader."""
 
 MUTED = 2
@@ -42,7 +45,13 @@ class Node:
     collapsed: bool = False
 
 
-def loader(box: Box = (0, 0, 380, 110), model: str = EITHER) -> Node:
+def occupied(node: Node) -> Box:
+    """Its box with its title; of a collapsed node, the title alone."""
+    x, y, width, height = node.box
+    return (x, y - TITLE, COLLAPSED_WIDTH, TITLE) if node.collapsed else (x, y - TITLE, width, height + TITLE)
+
+
+def loader(box: Box = (0, 0, 380, 190), model: str = EITHER) -> Node:
     return Node("loader", "DeepGenLoader", box, {"model": model})
 
 
@@ -60,6 +69,18 @@ def encode(key: str, box: Box, prompt: str, **more: Any) -> Node:
 
 def sample(key: str, box: Box, conditioning: str, **more: Any) -> Node:
     return Node(key, "DeepGenSample", box, {"pipeline": PIPELINE, "conditioning": (conditioning, 0), **more})
+
+
+def ksampler(key: str, box: Box, encoded: str, latent: str = "", **more: Any) -> Node:
+    """ComfyUI's sampler, as DeepGen was published: from the latent of the encoding, or from that of another node."""
+    links = {
+        "model": MODEL,
+        "positive": (encoded, 1),
+        "negative": (encoded, 2),
+        "latent_image": (latent, 0) if latent else (encoded, 3),
+    }
+    published = {"seed": 42, "steps": 50, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+    return Node(key, "KSampler", box, {**links, **published, **more})
 
 
 def vae_encode(key: str, box: Box, image: str) -> Node:

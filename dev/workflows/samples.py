@@ -1,7 +1,7 @@
 """All sample workflows; `python -m dev.workflows` makes their files.
 
 What runs in a sample as it is opened stays within what the demo model knows, so that it gives the right image on a
-fresh install. What only DeepGen 1.0 can do is muted, in a row below. Long prompts are in `sample_texts.json`.
+fresh install. What only DeepGen 1.0 can do is muted, in a grey group. Long prompts are in `sample_texts.json`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dev.workflows.graph import (
     MUTED,
     Box,
     Node,
+    collapsed,
     edit,
     encode,
     generate,
+    ksampler,
     load,
     loader,
     preview,
-    sample,
     save,
     vae_decode,
     vae_encode,
@@ -30,14 +31,22 @@ from nodes.names import CUSTOM, RESTORE
 
 TEXTS = json.loads(Path(__file__).with_name("sample_texts.json").read_text(encoding="utf-8"))
 PROMPTS = TEXTS["prompts"]
-MUTED_GROUP = "With DeepGen 1.0 - unmute (Ctrl+M)"
+MUTED_GROUP = "With DeepGen 1.0 (Ctrl+M)"
 
-COLUMN, HEIGHT = 440, 580
-"""Width of a column, and height of the tallest node in a row."""
-ROW = 720
-"""Where the muted row begins."""
-BELOW, THIRD_ROW = 640, 1240
-"""In samples whose steps have images below them: where those begin, and the muted row."""
+COLUMN, WIDTH = 352, 312
+"""Of the columns in which nodes stand. The front end opens a sample at a size that shows all of it. At that size its
+texts can be read on a laptop (1440 x 900) if the nodes take no more than 1740 x 1085: five columns of this height."""
+BOTTOM = 1035
+TOP, BELOW = 690, 740
+"""Height of the upper node of a column, with room for a live preview below its widgets, and where the lower begins."""
+TOP_OF_THREE, BELOW_OF_THREE, HEIGHT_OF_THREE = 590, 640, 265
+"""The same where there is a row below these two (see `shelf`), and the height of the lower node."""
+SHELF = 275
+"""From node to node there."""
+SHORT, TALL = (0, 0, 250, 330), (0, 0, 250, TOP)
+"""Nodes there, once they are opened."""
+LOADER, NOTE = 190, 250
+"""Height of the loader, and where the note below it begins."""
 SIDE, SOFT_EDGE = 512, 48
 """What ImageCompositeMasked takes from the edit: the right half, with a soft edge."""
 
@@ -57,17 +66,21 @@ class Sample:
     thumbnail: list[str]
 
 
-def complete(name: str, thumbnail: list[str], *content: str | Node) -> Sample:
+def complete(name: str, thumbnail: list[str], *content: str | Node, width: int = WIDTH) -> Sample:
     """A sample with loader and note.
 
     Args:
+        name: Of its files.
+        thumbnail: As of `Sample`.
+        width: Of loader and note.
         content: Nodes, and before the first node of each group its title: that of a step, or `MUTED_GROUP`.
     """
     texts = ["\n\n".join(TEXTS[part][language] for part in (name, "model", "muted")) for language in ("en", "zh")]
-    note = Node("note", "MarkdownNote", (0, 200, 380, 960), {"text": "\n\n---\n\n".join(texts)}, title="Read me")
+    box = (0, NOTE, width, BOTTOM - NOTE)
+    note = Node("note", "MarkdownNote", box, {"text": "\n\n---\n\n".join(texts)}, title="Read me")
     groups: dict[str, list[Node]] = {}
     title = ""
-    for entry in ("Load model", loader(), *content):
+    for entry in ("Load model", loader((0, 0, width, LOADER)), *content):
         if isinstance(entry, str):
             title = entry if entry == MUTED_GROUP else f"Step {len(groups) + 1} - {entry}"
             groups[title] = []
@@ -78,19 +91,32 @@ def complete(name: str, thumbnail: list[str], *content: str | Node) -> Sample:
     return Sample(name, [first, note, *others], groups, thumbnail)
 
 
-def at(column: float, y: int, height: int = HEIGHT, width: int = 400) -> Box:
-    return (round(column * COLUMN), y, width, height)
+def at(column: int, y: int = 0, height: int = TOP) -> Box:
+    return (column * COLUMN, y, WIDTH, height)
 
 
-def mask_nodes(x: float) -> list[Node]:
+def below(column: int) -> Box:
+    """Down to the bottom."""
+    return at(column, BELOW, BOTTOM - BELOW)
+
+
+def upper(column: int) -> Box:
+    return at(column, 0, TOP_OF_THREE)
+
+
+def lower(column: int) -> Box:
+    return at(column, BELOW_OF_THREE, HEIGHT_OF_THREE)
+
+
+def mask_nodes(column: int) -> list[Node]:
     """The right half of a square."""
     half = {"value": 1, "width": SIDE // 2, "height": SIDE}
     add = {"x": SIDE // 2, "y": 0, "operation": "add", "destination": ("nothing", 0), "source": ("soft", 0)}
     return [
-        Node("nothing", "SolidMask", at(x, 0, 110, 280), {"value": 0, "width": SIDE, "height": SIDE}),
-        Node("half", "SolidMask", at(x, 160, 110, 280), half),
-        Node("soft", "FeatherMask", at(x, 320, 110, 280), {"left": SOFT_EDGE, "mask": ("half", 0)}),
-        Node("mask", "MaskComposite", at(x + 0.75, 320, 150, 280), add),
+        Node("nothing", "SolidMask", at(column, 0, 120), {"value": 0, "width": SIDE, "height": SIDE}),
+        Node("half", "SolidMask", at(column, 190, 120), half),
+        Node("soft", "FeatherMask", at(column, 380, 150), {"left": SOFT_EDGE, "mask": ("half", 0)}),
+        Node("mask", "MaskComposite", at(column, 600, 140), add),
     ]
 
 
@@ -99,18 +125,69 @@ def composite(key: str, box: Box, image: str, edited: str, mask: tuple[str, int]
     return Node(key, "ImageCompositeMasked", box, {"x": 0, "y": 0, "resize_source": False, **links})
 
 
+def shelf(*nodes: Node, **titles: str) -> list[Node]:
+    """Nodes side by side at the bottom, of which only the titles are seen: there is no room for more.
+
+    Args:
+        nodes: Whose places are given here; their sizes are those that they have once they are opened.
+        titles: By the keys of nodes, what they do, in 20 letters at most: the front end shows no more.
+    """
+    for number, node in enumerate(nodes):
+        _, _, width, height = node.box
+        node.box = (COLUMN + number * SHELF, BOTTOM, width, height)
+        node.title = titles.get(node.key, "")
+    return [collapsed(node) for node in nodes]
+
+
+def modular() -> Sample:
+    """DeepGen as a model of ComfyUI's own nodes: six narrower columns, and two rows."""
+    note, gap = 300, 36
+    columns, x = {}, note + gap
+    for name, width in (("encode", 250), ("sample", 246), ("decode", 246), ("encode_edit", 250), ("sample_edit", 246)):
+        columns[name] = x, width
+        x += width + gap
+    height, row = 440, 560
+
+    def box(column: str, y: int, height: int) -> Box:
+        x, width = columns[column]
+        return (x, y, width, height)
+
+    return complete(
+        "deepgen_modular",
+        ["save", "save_change"],
+        "Draw",
+        encode("encode", box("encode", 0, height), "a green circle on the right on a black background"),
+        ksampler("sample", box("sample", 0, height), "encode"),
+        vae_decode("decode", box("decode", 0, 60), "sample"),
+        save("save", box("decode", 120, height - 120), "decode", "deepgen_drawn"),
+        "Image to image",
+        vae_encode("back", box("encode", row, 55), "decode"),
+        encode("encode_change", box("encode", row + 110, BOTTOM - row - 110), "an orange triangle"),
+        ksampler("change", box("sample", row, BOTTOM - row), "encode_change", "back", denoise=0.5),
+        vae_decode("decode_change", box("decode", row, 60), "change"),
+        save("save_change", box("decode", row + 120, BOTTOM - row - 120), "decode_change", "deepgen_changed"),
+        MUTED_GROUP,
+        load("drawing", box("encode_edit", 640, BOTTOM - 640)),
+        encode("encode_edit", box("encode_edit", 0, 570), PROMPTS["watercolor"], image=("drawing", 0)),
+        ksampler("sample_edit", box("sample_edit", 0, 490), "encode_edit"),
+        vae_decode("decode_edit", box("sample_edit", 550, 60), "sample_edit"),
+        save("save_edit", box("sample_edit", 670, BOTTOM - 670), "decode_edit", "deepgen_painting"),
+        width=note,
+    )
+
+
 SAMPLES = [
     complete(
         "deepgen_text_to_image",
         ["save"],
         "Generate",
-        generate("image", at(1, 0), "a purple star in the middle on a white background"),
-        save("save", at(2, 0), "image", "deepgen_picture"),
+        generate("image", at(1), "a purple star in the middle on a white background"),
+        save("save", below(1), "image", "deepgen_picture"),
         MUTED_GROUP,
-        generate("photo", at(1, ROW), PROMPTS["photo"]),
-        save("save_photo", at(2, ROW), "photo", "deepgen_photo"),
-        generate("text", at(3, ROW), PROMPTS["text"]),
-        save("save_text", at(4, ROW), "text", "deepgen_text"),
+        generate("photo", at(2), PROMPTS["photo"]),
+        save("save_photo", below(2), "photo", "deepgen_photo"),
+        generate("text", at(3), PROMPTS["text"]),
+        save("save_text", below(3), "text", "deepgen_text"),
     ),
     complete(
         "deepgen_edit_image",
@@ -118,107 +195,99 @@ SAMPLES = [
         "Load image",
         load("image", at(1, 0, 400)),
         "Edit",
-        edit("edit", at(2, 0), "image", "Put a yellow circle on the left."),
-        save("save", at(3, 0), "edit", "deepgen_edited"),
+        edit("edit", at(2), "image", "Put a yellow circle on the left."),
+        save("save", below(2), "edit", "deepgen_edited"),
         MUTED_GROUP,
-        edit("paint", at(2, ROW), "image", PROMPTS["paint"]),
-        save("save_painting", at(3, ROW), "paint", "deepgen_painting"),
+        edit("paint", at(3), "image", PROMPTS["paint"]),
+        save("save_painting", below(3), "paint", "deepgen_painting"),
     ),
     complete(
         "deepgen_generate_then_edit",
         ["save_generated", "save_edited"],
         "Generate",
-        generate("generate", at(1, 0), "a red circle on the left on a white background"),
-        save("save_generated", at(2, 0), "generate", "deepgen_generated"),
+        generate("generate", at(1), "a red circle on the left on a white background"),
+        save("save_generated", below(1), "generate", "deepgen_generated"),
         "Edit",
-        edit("edit", at(3, 0), "generate", "Make it blue."),
-        save("save_edited", at(4, 0), "edit", "deepgen_edited"),
+        edit("edit", at(2), "generate", "Make it blue."),
+        save("save_edited", below(2), "edit", "deepgen_edited"),
         MUTED_GROUP,
-        generate("candle", at(1, ROW), PROMPTS["candle"]),
-        save("save_candle", at(2, ROW), "candle", "deepgen_candle"),
-        edit("wind", at(3, ROW), "candle", PROMPTS["wind"]),
-        save("save_wind", at(4, ROW), "wind", "deepgen_wind"),
+        generate("candle", at(3), PROMPTS["candle"]),
+        save("save_candle", below(3), "candle", "deepgen_candle"),
+        edit("wind", at(4), "candle", PROMPTS["wind"]),
+        save("save_wind", below(4), "wind", "deepgen_wind"),
     ),
     complete(
         "deepgen_multi_step_edit",
         ["see_image", "see_first", "see_second", "save"],
         "Generate",
-        generate("image", at(1, 0), "a yellow triangle at the top on a black background"),
-        preview("see_image", at(1, BELOW, 440), "image"),
+        generate("image", upper(1), "a yellow triangle at the top on a black background"),
+        preview("see_image", lower(1), "image"),
         "First edit",
-        edit("first", at(2, 0), "image", "Make it purple."),
-        preview("see_first", at(2, BELOW, 440), "first"),
+        edit("first", upper(2), "image", "Make it purple."),
+        preview("see_first", lower(2), "first"),
         "Second edit",
-        edit("second", at(3, 0), "first", "Move it to the bottom."),
-        preview("see_second", at(3, BELOW, 440), "second"),
+        edit("second", upper(3), "first", "Move it to the bottom."),
+        preview("see_second", lower(3), "second"),
         "Third edit",
-        edit("third", at(4, 0), "second", "Change the background to white."),
-        save("save", at(4, BELOW, 440), "third", "deepgen_third_edit"),
+        edit("third", upper(4), "second", "Change the background to white."),
+        save("save", lower(4), "third", "deepgen_third_edit"),
         MUTED_GROUP,
-        load("drawing", at(1, THIRD_ROW, 400)),
-        edit("glasses", at(2, THIRD_ROW), "drawing", PROMPTS["glasses"]),
-        edit("coat", at(3, THIRD_ROW), "glasses", PROMPTS["coat"]),
-        edit("winter", at(4, THIRD_ROW), "coat", PROMPTS["winter"]),
-        save("save_winter", at(5, THIRD_ROW), "winter", "deepgen_winter"),
+        *shelf(
+            load("drawing", SHORT),
+            edit("glasses", TALL, "drawing", PROMPTS["glasses"]),
+            edit("coat", TALL, "glasses", PROMPTS["coat"]),
+            edit("winter", TALL, "coat", PROMPTS["winter"]),
+            save("save_winter", SHORT, "winter", "deepgen_winter"),
+            glasses="Edit: sunglasses",
+            coat="Edit: winter coat",
+            winter="Edit: winter evening",
+        ),
     ),
     complete(
         "deepgen_multiple_references",
         ["see_image", "see_ground", "save"],
         "First image",
-        generate("image", at(1, 0), "a red star on the left on a white background"),
-        preview("see_image", at(1, BELOW, 440), "image"),
+        generate("image", upper(1), "a red star on the left on a white background"),
+        preview("see_image", lower(1), "image"),
         "Second image",
-        generate("ground", at(2, 0), "a blue square on the right on a brown background"),
-        preview("see_ground", at(2, BELOW, 440), "ground"),
+        generate("ground", upper(2), "a blue square on the right on a brown background"),
+        preview("see_ground", lower(2), "ground"),
         "Edit with both",
-        edit("edit", at(3, 0), "image", PROMPTS["both"], image_2=("ground", 0), size_mode=CUSTOM),
-        save("save", at(4, 0), "edit", "deepgen_combined"),
+        edit("edit", upper(3), "image", PROMPTS["both"], image_2=("ground", 0), size_mode=CUSTOM),
+        save("save", lower(3), "edit", "deepgen_combined"),
         MUTED_GROUP,
-        load("drawing", at(1, THIRD_ROW, 400)),
-        generate("balloon", at(2, THIRD_ROW), PROMPTS["balloon"]),
-        edit("fly", at(3, THIRD_ROW), "drawing", PROMPTS["fly"], image_2=("balloon", 0), size_mode=CUSTOM),
-        save("save_fly", at(4, THIRD_ROW), "fly", "deepgen_balloon"),
+        *shelf(
+            load("drawing", SHORT),
+            generate("balloon", TALL, PROMPTS["balloon"]),
+            edit("fly", TALL, "drawing", PROMPTS["fly"], image_2=("balloon", 0), size_mode=CUSTOM),
+            save("save_fly", SHORT, "fly", "deepgen_balloon"),
+            balloon="Generate: a balloon",
+            fly="Edit with both",
+        ),
     ),
     complete(
         "deepgen_edit_under_mask",
         ["see_image", "see_edit", "save"],
         "Generate",
-        generate("image", at(1, 0), PROMPTS["circle and square"]),
-        preview("see_image", at(1, BELOW, 440), "image"),
+        generate("image", upper(1), PROMPTS["circle and square"]),
+        preview("see_image", lower(1), "image"),
         "Edit",
-        edit("edit", at(2, 0), "image", "Change the background to black.", size_mode=RESTORE),
-        preview("see_edit", at(2, BELOW, 440), "edit"),
+        edit("edit", upper(2), "image", "Change the background to black.", size_mode=RESTORE),
+        preview("see_edit", lower(2), "edit"),
         "Make a mask",
         *mask_nodes(3),
         "Keep what is outside",
-        composite("composite", at(4.5, 0, 160, 300), "image", "edit", ("mask", 0)),
-        save("save", at(4.5, 240, 560), "composite", "deepgen_under_mask"),
+        composite("composite", at(4, 0, 160), "image", "edit", ("mask", 0)),
+        save("save", at(4, 210, 430), "composite", "deepgen_under_mask"),
         MUTED_GROUP,
-        load("own", at(1, THIRD_ROW, 400)),
-        edit("coat", at(2, THIRD_ROW), "own", PROMPTS["coat"], size_mode=RESTORE),
-        composite("under", at(3, THIRD_ROW, 160, 300), "own", "coat", ("own", 1)),
-        save("save_under", at(3.75, THIRD_ROW), "under", "deepgen_under_own_mask"),
+        *shelf(
+            load("own", SHORT),
+            edit("coat", TALL, "own", PROMPTS["coat"], size_mode=RESTORE),
+            composite("under", SHORT, "own", "coat", ("own", 1)),
+            save("save_under", SHORT, "under", "deepgen_under_own_mask"),
+            coat="Edit: winter coat",
+            under="Image Composite",
+        ),
     ),
-    complete(
-        "deepgen_modular",
-        ["save", "save_change"],
-        # The samplers have room for the live preview below their widgets.
-        "Draw",
-        encode("encode", at(1, 0, 460), "a green circle on the right on a black background"),
-        sample("sample", at(2, 0, 440, 300), "encode"),
-        vae_decode("decode", at(2, 500, 60, 300), "sample"),
-        save("save", at(2.75, 0, 460), "decode", "deepgen_drawn"),
-        "Change a part of it",
-        vae_encode("back", at(2, 720, 60, 300), "decode"),
-        encode("encode_change", at(1, 720, 460), "an orange triangle"),
-        sample("change", at(2, 840, 440, 300), "encode_change", latent_image=("back", 0), denoise=0.5),
-        vae_decode("decode_change", at(2, 1340, 60, 300), "change"),
-        save("save_change", at(2.75, 720, 460), "decode_change", "deepgen_changed"),
-        MUTED_GROUP,
-        load("drawing", at(3.85, 0, 400)),
-        encode("encode_edit", at(3.85, 460), PROMPTS["watercolor"], image=("drawing", 0)),
-        sample("sample_edit", at(4.85, 0, 440, 300), "encode_edit"),
-        vae_decode("decode_edit", at(4.85, 500, 60, 300), "sample_edit"),
-        save("save_edit", at(4.85, 640), "decode_edit", "deepgen_painting"),
-    ),
+    modular(),
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from dev.workflows.canvas import draw, image_of_graph, image_of_window, run
-from dev.workflows.samples import MUTED_GROUP, SAMPLES
+from dev.workflows.samples import MUTED_GROUP, NOTE, SAMPLES, at
 
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 SHOWN = "deepgen_generate_then_edit"
-NOTE_HEIGHT = 460
+HEIGHT = 600
+SIDE_BY_SIDE = ("generate", "save_generated", "edit", "save_edited")
+"""On a page there is more room beside a node than below it."""
 LONG, SHOWN_AT = 400, 0.55
 """Steps of the edit that is shown while it runs, and how many of them have been done then."""
 
@@ -35,9 +37,15 @@ def draw_shown(page: ComfyPage, edit_steps: int = 50) -> str:
     """What runs in generate-then-edit, large enough to be read; the id of its edit."""
     (sample,) = [sample for sample in SAMPLES if sample.name == SHOWN]
     nodes = {node.key: node for node in sample.nodes if not node.mode}
-    nodes["note"] = replace(nodes["note"], box=(*nodes["note"].box[:3], NOTE_HEIGHT))
+    nodes["note"] = replace(nodes["note"], box=at(0, NOTE, HEIGHT - NOTE))
+    for column, key in enumerate(SIDE_BY_SIDE, start=1):
+        nodes[key] = replace(nodes[key], box=at(column, 0, HEIGHT))
     nodes["edit"] = replace(nodes["edit"], inputs=nodes["edit"].inputs | {"steps": edit_steps})
-    groups = {title: members for title, members in sample.groups.items() if title != MUTED_GROUP}
+    groups = {
+        title: [nodes[node.key] for node in members]
+        for title, members in sample.groups.items()
+        if title != MUTED_GROUP
+    }
     draw(page, [*nodes.values()], groups)
     return str([*nodes].index("edit") + 1)
 

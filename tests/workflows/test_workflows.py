@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from dev.comfyui.graphs import array
 from nodes.names import EITHER
 
 
@@ -18,9 +20,11 @@ PACK = "ComfyUI-DeepGen"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NAMES = [path.stem for path in WORKFLOWS]
 RELEASES = sorted((ROOT / "tests" / "workflows" / "releases").glob("*/ui/*.json"))
+BEFORE_MODEL_OUTPUT = ROOT / "tests" / "workflows" / "releases" / "before_model_output"
+"""From before the loader had a MODEL and ComfyUI's samplers could draw."""
 OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample"}
 CORE = {
-    *("LoadImage", "SaveImage", "PreviewImage", "MarkdownNote", "VAEDecode", "VAEEncode"),
+    *("LoadImage", "SaveImage", "PreviewImage", "MarkdownNote", "VAEDecode", "VAEEncode", "KSampler"),
     *("SolidMask", "FeatherMask", "MaskComposite", "ImageCompositeMasked"),
 }
 MUTED = 2
@@ -182,6 +186,18 @@ def test_workflows_of_every_release_open_and_run(comfy_client, comfy_page):
         assert result.ok, (path, result.error_text)
         assert result.images, path
     assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
+
+
+def test_modular_draws_with_ksampler_what_it_drew_with_our_sampler(comfy_client):
+    drawn = []
+    for prompt in (twin("deepgen_modular"), read(BEFORE_MODEL_OUTPUT / "api" / "deepgen_modular.json")):
+        result = comfy_client.run(in_one_step(prompt), timeout=300)
+        assert result.ok, result.error_text
+        drawn.append({file.node: array(file.image) for file in result.files})
+    now, before = drawn
+    assert len(now) == 2 and now.keys() == before.keys()
+    for node, image in now.items():
+        assert np.abs(image - before[node]).max() <= 1 and image.std() > 1
 
 
 def defaults(comfy_client, node: str, names) -> dict[str, Any]:
