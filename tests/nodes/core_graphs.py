@@ -27,8 +27,10 @@ _nonces = itertools.count(1)
 
 
 def lay_images(server: ComfyServer) -> None:
-    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 60).convert("RGB").save(server.input / IMAGES[0])
-    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(server.input / IMAGES[1])
+    """Smooth ones: of areas in one colour the VAE's norms make numbers of the last bits."""
+    across, around = (make("L").resize((64, 64)) for make in (Image.linear_gradient, Image.radial_gradient))
+    Image.merge("RGB", (across, around, across.transpose(Image.Transpose.ROTATE_90))).save(server.input / IMAGES[0])
+    around.convert("RGB").save(server.input / IMAGES[1])
 
 
 def text(**changes) -> Graph:
