@@ -71,6 +71,7 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         self.diffusion_model = DeepGenDenoiser(transformer)
         self.memory_usage_factor_conds = ("ref_latents",)
         self.sizes = checkpoint.sizes
+        self._largest_timestep: int = scheduler["num_train_timesteps"]
         self.needs_all_memory = False
         """Ask for the whole device, so that as few weights as possible stay there: after it ran out of memory."""
 
@@ -91,9 +92,9 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         width = self.diffusion_model.config["joint_attention_dim"]
         embeds = _checked("embeds", given.get("cross_attn"), 3, width)
         found = {
-            "y": comfy.conds.CONDRegular(self.encode_adm(**given).to(device, dtype)),
+            "y": comfy.conds.CONDRegular(_moved(self.encode_adm(**given), device, dtype)),
             # Not CONDCrossAttn: that repeats texts of unequal length, which changes what joint attention computes.
-            "c_crossattn": comfy.conds.CONDRegular(embeds.to(device, dtype)),
+            "c_crossattn": comfy.conds.CONDRegular(_moved(embeds, device, dtype)),
         }
         if references := given.get("reference_latents"):
             channels = self.latent_format.latent_channels
@@ -102,7 +103,7 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
                     requirement = f"have the shape [batch, {channels}, height, width]"
                     advice = "Make them with VAE Encode and the loader's vae."
                     raise ValueError(must("reference_latents", requirement, list(one.shape), advice=advice))
-            scaled = [self.process_latent_in(one.float()).to(device, dtype) for one in references]
+            scaled = [_moved(self.process_latent_in(one.float()), device, dtype) for one in references]
             found["ref_latents"] = References(scaled)
         return found
 
@@ -173,6 +174,19 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
             advice = "The latent of DeepGen Encode Prompt has the right size."
             raise ValueError(must("latent_image", requirement, Named(format_size(width, height)), advice=advice))
 
+    def check_timesteps(self, model_sampling: Any) -> None:
+        """Refuse the sampling of another kind of model, which some nodes put into a MODEL.
+
+        Raises:
+            ValueError: When its timesteps are not those that the model was trained with.
+        """
+        largest, found = self.model_sampling.multiplier, float(model_sampling.timestep(torch.ones(1)))
+        if abs(found - largest) > 1e-3 * largest:
+            advice = "Remove the node that changes it (for AuraFlow, Flux and others), or use ModelSamplingSD3."
+            raise ValueError(
+                must("model", f"have timesteps from 0 to {largest:g}", Named(f"0 to {found:g}"), advice=advice)
+            )
+
     def out_of_memory(
         self, noise: Tensor, conds: dict[str, Any], device: torch.device, reason: BaseException
     ) -> OutOfDeviceMemory:
@@ -184,6 +198,12 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         work = self._workload([len(noise) * min(2, len(conds)), *noise.shape[1:]], shapes)
         device = torch.device("cpu") if is_out_of_host_memory(reason) else device
         return OutOfDeviceMemory(explain(work, self.sizes, self._activation_bytes, device, reason_of(reason), ""))
+
+
+def _moved(tensor: Tensor, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+    """A tensor that training can go back through, also if the node that made it ran in inference mode."""
+    moved = tensor.to(device, dtype)
+    return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
 
 
 def _checked(name: str, value: Any, axes: int, width: int) -> Tensor:

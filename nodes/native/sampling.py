@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import comfy.cli_args
+import comfy.k_diffusion.sampling
 import comfy.model_management as mm
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
@@ -109,13 +110,14 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
         more: Further arguments by name.
 
     Raises:
-        ValueError: For latents that the model cannot denoise.
+        ValueError: For latents that the model cannot denoise, and for timesteps of another model.
         FloatingPointError: When the latents become NaN or infinite.
         OutOfDeviceMemory: When the second attempt also runs out of memory.
     """
     guider = executor.class_obj
     model = guider.model_patcher.model
     model.check_latents(noise)
+    model.check_timesteps(guider.model_patcher.get_model_object("model_sampling"))
     options = guider.model_options["transformer_options"]
     known = patches_without_effect(options, model.diffusion_model)
     _warn_of(known)
@@ -183,8 +185,10 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
     if any("hooks" in one for conds in guider.conds.values() for one in conds or ()):
         return None
     timesteps = None
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if name in SAMPLERS_OF_ONE_EVALUATION and not getattr(sampler, "extra_options", {}).get("s_churn"):
+    function = getattr(sampler, "sampler_function", None)
+    names = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    by_comfyui = names[0] == comfy.k_diffusion.sampling.__name__ and names[1] in SAMPLERS_OF_ONE_EVALUATION
+    if by_comfyui and not getattr(sampler, "extra_options", {}).get("s_churn"):
         listed = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float().cpu()).float()
         timesteps = listed.to(patcher.load_device)
     return Sampling(timesteps, partial(_may_capture, patcher, transformer_options))

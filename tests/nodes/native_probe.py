@@ -19,6 +19,7 @@ from native_bench import importlib, mm, simulated, torch
 
 import comfy.k_diffusion.sampling
 import comfy.model_base
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 
@@ -262,6 +263,7 @@ def guards() -> None:
         error_of(lambda: core_sample(patcher, given, positive=[[torch.zeros(1, 5, 7), {}]])),
         error_of(lambda: core_sample(patcher, given, positive=[[torch.zeros(1, 5, 64), {}]])),
         error_of(lambda: patcher.model.diffusion_model(None, None, None, None, control={})),
+        error_of(lambda: core_sample(_of_another_model(patcher.clone()), given)),
     ]
     watcher = Records()
     logging.getLogger(sampling.__name__).addHandler(watcher)
@@ -271,6 +273,18 @@ def guards() -> None:
         unet.set_model_patch_replace(lambda given, extra: given, "dit", kind, index)
     core_sample(unet, given)
     found["without effect"] = watcher.messages
+
+
+def _of_another_model(patcher: Any) -> Any:
+    """What ModelSamplingAuraFlow does."""
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    model_sampling = Sampling(patcher.model.model_config)
+    model_sampling.set_parameters(shift=3.0, multiplier=1.0)
+    patcher.add_object_patch("model_sampling", model_sampling)
+    return patcher
 
 
 class Records(logging.Handler):

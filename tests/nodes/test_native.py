@@ -144,6 +144,7 @@ REFUSALS = (
     "conditioning: embeds must have the shape [batch, tokens, 64], got [1, 5, 7]. Connect positive and negative of",
     "conditioning: pooled_output must be a tensor, got NoneType. Connect positive and negative of",
     "ControlNet is not supported by DeepGen: remove Apply ControlNet. To keep parts of an image, use a noise mask",
+    "model must have timesteps from 0 to 1000, got 0 to 1. Remove the node that changes it (for AuraFlow, Flux and",
 )
 
 
