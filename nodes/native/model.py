@@ -180,12 +180,11 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         Raises:
             ValueError: When its timesteps are not those that the model was trained with.
         """
-        largest, found = self.model_sampling.multiplier, float(model_sampling.timestep(torch.ones(1)))
+        largest, found = self._largest_timestep, float(model_sampling.timestep(torch.ones(1)))
         if abs(found - largest) > 1e-3 * largest:
+            requirement = f"have timesteps from 0 to {largest}"
             advice = "Remove the node that changes it (for AuraFlow, Flux and others), or use ModelSamplingSD3."
-            raise ValueError(
-                must("model", f"have timesteps from 0 to {largest:g}", Named(f"0 to {found:g}"), advice=advice)
-            )
+            raise ValueError(must("model", requirement, Named(f"0 to {found:g}"), advice=advice))
 
     def out_of_memory(
         self, noise: Tensor, conds: dict[str, Any], device: torch.device, reason: BaseException
