@@ -50,7 +50,7 @@ class Evaluation:
             self._ahead = modulations.ModulationAhead(denoiser.slots, embeddings, sampling.reserve(wanted))
         # A graph is captured with the latents of the first step.
         self._captures = sampling.capture_graph
-        self._evaluate: Step = self._step
+        self._captured: Step | None = None
 
     def __call__(self, x: Tensor, timesteps: Tensor, around_block: AroundBlock | None = None) -> Tensor:
         """The velocity [rows, C, h, w].
@@ -64,8 +64,9 @@ class Evaluation:
         if around_block is not None:
             return self._step(x, modulation, around_block)
         if self._captures:
-            self._captures, self._evaluate = False, capture(self._step, x, modulation)
-        return self._evaluate(x, modulation)
+            self._captures, captured = False, capture(self._step, x, modulation)
+            self._captured = None if captured == self._step else captured  # never its own method: a circle
+        return (self._captured or self._step)(x, modulation)
 
     def _step(self, x: Tensor, modulation: Tensor, around_block: AroundBlock | None = None) -> Tensor:
         return step(self._denoiser, self._denoiser.slots, self._prepared, x, modulation, around_block)

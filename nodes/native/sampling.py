@@ -90,6 +90,11 @@ class Sampling:
         self._bytes_left -= granted
         return granted
 
+    def end(self) -> None:
+        """Give back what was kept: it refers back here, and Python would free a circle only some time later."""
+        self._kept.clear()
+        self.conditionings.clear()
+
 
 def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) -> Tensor:
     """For the wrapper OUTER_SAMPLE: run the sampling, and once more with all else moved out if memory runs out.
@@ -128,6 +133,8 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
             reason = error.with_traceback(None)  # its frames hold the tensors of the failed attempt
         finally:
             options.pop(SAMPLING, None)
+            if sampling is not None:
+                sampling.end()
             model.needs_all_memory = False
         del sampling
         gc.collect()
