@@ -191,6 +191,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operator: it is counted, computed, and recorded during the capture of a graph."""
     schema = func._schema
     name = schema.name
+    if name == "aten::to":  # arrives in inference mode alone; elsewhere PyTorch has made a _to_copy of it
+        return func.decompose(*args, **kwargs)
     if any(returned.alias_info is not None and not returned.alias_info.is_write for returned in schema.returns):
         _NOT_LAUNCHED.add(name)
     state.counts.operators[name] += 1
