@@ -30,6 +30,7 @@ from dev.workflows.graph import (
     edit,
     encode,
     generate,
+    ksampler,
     load,
     loader,
     preview,
@@ -81,8 +82,8 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
         "DeepGenEncode": [
             collapsed(demo()),
             encode("encode", (0, 70, 320, 400), texts["triangle"]),
-            sample("one", (370, 0, 250, 0), "encode", seed=1),
-            sample("other", (370, 330, 250, 0), "encode", seed=7),
+            ksampler("one", (370, 0, 250, 0), "encode", seed=1),
+            ksampler("other", (370, 330, 250, 0), "encode", seed=7),
             decoded("decode_one", 670, 0, "one"),
             decoded("decode_other", 670, 330, "other"),
             preview("see_one", (670, 40, 170, 230), "decode_one"),
