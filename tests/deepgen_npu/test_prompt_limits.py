@@ -296,7 +296,7 @@ def test_main_memory_that_is_used_up_is_explained(pipe, monkeypatch):
     def ask_for_too_much(*arguments):
         torch.empty(2**60, dtype=torch.uint8)
 
-    hook = pipe.vlm.model.language_model.embed_tokens.register_forward_hook(ask_for_too_much)
+    hook = pipe.vlm.model.language_model.layers[0].self_attn.q_proj.register_forward_hook(ask_for_too_much)
     try:
         with pytest.raises(OutOfDeviceMemory) as reported:
             pipe.encode_prompt("a" * 1000, height=64, width=64)
