@@ -10,7 +10,7 @@ from golden import load_case
 
 from deepgen_npu.devices import device_name, free_memory, resolve_device, resolve_dtype
 from deepgen_npu.errors import DeviceError
-from dev.npu_simulator.simulated import state
+from dev.npu_simulator.simulated import reset, state
 
 
 def test_names_of_cards():
@@ -62,3 +62,14 @@ def test_decoding_waits_once_for_the_check_of_its_values(on_npu):
     latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     on_npu.decode_latents(latents)
     assert sum(state.counts.waits.values()) == 1, state.counts.waits
+
+
+def test_copies_leave_the_card_in_inference_mode():
+    """There ``to`` with a device and a dtype is one operator of its own."""
+    with torch.inference_mode():
+        tensor = torch.ones(3, device="npu")
+        reset()
+        copy = tensor.to(torch.device("cpu"), torch.bfloat16)
+        assert copy.device.type == "cpu" and copy.tolist() == [1, 1, 1]
+        assert state.counts.device_to_host == [1, 6]
+        assert tensor.to(torch.device("npu", 0), torch.float16).device == tensor.device
