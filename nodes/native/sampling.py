@@ -186,8 +186,8 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
         return None
     timesteps = None
     function = getattr(sampler, "sampler_function", None)
-    names = getattr(function, "__module__", ""), getattr(function, "__name__", "")
-    by_comfyui = names[0] == comfy.k_diffusion.sampling.__name__ and names[1] in SAMPLERS_OF_ONE_EVALUATION
+    name = getattr(function, "__name__", "")
+    by_comfyui = name in SAMPLERS_OF_ONE_EVALUATION and function is vars(comfy.k_diffusion.sampling).get(name)
     if by_comfyui and not getattr(sampler, "extra_options", {}).get("s_churn"):
         listed = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float().cpu()).float()
         timesteps = listed.to(patcher.load_device)
