@@ -205,6 +205,8 @@ def patches_without_effect(options: dict[str, Any], denoiser: Any) -> set[str]:
     """Names of what other nodes put into the MODEL, and what this model has no place for."""
     replaced = options.get("patches_replace", {})
     names = {*options.get("patches", {}), *replaced} - {"dit"}
+    if options.get("rope_options"):  # positions are added to the tokens
+        names.add("rope_options")
     blocks = len(denoiser.transformer_blocks)
     for kind, *place in replaced.get("dit", {}):
         if kind != "double_block" or place[0] >= blocks:

@@ -38,8 +38,11 @@ PATCHES: dict[str, dict[str, Any]] = {
     "SkipLayerGuidanceSD3": {"layers": BLOCK, "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0},
 }
 """Nodes that make a MODEL of a MODEL, with inputs that are to be seen."""
-WITHOUT_EFFECT = ("PerturbedAttentionGuidance", "NAGuidance", "HyperTile", "TomePatchModel")
-"""Nodes that patch attention as UNets have it."""
+WITHOUT_EFFECT = {
+    **dict.fromkeys(("PerturbedAttentionGuidance", "NAGuidance", "HyperTile", "TomePatchModel"), "attn1"),
+    "ScaleROPE": "rope_options",
+}
+"""Nodes that patch attention as UNets have it, or positions as others have them: the place that the log names."""
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ class TestModelPatches:
         graph = text() | {"patch": with_defaults(client, node, model=["loader", 2])}
         found = drawn(client, graph | {"made": ksampler(model=["patch", 0])})
         assert gap(found["made"], found["base"]) < ROUNDING
-        assert "attn1" in of_patches(comfy, before)
+        assert WITHOUT_EFFECT[node] in of_patches(comfy, before)
 
 
 class TestDifferentialDiffusion:
