@@ -172,7 +172,7 @@ def test_no_folder_is_added_to_the_path_of_modules(modules):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr == "path" and ast.unparse(node.value) == "sys":
                 edits.add(module)
-    assert edits == {"dev.comfyui.launch", "dev.comfyui.on_card", "dev.npu_simulator.simulated_torch_npu"}
+    assert edits == {"dev.comfyui.launch", "dev.npu_simulator.simulated_torch_npu"}
 
 
 def test_the_architecture_page_names_every_file():

@@ -11,6 +11,7 @@ nothing is imported ahead of ComfyUI, and packages that load normally are left a
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import os
@@ -145,16 +146,39 @@ def install_simulated_npu(mebibytes: int) -> None:
     state.memory[0].total = mebibytes << 20
 
 
+def find_modules_of(root: str) -> None:
+    """Let this process import the checkout's modules.
+
+    In the place of the script's folder, which has modules with the names of ComfyUI's own.
+    """
+    sys.path[0] = root
+    sys.meta_path.insert(0, finder)
+
+
+def enter(root: str, arguments: Sequence[str] = (), simulated_npu: int = 0) -> None:
+    """Make this process one of ComfyUI, without a server: its modules are imported next.
+
+    Args:
+        root: The checkout.
+        arguments: Of ComfyUI's command line.
+        simulated_npu: MiB of the simulated NPU to run on; 0 is none.
+    """
+    if simulated_npu:
+        install_simulated_npu(simulated_npu)
+    sys.argv[1:] = arguments
+    find_modules_of(root)
+    options: Any = importlib.import_module("comfy.options")
+    options.enable_args_parsing()
+
+
 def main() -> None:
     root = Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
     if os.environ.pop(WATCH_STDIN, ""):
         exit_with_parent()
     if mebibytes := os.environ.pop(SIMULATED_NPU, ""):
         install_simulated_npu(int(mebibytes))
-    # This folder must not stay importable: it has modules with the names of ComfyUI's own.
-    sys.path[0] = str(root)
+    find_modules_of(str(root))
     os.chdir(root)
-    sys.meta_path.insert(0, finder)
     sys.argv = [str(root / "main.py"), *sys.argv[1:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

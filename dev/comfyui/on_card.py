@@ -35,17 +35,8 @@ def load(name: str, path: Path, *folders: str) -> Any:
 
 
 PLAN = json.loads(sys.argv[1])
-sys.argv[1:] = PLAN["options"]
 launch = load("launch", Path(__file__).with_name("launch.py"))
-launch.install_simulated_npu(round(PLAN["card"] * 1024))
-# In the place of this folder, whose modules must not stand before ComfyUI's.
-sys.path[0] = PLAN["comfyui"]
-sys.meta_path.insert(0, launch.finder)
-
-import comfy.options  # noqa: E402
-
-
-comfy.options.enable_args_parsing()
+launch.enter(PLAN["comfyui"], PLAN["options"], simulated_npu=round(PLAN["card"] * 1024))
 
 import comfy.model_management as mm  # noqa: E402
 import numpy as np  # noqa: E402

@@ -14,18 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from load_module import launch, load_pack
+from log_records import Records
 
 
 pack, checkout, limit = sys.argv[1:]
-sys.argv[1:] = ["--cpu"]
-# In the place of the tests' folder, whose modules must not stand before ComfyUI's.
-sys.path[0] = checkout
-sys.meta_path.insert(0, launch().finder)
-
-import comfy.options  # noqa: E402
-
-
-comfy.options.enable_args_parsing()
+launch().enter(checkout, ["--cpu"])
 
 import comfy.model_base  # noqa: E402
 import comfy.sd  # noqa: E402
@@ -128,17 +121,6 @@ FORMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class Warnings(logging.Handler):
-    """What ComfyUI warns of: weights that its class has and the file has not, or the other way round."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
 def read_by_comfyui(state: dict[str, Tensor]) -> comfy.model_base.BaseModel:
     """ComfyUI's model of these weights, which it takes out of the dictionary and partly changes in place."""
     patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
@@ -200,7 +182,8 @@ def one_number_wrong(transformer, given: Inputs) -> Tensor:
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
     transformer = random_transformer(generator)
-    warnings = Warnings()
+    # Of weights that ComfyUI's class has and the file has not, or the other way round.
+    warnings = Records(logging.WARNING)
     logging.getLogger().addHandler(warnings)
     state = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     model = read_by_comfyui(state)
@@ -222,7 +205,7 @@ def main() -> None:
         "one number of one weight": difference(one_number_wrong(transformer, given), expected),
     }
     found = {
-        "read": {"warnings": warnings.texts, "left over": sorted(state)},
+        "read": {"warnings": warnings.messages, "left over": sorted(state)},
         "shift": model.model_sampling.shift,
         "apart": apart,
         "wrong": wrong,

@@ -28,14 +28,7 @@ os.dup2(2, 1)  # what others print is no answer
 
 
 pack, models = sys.argv[1:]
-sys.argv[1:] = ["--cpu", "--disable-api-nodes"]
-sys.path[0] = os.environ["COMFYUI_PATH"]
-sys.meta_path.insert(0, launch().finder)
-
-import comfy.options  # noqa: E402
-
-
-comfy.options.enable_args_parsing()
+launch().enter(os.environ["COMFYUI_PATH"], ["--cpu", "--disable-api-nodes"])
 
 import execution  # noqa: E402
 import folder_paths  # noqa: E402

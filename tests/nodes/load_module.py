@@ -19,7 +19,7 @@ def load_module(name: str, path: Path, *folders: str) -> Any:
 
 
 def launch() -> Any:
-    """`dev.comfyui.launch`: its ``finder`` lets ComfyUI import a torchvision and a torchaudio that do not load."""
+    """`dev.comfyui.launch`, whose ``enter`` makes this process one of ComfyUI."""
     path = Path(__file__).parents[2] / "dev" / "comfyui" / "launch.py"
     return sys.modules.get("launch") or load_module("launch", path)
 

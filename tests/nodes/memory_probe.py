@@ -12,11 +12,7 @@ from load_module import launch, load_pack
 
 
 pack, checkout = sys.argv[1:]
-sys.argv[1:] = []
-launch().install_simulated_npu(64 * 1024)
-# In the place of the tests' folder, whose modules must not stand before ComfyUI's.
-sys.path[0] = checkout
-sys.meta_path.insert(0, launch().finder)
+launch().enter(checkout, simulated_npu=64 * 1024)
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402

@@ -13,19 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from load_module import launch, load_pack
+from log_records import Records as Records
 
 
 PACK, COMFYUI, MODELS, *PARTS = sys.argv[1:]
-sys.argv[1:] = []
-launch().install_simulated_npu(64 * 1024)
-# In the place of the tests' folder, whose modules must not stand before ComfyUI's.
-sys.path[0] = COMFYUI
-sys.meta_path.insert(0, launch().finder)
-
-import comfy.options  # noqa: E402
-
-
-comfy.options.enable_args_parsing()
+launch().enter(COMFYUI, simulated_npu=64 * 1024)
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402

@@ -14,7 +14,7 @@ from typing import Any
 
 # isort: off
 from native_bench import MODELS, NPU, PARTS, counted, encoded, opened, peak_while, sampled, state, unload
-from native_bench import importlib, mm, simulated, torch
+from native_bench import Records, importlib, mm, simulated, torch
 # isort: on
 
 import comfy.k_diffusion.sampling
@@ -76,22 +76,20 @@ def costs() -> None:
     library = pipeline.DeepGenPipeline.from_pretrained(f"{MODELS}/deep", torch_dtype=torch.bfloat16, device="npu:0")
     library.set_progress_bar_config(disable=True)
     noise = library.prepare_latents(1, 64, 64, seed=1)
-    found["steps"] = []
-    for references in (1,):
-        given = encoded(model, references)
-        moved = given[0].to(NPU, torch.bfloat16)
-        row = {
-            "native": counted(lambda steps, given=given: sampled(model, given, steps)),
-            "library": counted(lambda steps, moved=moved: library.denoise(moved, noise, steps, 4.0)),
-        }
-        expected = sampled(model, given)
-        with replaced(sampling, "evaluate_plain", _by_comfyui):
-            row["apart from ComfyUI's sums"] = distance(sampled(model, given), expected)
-        row["captured"] = counted(lambda steps, given=given: sampled(captured, given, steps))
-        simulated.reset()
-        row["apart when captured"] = distance(sampled(captured, given), expected)
-        row["replays"] = state.counts.operators["replay of a graph"]
-        found["steps"].append(row)
+    given = encoded(model, references=1)
+    moved = given[0].to(NPU, torch.bfloat16)
+    expected = sampled(model, given)
+    step: dict[str, Any] = {
+        "native": counted(lambda steps: sampled(model, given, steps)),
+        "library": counted(lambda steps: library.denoise(moved, noise, steps, 4.0)),
+        "captured": counted(lambda steps: sampled(captured, given, steps)),
+    }
+    with replaced(sampling, "evaluate_plain", _by_comfyui):
+        step["apart from ComfyUI's sums"] = distance(sampled(model, given), expected)
+    simulated.reset()
+    step["apart when captured"] = distance(sampled(captured, given), expected)
+    step["replays"] = state.counts.operators["replay of a graph"]
+    found["step"] = step
 
 
 def _by_comfyui(given: dict[str, Any]) -> Any:
@@ -285,17 +283,6 @@ def _of_another_model(patcher: Any) -> Any:
     model_sampling.set_parameters(shift=3.0, multiplier=1.0)
     patcher.add_object_patch("model_sampling", model_sampling)
     return patcher
-
-
-class Records(logging.Handler):
-    """What is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
 
 
 def inherited() -> None:

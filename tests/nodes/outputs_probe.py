@@ -13,14 +13,7 @@ from load_module import launch, load_pack
 
 
 pack, checkout, doomed, good = sys.argv[1:]
-sys.argv[1:] = ["--cpu"]
-sys.meta_path.insert(0, launch().finder)
-sys.path[0] = checkout
-
-import comfy.options  # noqa: E402
-
-
-comfy.options.enable_args_parsing()
+launch().enter(checkout, ["--cpu"])
 
 import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
