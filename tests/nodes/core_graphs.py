@@ -38,6 +38,25 @@ def text(**changes) -> Graph:
     return {"loader": loader(), "encode": encoding(), "base": ksampler(**changes)}
 
 
+def advanced(**changes: Any) -> dict[str, Any]:
+    """KSamplerAdvanced with what a `ksampler` has: all of its steps, unless changes say otherwise."""
+    inputs = ksampler()["inputs"]
+    inputs["noise_seed"] = inputs.pop("seed")
+    del inputs["denoise"]
+    parts = {"add_noise": "enable", "start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    return core("KSamplerAdvanced", **{**inputs, **parts, **changes})
+
+
+def in_two_parts(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> Graph:
+    """``first``, three of six steps, and ``second``, the other three; each with changes of its own."""
+    until = {"end_at_step": 3, "return_with_leftover_noise": "enable"}
+    since = {"latent_image": ["first", 0], "add_noise": "disable", "start_at_step": 3}
+    return {
+        "first": advanced(steps=6, **until, **(first or {})),
+        "second": advanced(steps=6, **since, **(second or {})),
+    }
+
+
 def two_images() -> Graph:
     return {"a": load_image(IMAGES[0]), "b": load_image(IMAGES[1])}
 
@@ -85,6 +104,11 @@ def drawn(client: Client, graph: Graph, *nodes: str) -> dict[str, np.ndarray]:
     infinite = [name for name, latents in found.items() if not np.isfinite(latents).all()]
     assert not infinite, infinite
     return found
+
+
+def assert_unchanged(client: Client, base: np.ndarray, **settings: Any) -> None:
+    """Drawn again with the loader's MODEL, it is what it was with these settings."""
+    assert gap(drawn(client, text(cfg=not_cached(), **settings))["base"], base) == 0
 
 
 def gap(one: np.ndarray, other: np.ndarray) -> float:

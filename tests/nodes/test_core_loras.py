@@ -16,7 +16,18 @@ from core_checkpoints import (
     write_loras,
     write_variant,
 )
-from core_graphs import ROUNDING, SEEN, drawn, gap, lay_images, not_cached, text, two_images, with_defaults
+from core_graphs import (
+    ROUNDING,
+    SEEN,
+    assert_unchanged,
+    drawn,
+    gap,
+    in_two_parts,
+    lay_images,
+    text,
+    two_images,
+    with_defaults,
+)
 from tensors import load_file
 
 from dev.comfyui.client import Client
@@ -50,11 +61,6 @@ def lora(form: str, model: str = "", strength: float = 1.0) -> dict:
     return core("LoraLoaderModelOnly", model=link, lora_name=f"{form}.safetensors", strength_model=strength)
 
 
-def assert_unchanged(client: Client, base) -> None:
-    """Drawn again with the loader's MODEL, it is what it was."""
-    assert gap(drawn(client, text(cfg=not_cached(), steps=6))["base"], base) == 0
-
-
 def from_variant(name: str) -> Graph:
     """A run with the DiT of a variant; the text side is the same in all."""
     return {f"{name} loader": loader(name), f"{name} run": ksampler(model=[f"{name} loader", 2], steps=6)}
@@ -70,7 +76,7 @@ def test_a_lora_is_the_merged_checkpoint(client, form):
     found = drawn(client, graph)
     assert gap(found["made"], found["with-lora run"]) < ROUNDING
     assert gap(found["made"], found["base"]) > 10 * SEEN
-    assert_unchanged(client, found["base"])
+    assert_unchanged(client, found["base"], steps=6)
 
 
 def test_loras_add_up_and_cancel_out(client):
@@ -109,20 +115,13 @@ class TestHooks:
         assert gap(found["both"], found["whole"]) < ROUNDING
         assert gap(found["one, unguided"], found["whole, unguided"]) < ROUNDING
         assert gap(found["one"], found["whole"]) > SEEN and gap(found["one"], found["base"]) > SEEN
-        assert_unchanged(client, found["base"])
+        assert_unchanged(client, found["base"], steps=6)
 
     def test_for_half_of_the_steps(self, client):
         """The weights change within one sampling: three steps with the LoRA and three without."""
         late = core("CreateHookKeyframe", strength_mult=0.0, start_percent=0.5, prev_hook_kf=["early", 0])
         hooked = {"hooks": ["timed", 0], "strength": 1.0, "set_cond_area": "default"}
         pair = {"positive_NEW": ["encode", 1], "negative_NEW": ["encode", 2], **hooked}
-        inputs = ksampler(steps=6)["inputs"]
-        inputs["noise_seed"] = inputs.pop("seed")
-        del inputs["denoise"]
-        part = {"model": ["lora", 0], "add_noise": "enable", "start_at_step": 0, "end_at_step": 3}
-        first = {**inputs, **part, "return_with_leftover_noise": "enable"}
-        part = {"latent_image": ["first", 0], "add_noise": "disable", "start_at_step": 3, "end_at_step": 10000}
-        second = {**inputs, **part, "return_with_leftover_noise": "disable"}
         graph = text(steps=6) | {
             "hook": self.HOOK,
             "early": core("CreateHookKeyframe", strength_mult=1.0, start_percent=0.0),
@@ -131,14 +130,13 @@ class TestHooks:
             "pair": core("PairConditioningSetProperties", **pair),
             "made": ksampler(positive=["pair", 0], negative=["pair", 1], steps=6),
             "lora": lora("bare"),
-            "first": core("KSamplerAdvanced", **first),
-            "second": core("KSamplerAdvanced", **second),
+            **in_two_parts(first={"model": ["lora", 0]}),
             "whole": ksampler(model=["lora", 0], steps=6),
         }
         found = drawn(client, graph)
         assert gap(found["made"], found["second"]) < ROUNDING
         assert gap(found["made"], found["whole"]) > SEEN and gap(found["made"], found["base"]) > SEEN
-        assert_unchanged(client, found["base"])
+        assert_unchanged(client, found["base"], steps=6)
 
 
 class TestMerges:
@@ -161,7 +159,7 @@ class TestMerges:
         assert gap(found["added"], found["other run"]) < ROUNDING
         different = (found["base"], found["other run"], found["mixed run"])
         assert all(gap(one, other) > SEEN for one, other in zip(different, different[1:] + different[:1], strict=True))
-        assert_unchanged(client, found["base"])
+        assert_unchanged(client, found["base"], steps=6)
 
 
 def test_a_lora_that_comfyui_trains(client):
@@ -174,7 +172,7 @@ def test_a_lora_that_comfyui_trains(client):
     graph["patch"] = with_defaults(client, "LoraModelLoader", model=["loader", 2], lora=["train", output])
     found = drawn(client, graph | {"made": ksampler(model=["patch", 0], steps=6)}, "base", "made")
     assert gap(found["made"], found["base"]) > SEEN
-    assert_unchanged(client, found["base"])
+    assert_unchanged(client, found["base"], steps=6)
 
 
 def test_a_saved_model_has_all_weights_of_the_dit(client, comfy):

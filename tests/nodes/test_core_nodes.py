@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from core_checkpoints import skip_block, write_variant
-from core_graphs import IMAGES, ROUNDING, SEEN, drawn, gap, lay_images, not_cached, text, two_images, with_defaults
+from core_graphs import (
+    IMAGES,
+    ROUNDING,
+    SEEN,
+    assert_unchanged,
+    drawn,
+    gap,
+    in_two_parts,
+    lay_images,
+    text,
+    two_images,
+    with_defaults,
+)
 from golden import TINY
 from PIL import Image
 
@@ -58,11 +70,6 @@ def known(client: Client, node: str) -> None:
 
 def patched(node: str, **inputs: Any) -> Graph:
     return {"patch": core(node, model=["loader", 2], **inputs), "made": ksampler(model=["patch", 0])}
-
-
-def assert_unchanged(client: Client, base: np.ndarray) -> None:
-    """Drawn again with the loader's MODEL, it is what it was."""
-    assert gap(drawn(client, text(cfg=not_cached()))["base"], base) == 0
 
 
 def of_patches(comfy: ComfyServer, before: int) -> str:
@@ -284,20 +291,13 @@ class TestConditioning:
 
     def test_timestep_range(self, client):
         """Three steps with one prompt and three with the other."""
-        inputs = ksampler(steps=6)["inputs"]
-        inputs["noise_seed"] = inputs.pop("seed")
-        del inputs["denoise"]
-        first = {"add_noise": "enable", "start_at_step": 0, "end_at_step": 3, "return_with_leftover_noise": "enable"}
-        second = {"add_noise": "disable", "start_at_step": 3, "return_with_leftover_noise": "disable"}
-        second |= {"end_at_step": 10000, "latent_image": ["first", 0], "positive": TWO}
         graph = text(steps=6) | {
             "two": encoding(prompt="a big square"),
             "early": core("ConditioningSetTimestepRange", conditioning=ONE, start=0.0, end=0.5),
             "late": core("ConditioningSetTimestepRange", conditioning=TWO, start=0.5, end=1.0),
             "in turn": combined(["early", 0], ["late", 0]),
             "made": ksampler(steps=6, positive=["in turn", 0]),
-            "first": core("KSamplerAdvanced", **inputs | first),
-            "second": core("KSamplerAdvanced", **inputs | second),
+            **in_two_parts(second={"positive": TWO}),
         }
         found = drawn(client, graph)
         assert gap(found["made"], found["second"]) < ROUNDING

@@ -11,8 +11,11 @@ import torch
 from core_graphs import (
     ROUNDING,
     SEEN,
+    advanced,
+    assert_unchanged,
     drawn,
     gap,
+    in_two_parts,
     keeping,
     latents_of,
     lay_images,
@@ -20,6 +23,7 @@ from core_graphs import (
     text,
     two_images,
 )
+from progress_checks import assert_cancelled_within_a_step
 from safetensors.torch import save_file
 
 from dev.comfyui.client import Client
@@ -147,14 +151,6 @@ class TestTheSameAsOurSampler:
         assert red > green + 60 and red > blue + 60, "a red circle on the left"
 
 
-def advanced(latent: str, output: int, **changes: Any) -> dict[str, Any]:
-    inputs = ksampler(latent_image=[latent, output], steps=6)["inputs"]
-    inputs["noise_seed"] = inputs.pop("seed")
-    del inputs["denoise"]
-    parts = {"add_noise": "enable", "start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
-    return core("KSamplerAdvanced", **{**inputs, **parts, **changes})
-
-
 def custom(guider: str = "guider", sigmas: str = "sigmas") -> dict[str, Any]:
     names = {"noise": ["noise", 0], "sampler": ["euler", 0], "latent_image": ["encode", 3]}
     return core("SamplerCustomAdvanced", guider=[guider, 0], sigmas=[sigmas, 0], **names)
@@ -181,9 +177,8 @@ def six_steps(comfy) -> Iterator[dict[str, np.ndarray]]:
     graph = {
         **text(steps=6),
         "other": encoding(prompt="a blue square"),
-        "whole": advanced("encode", 3),
-        "first": advanced("encode", 3, end_at_step=3, return_with_leftover_noise="enable"),
-        "second": advanced("first", 0, add_noise="disable", start_at_step=3),
+        "whole": advanced(steps=6),
+        **in_two_parts(),
         "noise": core("RandomNoise", noise_seed=42),
         "euler": core("KSamplerSelect", sampler_name="euler"),
         "sigmas": core("BasicScheduler", model=["loader", 2], scheduler="normal", steps=6, denoise=1.0),
@@ -273,9 +268,10 @@ class TestSizes:
         for name, samples in (("odd", cells), ("even", padded)):
             tensors = {"latent_tensor": samples.contiguous(), "latent_format_version_0": torch.tensor([])}
             save_file(tensors, str(comfy.input / f"{name}.latent"))
-        step = {"add_noise": "disable", "start_at_step": 3, "end_at_step": 4, "return_with_leftover_noise": "enable"}
+        step = {"steps": 6, "add_noise": "disable", "start_at_step": 3, "end_at_step": 4}
+        step["return_with_leftover_noise"] = "enable"
         graph = text() | {name: core("LoadLatent", latent=f"{name}.latent") for name in ("odd", "even")}
-        graph |= {f"{name} step": advanced(name, 0, **step) for name in ("odd", "even")}
+        graph |= {f"{name} step": advanced(latent_image=[name, 0], **step) for name in ("odd", "even")}
         graph |= {"empty": empty(width=72, height=56), "made": ksampler(latent_image=["empty", 0])}
         graph |= {"decoded": decoding("made"), "saved": save("decoded")}
         nodes = ("odd", "odd step", "even step", "made")
@@ -335,24 +331,9 @@ class TestProgress:
 
 
 def test_cancel(client):
-    """Within a step, large enough that it takes far longer than a request to the server; the next run is unharmed."""
-    graph = text()
-    before = drawn(client, graph)["base"]
+    """Within a step; the next run is unharmed."""
+    before = drawn(client, text())["base"]
     slow = {"loader": loader("DeepGen-1.0-diffusers"), "empty": empty(width=768, height=768)}
     slow |= {"encode": encoding(), "made": ksampler(latent_image=["empty", 0], steps=1000)}
-    job = client.start(keeping(slow, "made"))
-    seen: list[float] = []
-
-    def reached(result: RunResult) -> bool:
-        seen[:] = [one.value for one in result.progress if one.node == "made" and one.max == 1000]
-        return len(seen) >= 3
-
-    job.wait_until(reached)
-    at_cancel = seen[-1]
-    job.interrupt()
-    result = job.wait()
-    assert result.interrupted and not result.ok
-    last = max(one.value for one in result.progress if one.node == "made" and one.max == 1000)
-    # The step during which the server got the request, and one that the client had not yet heard of.
-    assert last - at_cancel <= 2, (at_cancel, last)
-    assert gap(drawn(client, text(cfg=not_cached()))["base"], before) == 0
+    assert_cancelled_within_a_step(client, keeping(slow, "made"), "made")
+    assert_unchanged(client, before)
