@@ -48,10 +48,8 @@ MODELS = ("first", "second")
 COLOURS = ("red", "green", "blue", "gray")
 NPU_MIB = 64 * 1024
 LAYER = "transformer.transformer_blocks.1.attn.to_q"
-WIDTH = (
-    SIZES["tiny"].configs["transformer"]["attention_head_dim"]
-    * (SIZES["tiny"].configs["transformer"]["num_attention_heads"])
-)
+_DIT = SIZES["tiny"].configs["transformer"]
+WIDTH = _DIT["attention_head_dim"] * _DIT["num_attention_heads"]
 LORA = {"A": (2, WIDTH), "B": (WIDTH, 2)}
 """Shapes of a LoRA on that layer of the tiny model, by the letters of its keys."""
 
