@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .attention_kernels import npu_fusion_attention, npu_fusion_attention_v3, npu_prompt_flash_attention
 from .checks import check_floats, halves, refuse
+from .quant_kernels import npu_dynamic_quant, npu_quant_matmul, npu_rotate_quant
 
 
 _libraries: list[torch.library.Library] = []
@@ -171,6 +172,9 @@ KERNELS: dict[str, Callable] = {
         npu_fusion_attention,
         npu_fusion_attention_v3,
         npu_prompt_flash_attention,
+        npu_dynamic_quant,
+        npu_quant_matmul,
+        npu_rotate_quant,
     )
 }
 """By the name of the operator in torch.ops.npu."""

@@ -106,6 +106,7 @@ class State:
         self.memory: list[Memory] = []
         self.capture: Any = None
         self.references: dict[str, Any] = {}
+        self.composites: dict[str, Any] = {}
         self._thread = threading.local()
 
     @property
@@ -164,7 +165,13 @@ class Tensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Of another wrapper, such as a quantised tensor, that class has to take the operator apart.
+        if not all(issubclass(kind, (Tensor, torch.nn.Parameter)) or kind in PLAIN for kind in types):
+            return NotImplemented
         return run(func, args, kwargs or {})
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def inner(value: Any) -> Any:
@@ -193,6 +200,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = schema.name
     if name == "aten::to":  # arrives in inference mode alone; elsewhere PyTorch has made a _to_copy of it
         return func.decompose(*args, **kwargs)
+    if name in state.composites:
+        return state.composites[name](*args, **kwargs)
     if any(returned.alias_info is not None and not returned.alias_info.is_write for returned in schema.returns):
         _NOT_LAUNCHED.add(name)
     state.counts.operators[name] += 1

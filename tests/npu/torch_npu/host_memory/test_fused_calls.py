@@ -15,11 +15,15 @@ from golden import CASES, TINY, differences
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepgen_npu import DeepGenPipeline
+from deepgen_npu.checkpoint.folder import Checkpoint
+from deepgen_npu.quantization.layers import PARTS
+from deepgen_npu.tools.quantize import plan, quantize
 from dev.npu_simulator import host_npu
 from dev.npu_simulator.host_npu import FusedCall
 
 
 OURS = {"npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention_v3"}
+OF_INT8 = {"npu_dynamic_quant", "npu_rotate_quant", "npu_quant_matmul"}
 
 
 def shape(value: Any) -> Any:
@@ -48,11 +52,13 @@ def replay(call: FusedCall, device: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def calls() -> list[FusedCall]:
-    """One of each kind that the golden cases make, in float32 and in bfloat16."""
+def calls(tmp_path_factory) -> list[FusedCall]:
+    """One of each kind that the golden cases make, in float32 and in bfloat16, and with weights in int8."""
     kinds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        pipe = DeepGenPipeline.from_pretrained(TINY, torch_dtype=dtype, device="npu")
+    source, quantized = Checkpoint.open(TINY), tmp_path_factory.mktemp("quantized") / "int8"
+    quantize(source, quantized, plan(source, "int8_convrot", PARTS))
+    for folder, dtype in ((TINY, torch.float32), (TINY, torch.bfloat16), (quantized, torch.bfloat16)):
+        pipe = DeepGenPipeline.from_pretrained(folder, torch_dtype=dtype, device="npu")
         for case in CASES:
             with host_npu.recorded_fused_calls() as record:
                 differences(pipe, case)
@@ -63,7 +69,7 @@ def calls() -> list[FusedCall]:
 
 
 def test_all_that_we_use_was_called(calls):
-    assert {call.name for call in calls} == OURS
+    assert {call.name for call in calls} == OURS | OF_INT8
 
 
 def on_meta(call: FusedCall) -> Any:
