@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .checkpoint.folder import Checkpoint
     from .conditioning import Conditioning
-    from .errors import CheckpointError
+    from .errors import CheckpointError, LoraError
     from .pipeline import DeepGenPipeline, DeepGenPipelineOutput
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "Conditioning",
     "DeepGenPipeline",
     "DeepGenPipelineOutput",
+    "LoraError",
 ]
 
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "Conditioning": "conditioning",
     "DeepGenPipeline": "pipeline",
     "DeepGenPipelineOutput": "pipeline",
+    "LoraError": "errors",
 }
 
 

@@ -15,6 +15,10 @@ class CheckpointError(DeepGenError, ValueError):
     """A checkpoint folder is missing, incomplete or inconsistent; the message names the file."""
 
 
+class LoraError(DeepGenError, ValueError):
+    """A LoRA file cannot be used; the message names the file."""
+
+
 class DownloadError(DeepGenError, RuntimeError):
     """A download failed; the message says what to do about it."""
 

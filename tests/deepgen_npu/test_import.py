@@ -23,10 +23,13 @@ def run(code: str) -> str:
     "module",
     [
         "deepgen_npu",
-        *(f"deepgen_npu.{name}" for name in ("cli", "checkpoint.folder", "hub.download", "image_files", "locations")),
         *(
             f"deepgen_npu.{name}"
-            for name in ("checks", "dtypes", "errors", "formatting", "model.architecture", "sizes")
+            for name in ("cli", "checkpoint.folder", "hub.download", "image_files", "locations", "lora.file")
+        ),
+        *(
+            f"deepgen_npu.{name}"
+            for name in ("checks", "dtypes", "errors", "formatting", "lora.file", "model.architecture", "sizes")
         ),
     ],
 )
