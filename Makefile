@@ -15,7 +15,8 @@ IN_COMFYUI := tests/nodes tests/workflows tests/words $(addprefix tests/publishe
 # until it is entered here.
 ON_ONE_PAIR := bench cli devices doctor files hostile_hub image_files images import library_pairs locations npu_setup \
 	property_arguments refused_downloads stopped_downloads \
-	property_image_files property_references publishing baseline requirements signals sizes verify
+	property_image_files property_references publishing baseline requirements signals sizes verify \
+	quantize lora_option file kinds formats
 
 .PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-library test-ascend-pair test-torch-npu \
 	third-party-checks outside-checks release-checks environments comfyui-environments benchmark clean

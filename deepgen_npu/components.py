@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ from .checks import must_be
 from .devices import resolve_device, resolve_dtype
 from .encoding_cache import EncodingCache
 from .errors import CheckpointError
+from .lora.adapters import Adapters
 from .placement import ModelOffload, Placement, StayInPlace, device_of
 from .prompts import PromptTemplate
+from .quantization.linear import quantized_layers
+from .quantization.support import require_support
 from .sizes import SizeRules
 
 
@@ -33,6 +36,17 @@ def device_map(device: torch.device, text_encoder_device: str | torch.device | N
     """The device of each part; VLM and connector may have another than DiT and VAE."""
     text = device if text_encoder_device is None else resolve_device(text_encoder_device)
     return {part: text if part in ("vlm", "connector") else device for part in PARTS}
+
+
+def require_formats(checkpoint: Checkpoint, devices: Mapping[str, torch.device]) -> None:
+    """Refuse weights in a format that a part's device cannot compute with, before anything is read.
+
+    Raises:
+        DeviceError: Naming the format to take instead.
+    """
+    for part, layers in checkpoint.quantized.items():
+        if part in devices:
+            require_support(layers.values(), devices[part])
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class Components:
         self.encodings = EncodingCache()
         """Cache of encoded prompts and references. It is off until its ``max_bytes`` is set."""
         self._cfg_transformers: list[SD3Transformer2DModel] = []
+        self._adapters = Adapters(transformer)
         self._progress_bar_config: dict[str, Any] = {}
         image_token = tokenizer.convert_tokens_to_ids(prompt_template.image_token)
         if image_token != vlm.config.image_token_id:
@@ -142,6 +157,7 @@ class Components:
             loaded: Parts that are loaded already, by these names; they may have another dtype.
             on_bytes_read: As in `from_pretrained`.
         """
+        require_formats(checkpoint, devices)
         template = PromptTemplate.from_config(checkpoint.prompt_template)
         sizes = checkpoint.sizes
         tokenizer = load_tokenizer(checkpoint)
@@ -205,6 +221,7 @@ class Components:
             text_encoder_device: Another device for VLM and connector, for instance a second card.
         """
         devices = device_map(resolve_device(device), text_encoder_device)
+        self._require_support(devices)
         self._cfg_transformers = []
         for part, model in self._models.items():
             model.to(devices[part])
@@ -217,6 +234,7 @@ class Components:
         The peak on the device is then the largest part (the VLM, 7 GiB in bfloat16) plus activations.
         """
         target = resolve_device(device)
+        self._require_support(device_map(target))
         self._cfg_transformers = []
         self.placement = ModelOffload(self._models, target)
         self.placement.release()
@@ -235,7 +253,57 @@ class Components:
             raise ValueError("CFG parallel and model offload cannot be combined: call to() first, which ends offload.")
         if target == here:
             raise ValueError(must_be("device", f"another device than {here}, which the DiT is on", str(target)))
+        require_support(quantized_layers(self.transformer).values(), target)
         self._cfg_transformers = [copy_to(self.transformer, target)]
+
+    def _require_support(self, devices: Mapping[str, torch.device]) -> None:
+        for part, model in self._models.items():
+            require_support(quantized_layers(model).values(), devices[part])
+
+    def load_lora_weights(
+        self, path: str | os.PathLike[str], adapter_name: str | None = None, weight: float = 1.0
+    ) -> str:
+        """Merge a LoRA into the DiT's weights, beside those that are loaded already.
+
+        It costs nothing while images are drawn. The weights before are kept on the host, of the changed layers only;
+        the merged ones are computed from them in float32 and rounded once.
+
+        Args:
+            path: A .safetensors file, or a folder that diffusers or PEFT saved. Names of diffusers, PEFT, kohya,
+                LyCORIS, OneTrainer and of SD3's reference implementation are known; LoRA, DoRA, LoHa, LoKr, full
+                differences, biases and norms. Keys that match nothing are listed in the log.
+            adapter_name: To change its strength by; None takes the name of the file.
+            weight: Its strength, from -100 to 100: 1 is as trained, 0 changes nothing.
+
+        Returns:
+            The name.
+
+        Raises:
+            LoraError: When the file cannot be read, is made for another model, or is of a kind that is not known.
+                Then nothing has changed.
+            TypeError, ValueError: For a name that is loaded already or a weight that cannot be.
+        """
+        return self._adapters.load(path, adapter_name, weight, self._cfg_transformers)
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
+    ) -> None:
+        """Set the strengths of loaded LoRAs, all at once; those that are not named get 0.
+
+        Args:
+            adapter_names: One or several, as `load_lora_weights` returned them.
+            adapter_weights: One for each name, or one number for all; None is 1.
+        """
+        self._adapters.set(adapter_names, adapter_weights, self._cfg_transformers)
+
+    @property
+    def adapter_weights(self) -> dict[str, float]:
+        """The strength of each loaded LoRA by its name, in the order in which they were loaded."""
+        return self._adapters.weights
+
+    def unload_lora_weights(self) -> None:
+        """Take all LoRAs out: the DiT's weights are again what they were, to the bit."""
+        self._adapters.unload(self._cfg_transformers)
 
     def enable_vae_tiling(self) -> None:
         """Decode and encode in overlapping tiles where an image is larger than the VAE's training size (1024 pixels).

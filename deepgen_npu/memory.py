@@ -19,6 +19,7 @@ from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_
 from .errors import DeepGenError
 from .formatting import format_bytes, format_size
 from .model.modulation import MODULATION_BYTES
+from .quantization.linear import workspace_bytes
 
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def activation_bytes(pipe: Components, work: Workload) -> int:
     if work.part == "vae":
         return vae_activation_bytes(pipe.vae.config, work.height, work.width, pipe.vae.dtype)
     itemsize = pipe.dtype.itemsize
+    return _activation_bytes(pipe, work, itemsize) + workspace_bytes(pipe.components[work.part], itemsize)
+
+
+def _activation_bytes(pipe: Components, work: Workload, itemsize: int) -> int:
     if work.part == "transformer":
         return transformer_activation_bytes(pipe.transformer.config, pipe.sizes, work, itemsize)
     tokens = work.text_tokens

@@ -24,9 +24,10 @@ from ..prompts import PromptTemplate
 from ..sizes import SizeRules
 from .files import damaged, download_again, how_to_download, missing, printable, read_json, wrong
 from .index_keys import LATENT_RGB_FACTORS_KEY, TRAINED_SIDE_KEY
-from .safetensors_header import StoredTensor, read_safetensors_header
+from .quantized import Layers, layers_in, read_layers, without_extras
+from .safetensors_header import SafetensorsFile, StoredTensor, read_safetensors, read_safetensors_header
 from .schema import CONFIG_FILES, check_shifting, is_table, settings
-from .structure import by_model_names, check_structure
+from .structure import by_model_names, check_structure, model_name
 from .tokenizer_files import TokenizerFiles
 
 
@@ -67,6 +68,7 @@ class Checkpoint:
         prompt_template: The content of ``prompt_template.json``.
         index: The content of ``model_index.json``.
         stored_configs: The content of the config files, as it is.
+        quantized: For each part, the quantised layers by the names of their modules.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class Checkpoint:
     prompt_template: Mapping[str, Any] = field(repr=False)
     index: Mapping[str, Any] = field(repr=False)
     stored_configs: Mapping[str, dict[str, Any]] = field(repr=False)
+    quantized: Mapping[str, Layers] = field(repr=False, default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Checkpoint:
@@ -88,12 +91,16 @@ class Checkpoint:
         template = read_json(folder, "prompt_template.json")
         index = read_json(folder, "model_index.json")
         tokenizer = TokenizerFiles.read(folder)
-        tensors = {part: _part_tensors(folder, part) for part in PARTS}
+        files = {part: _part_tensors(folder, part) for part in PARTS}
+        tensors = {part: stored for part, (stored, _) in files.items()}
         configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
-        for part in PARTS:
+        quantized: dict[str, Layers] = {}
+        for part, (_, in_headers) in files.items():
             by_name = by_model_names(part, folder / part, tensors[part])
+            layers = quantized[part] = read_layers(by_name, in_headers)
+            by_name = without_extras(by_name, layers)
             check_structure(part, folder / part, folder / CONFIG_FILES[part], configs[part], by_name)
-        checkpoint = cls(folder, configs, tensors, template, index, stored)
+        checkpoint = cls(folder, configs, tensors, template, index, stored, quantized)
         _check_dimensions(checkpoint)
         _check_language(checkpoint, tokenizer)
         _ = checkpoint.sizes
@@ -219,14 +226,19 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> Path:
         raise DownloadError(f"There is no folder {text} here. As the id of a model: {error}") from error
 
 
-def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
-    """The tensors of a part from its shards' headers, compared with the index where there is one."""
+def _part_tensors(folder: Path, part: str) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """The tensors of a part from its shards' headers, compared with the index where there is one.
+
+    Returns:
+        The tensors, and what the headers say of quantised layers, by the names that the model has.
+    """
     name = _WEIGHTS[part]
     index_name = f"{part}/{name}.index.json"
     if not os.path.lexists(folder / index_name):
         if not os.path.lexists(folder / part / name):
             raise missing(folder, f"{part}/{name}", f" (or {index_name} with its shards)" if part == "vlm" else "")
-        return _header(folder, f"{part}/{name}")
+        file = _header(folder, f"{part}/{name}")
+        return file.tensors, _layers_in(part, folder / part / name, file)
 
     index = folder / index_name
     weight_map = read_json(folder, index_name).get("weight_map")
@@ -237,8 +249,11 @@ def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
             requirement = "the name of a .safetensors file in the folder of the index"
             raise wrong(index, f"weight_map[{shown(tensor)}]", home, requirement)
     tensors: dict[str, StoredTensor] = {}
+    layers: dict[str, Any] = {}
     for shard in sorted(set(weight_map.values())):
-        stored = _header(folder, f"{part}/{shard}", f" (listed in {index_name})")
+        file = _header(folder, f"{part}/{shard}", f" (listed in {index_name})")
+        layers |= _layers_in(part, folder / part / shard, file)
+        stored = file.tensors
         for tensor, home in weight_map.items():
             if home == shard and tensor not in stored:
                 raise damaged(
@@ -250,14 +265,18 @@ def _part_tensors(folder: Path, part: str) -> dict[str, StoredTensor]:
                     f"{tensors[tensor].file} and {folder / part / shard} both contain the tensor {printable(tensor)}."
                 )
         tensors.update(stored)
-    return tensors
+    return tensors, layers
 
 
-def _header(folder: Path, name: str, note: str = "") -> dict[str, StoredTensor]:
+def _header(folder: Path, name: str, note: str = "") -> SafetensorsFile:
     try:
-        return read_safetensors_header(folder / name)
+        return read_safetensors(folder / name)
     except FileNotFoundError:
         raise missing(folder, name, note) from None
+
+
+def _layers_in(part: str, path: Path, file: SafetensorsFile) -> dict[str, Any]:
+    return {model_name(part, name): given for name, given in layers_in(path, file.metadata).items()}
 
 
 def _check_dimensions(checkpoint: Checkpoint) -> None:

@@ -219,6 +219,11 @@ def vlm_name(name: str) -> str:
     return f"model.language_model.{name.removeprefix('model.')}"
 
 
+def model_name(part: str, name: str) -> str:
+    """The name that a part's model has for a stored tensor or a module."""
+    return vlm_name(name) if part == "vlm" else name
+
+
 def by_model_names(part: str, folder: Path, tensors: Tensors) -> dict[str, StoredTensor]:
     """The tensors of a part by the names that the model has; without the VLM's head, which is never used.
 

@@ -26,7 +26,11 @@ from ..errors import CheckpointError
 from ..files import FileError, open_regular
 from ..model.connector import Connector
 from ..model.positions import STAYS_ON_HOST, keep_positions_on_host
+from ..quantization.formats import SCALE, LayerFormat
+from ..quantization.linear import quantized_layers, replace_layers
+from ..quantization.support import require_support
 from .folder import Checkpoint
+from .quantized import without_extras
 from .safetensors_header import StoredTensor
 from .schema import CONFIG_FILES, settings
 from .structure import by_model_names
@@ -63,16 +67,28 @@ def load_part(
 
     Raises:
         CheckpointError: When names or shapes of tensors do not match the config.
+        DeviceError: When the device cannot compute with the part's quantised weights.
     """
     stored = by_model_names(part, checkpoint.folder / part, checkpoint.tensors[part])
+    layers = checkpoint.quantized.get(part, {})
+    require_support(layers.values(), torch.device(device))
     with _named(checkpoint, part):
-        model = empty_model(part, checkpoint.configs[part])
+        model = empty_model(part, checkpoint.configs[part], layers)
     # One buffer for all: the allocator would leave a hole between two weights for each one freed.
     buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
     state = {
         name: read_tensor(tensor, dtype, home_of(name, device), on_bytes_read, buffer)
-        for name, tensor in stored.items()
+        for name, tensor in without_extras(stored, layers).items()
+        if name.removesuffix(".weight") not in layers
     }
+    for name in layers:
+        state[f"{name}.weight"] = read_tensor(stored[f"{name}.weight"], None, device, on_bytes_read, buffer)
+        scale = read_tensor(stored[f"{name}.{SCALE}"], None, device, on_bytes_read, buffer)
+        shape = model.get_submodule(name).weight_scale.shape
+        # A file may have one scale for all rows: kernels take one for each.
+        state[f"{name}.{SCALE}"] = (
+            scale.reshape(-1, *shape[1:]).expand(shape).contiguous() if shape else scale.view(())
+        )
     with _named(checkpoint, part):
         return filled(model, state, device)
 
@@ -116,6 +132,7 @@ def copy_to(model: Module, device: torch.device) -> Any:
     config = dict(model.config)
     with torch.device("meta"):
         copy = type(model).from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
+    replace_layers(copy, quantized_layers(model))
     state = {name: tensor.to(home_of(name, device)) for name, tensor in model.state_dict().items()}
     return filled(copy, state, device)
 
@@ -172,6 +189,23 @@ def read_tensor(
     return target
 
 
+def read_bytes(stored: StoredTensor, on_bytes_read: BytesRead | None = None) -> Iterator[memoryview]:
+    """The bytes of one tensor as they are stored, in pieces that are overwritten by the next.
+
+    Args:
+        stored: Where it lies.
+        on_bytes_read: Called with the number of bytes of each piece that was read.
+    """
+    buffer = torch.empty(min(_CHUNK_BYTES, stored.nbytes), dtype=torch.uint8)
+    with _opened(stored) as file:
+        for start in range(0, stored.nbytes, _CHUNK_BYTES):
+            piece = buffer[: stored.nbytes - start]
+            _read_into(file, piece, stored)
+            yield memoryview(piece.numpy())
+            if on_bytes_read is not None:
+                on_bytes_read(len(piece))
+
+
 @contextmanager
 def _opened(stored: StoredTensor) -> Iterator[FileIO]:
     """The file of a tensor, at its first byte."""
@@ -203,13 +237,23 @@ def _gone(stored: StoredTensor, error: OSError | FileError) -> CheckpointError:
     )
 
 
-def empty_model(part: str, config: Mapping[str, Any]) -> Any:
+def empty_model(part: str, config: Mapping[str, Any], layers: Mapping[str, LayerFormat] | None = None) -> Any:
     """The model of a part as its config describes it, with parameters that occupy no memory (meta device).
 
     The VLM comes without its ``lm_head``: the published folder leaves it out, since it is the embedding again,
     and image generation never uses it. Its rotary frequencies are real.
+
+    Args:
+        part: ``vlm``, ``connector``, ``transformer`` or ``vae``.
+        config: Its settings.
+        layers: Those that are quantised, by the names of their modules.
     """
-    config = settings(part, Path(CONFIG_FILES[part]), config)
+    model = _empty_model(part, settings(part, Path(CONFIG_FILES[part]), config))
+    replace_layers(model, layers or {})
+    return model
+
+
+def _empty_model(part: str, config: dict[str, Any]) -> Any:
     if part == "connector":
         with torch.device("meta"):
             return Connector(config)

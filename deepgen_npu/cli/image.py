@@ -18,8 +18,16 @@ from ..dtypes import dtype_name
 from ..errors import UsageError
 from ..formatting import format_bytes, format_size
 from ..locations import downloaded_model
+from ..lora.file import check_choices
 from . import options
-from .options import DEFAULT_PROMPT, add_model_option, add_placement_options, add_run_options, complain
+from .options import (
+    DEFAULT_PROMPT,
+    add_lora_option,
+    add_model_option,
+    add_placement_options,
+    add_run_options,
+    complain,
+)
 
 
 if TYPE_CHECKING:
@@ -69,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser, editing: bool | None) -> None
         default=1,
         help="number of images (default: %(default)s)",
     )
+    add_lora_option(parser)
     add_placement_options(parser)
     add(
         "--vae_tiling",
@@ -105,6 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
         height, width = rules.match_aspect(references[0].height, references[0].width)
     rules.check(height, width, editing=bool(references))
     check_prompts_for(checkpoint, arguments.prompt, arguments.negative_prompt, editing=bool(references))
+    check_choices(arguments.lora, checkpoint.configs["transformer"])
     parameters = {
         "model": checkpoint.folder.name,
         "prompt": arguments.prompt,
@@ -116,6 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "noise": arguments.noise,
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,
+        "loras": [{"name": one.name, "strength": one.strength} for one in arguments.lora],
     }
     image_files.rehearse(outputs, height, width, parameters, "--output_image")
 
@@ -128,15 +139,17 @@ def _run(arguments: argparse.Namespace) -> int:
     devices = device_map(device, arguments.text_encoder_device)
     print(f"Target device: {device}")
     pipe = _load(checkpoint, arguments.dtype, devices, arguments.offload)
+    for one in arguments.lora:
+        pipe.load_lora_weights(one.path, weight=one.strength)
+        print(f"  LoRA: {one}")
     pipe.capture_graph = arguments.capture_graph
     if arguments.vae_tiling:
         pipe.enable_vae_tiling()
 
+    drawn: dict[str, Any] = {"seed": arguments.seed}
     if arguments.noise == "device" and device.type != "cpu":
-        generator = torch.Generator(device).manual_seed(arguments.seed)
-        noise = pipe.prepare_latents(arguments.num_images, height, width, generator=generator)
-    else:
-        noise = pipe.prepare_latents(arguments.num_images, height, width, seed=arguments.seed)
+        drawn = {"generator": torch.Generator(device).manual_seed(arguments.seed)}
+    noise = pipe.prepare_latents(arguments.num_images, height, width, **drawn)
     steps = arguments.num_inference_steps
     print(f"Starting inference on {device} ({steps} steps)...")
     start = time.perf_counter()
@@ -197,9 +210,11 @@ def _load(checkpoint: Checkpoint, choice: str, devices: dict[str, Any], offload:
     import torch
     from tqdm.auto import tqdm
 
+    from ..components import require_formats
     from ..devices import resolve_dtype
     from ..pipeline import DeepGenPipeline
 
+    require_formats(checkpoint, devices)
     print(f"Loading pipeline from: {checkpoint.folder}")
     start = time.perf_counter()
     dtype = resolve_dtype(choice, devices["transformer"])

@@ -14,6 +14,7 @@ from .. import checks
 from ..checks import must_be
 from ..dtypes import CHOICES
 from ..formatting import split_commands
+from ..lora.file import LoraChoice, strength
 
 
 DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
@@ -119,6 +120,24 @@ def device(name: str, automatic: bool = True) -> Callable[[str], str]:
     return option_type(str, check)
 
 
+def lora(name: str) -> Callable[[str], LoraChoice]:
+    """A LoRA and its strength: ``FILE`` or ``FILE:STRENGTH``. What exists under the whole text is meant as it is."""
+    as_path = path(name)
+
+    def check(text: object) -> LoraChoice:
+        text = str(text)
+        head, colon, tail = text.rpartition(":")
+        if not colon or os.path.lexists(os.path.expanduser(text)):
+            return LoraChoice(Path(as_path(text)))
+        given = _as_float(tail)
+        # "C:\\x.safetensors" has no strength, "x.safetensors:strong" has one that cannot be.
+        if isinstance(given, float) or os.path.lexists(os.path.expanduser(head)):
+            return LoraChoice(Path(as_path(head)), strength(f"the strength of {name} {head}", given))
+        return LoraChoice(Path(as_path(text)))
+
+    return option_type(str, check)
+
+
 def _as_int(text: str) -> object:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,100}", text) else text
 
@@ -177,6 +196,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="npu, npu:N, cuda, cuda:N, cpu, or auto for the best available (default: %(default)s)",
     )
     add("--dtype", default="auto", choices=CHOICES, help="precision (default: %(default)s)")
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lora``."""
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        type=lora("--lora"),
+        action="append",
+        default=[],
+        help="a LoRA for SD3.5-medium or DeepGen, a .safetensors file or a folder of diffusers or PEFT; its strength "
+        "is 1 by default. May be given several times",
+    )
 
 
 def add_placement_options(parser: argparse.ArgumentParser) -> None:

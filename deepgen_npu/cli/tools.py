@@ -17,9 +17,10 @@ from .. import checks, dtypes
 from ..checkpoint.prompt_check import check_prompts_for
 from ..errors import UsageError
 from ..formatting import format_size
+from ..quantization.formats import FORMATS
 from ..tools.model_sizes import SIZES
 from . import options
-from .options import DEFAULT_PROMPT, add_model_option, add_placement_options, add_run_options
+from .options import DEFAULT_PROMPT, add_lora_option, add_model_option, add_placement_options, add_run_options
 
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="random weights instead of a model: tiny, benchmark (a sixth of the published size) or published (the "
         "default: 6.7 billion parameters, 12.6 GiB in bfloat16)",
     )
+    add("--format", choices=FORMATS, help="quantise the random weights; a model folder has a format of its own")
     add("--prompt", default=DEFAULT_PROMPT, help="(default: %(default)r)")
     add(
         "--references",
@@ -127,6 +129,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="edit N synthetic images (default: generate)",
     )
     add_run_options(parser)
+    add_lora_option(parser)
     add_placement_options(parser)
 
 
@@ -161,6 +164,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         "versions": doctor.versions(),
         "device": {"device": str(place.device), "name": name_of(place.device)},
         "model": model.name,
+        "loras": [{"name": one.name, "strength": one.strength} for one in model.loras],
         "dtype": dtypes.dtype_name(place.dtype),
         "offload": place.offload,
         "capture_graph": place.capture_graph,
@@ -280,7 +284,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     if fingerprint != baseline.fingerprint:
         raise UsageError(
             f"The run in {arguments.compare} was made with another model: {baseline.model}, fingerprint "
-            f"{baseline.fingerprint[:12]}; {model.name} has {fingerprint[:12]}. Pass that model as --model_path."
+            f"{baseline.fingerprint[:12]}; {model.name} has {fingerprint[:12]}. Pass that model as --model_path, "
+            "with its LoRAs."
         )
     settings = baseline.settings
     check_prompts_for(model.checkpoint, settings.prompt, "", editing=settings.references > 0)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoint.folder import PARTS, Checkpoint
+from ..checkpoint.folder import PARTS, Checkpoint, StoredTensor
 from ..checks import Named, must, must_be, one_of
 from ..dtypes import CHOICES, dtype_name
 from ..files import (
@@ -35,6 +35,7 @@ from ..files import (
 )
 from ..formatting import format_size
 from ..image_files import open_image, save_image
+from ..lora.file import LoraChoice, check_choices
 from .runs import RunSettings
 
 
@@ -192,7 +193,7 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
         raise FileError(f"--save {folder} cannot be written: {reason_of(error)}.") from None
 
 
-def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:
+def fingerprint(checkpoint: Checkpoint, drawn: str = "", loras: Iterable[LoraChoice] = ()) -> str:
     """A short name of a model's content, independent of its folder and of how its files are split.
 
     It covers configs, prompt template and, for each tensor, name, dtype, shape and first bytes: enough to distinguish
@@ -201,6 +202,7 @@ def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:
     Args:
         checkpoint: The model.
         drawn: What the weights are drawn from, for a model without files.
+        loras: What is merged into the weights.
 
     Returns:
         64 hexadecimal digits (SHA-256).
@@ -216,7 +218,20 @@ def fingerprint(checkpoint: Checkpoint, drawn: str = "") -> str:
         for name, tensor in sorted(checkpoint.tensors[part].items()):
             add([part, name, tensor.dtype, list(tensor.shape)])
             if not drawn:
-                with open_regular(tensor.file) as file:
-                    file.seek(tensor.offset)
-                    digest.update(file.read(min(_SAMPLE_BYTES, tensor.nbytes)))
+                digest.update(_sample(tensor))
+    chosen = list(loras)
+    for choice, file in zip(chosen, check_choices(chosen, checkpoint.configs["transformer"]), strict=True):
+        add(["lora", choice.strength])
+        for change in sorted(file.changes, key=lambda one: one.name):
+            alpha = {} if change.alpha is None else {"alpha": change.alpha}
+            add([change.layer.modules, change.scale])
+            for part, tensor in sorted({**change.tensors, **alpha}.items()):
+                add([part, tensor.dtype, list(tensor.shape)])
+                digest.update(_sample(tensor))
     return digest.hexdigest()
+
+
+def _sample(tensor: StoredTensor) -> bytes:
+    with open_regular(tensor.file) as file:
+        file.seek(tensor.offset)
+        return file.read(min(_SAMPLE_BYTES, tensor.nbytes))

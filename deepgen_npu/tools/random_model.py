@@ -19,10 +19,13 @@ from torch.nn import Module
 from ..checkpoint.folder import PARTS, Checkpoint
 from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
-from ..checkpoint.structure import vlm_name
+from ..checkpoint.structure import model_name
 from ..checkpoint.weights import BytesRead, empty_model, filled, home_of, load_scheduler, load_tokenizer
 from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate
+from ..quantization import layers as quantized_layers
+from ..quantization.formats import INT8, SCALE, LayerFormat
+from ..quantization.values import quantize
 from .layout import WeightFile, text_files, weight_files
 from .model_sizes import find_size
 from .random_values import random_tensor
@@ -37,21 +40,24 @@ class RandomModel:
         checkpoint: As if the folder had been written. Its tensors have names, dtypes and shapes, but their files do
             not exist. The folder, which contains the small files, exists as long as this object.
         seed: Of the weights.
+        title: The format of quantised layers; None if there are none.
     """
 
     size: str
     checkpoint: Checkpoint
     seed: int
+    title: str | None
     _files: list[WeightFile]
     _folder: tempfile.TemporaryDirectory[str]
 
     @classmethod
-    def of_size(cls, size: str, seed: int = 0) -> RandomModel:
+    def of_size(cls, size: str, seed: int = 0, title: str | None = None) -> RandomModel:
         """Describe a model without allocating its weights.
 
         Args:
             size: A key of `model_sizes.SIZES`.
             seed: Of the weights.
+            title: One of `quantization.formats.FORMATS`, in which layers are quantised as they are drawn; or None.
 
         Raises:
             ValueError: For an unknown size.
@@ -73,17 +79,36 @@ class RandomModel:
         stored = {part: json.loads(json.dumps(config)) for part, config in chosen.configs.items()}
         configs = {part: settings(part, folder / CONFIG_FILES[part], config) for part, config in stored.items()}
         index = json.loads(texts["model_index.json"])
-        checkpoint = Checkpoint(folder, configs, tensors, chosen.prompt_template, index, stored)
-        return cls(size, checkpoint, seed, files, temporary)
+        quantized: dict[str, dict[str, LayerFormat]] = {}
+        for part in quantized_layers.PARTS if title else ():
+            shapes = {model_name(part, name): tensor.shape for name, tensor in tensors[part].items()}
+            quantized[part], _ = quantized_layers.plan(part, str(title), shapes)
+        checkpoint = Checkpoint(folder, configs, tensors, chosen.prompt_template, index, stored, quantized)
+        return cls(size, checkpoint, seed, title, files, temporary)
+
+    @property
+    def recipe(self) -> str:
+        """What the weights follow from."""
+        return " ".join(str(one) for one in (self.size, self.seed, self.title) if one is not None)
 
     def nbytes(self, dtype: torch.dtype, *parts: str) -> int:
         """Bytes of the weights in memory, of the given parts or of all.
 
         Args:
-            dtype: Of the weights in memory.
+            dtype: Of the weights in memory that are not quantised.
             parts: Names of parts.
         """
-        return sum(self.checkpoint.elements(part) for part in parts or PARTS) * dtype.itemsize
+        return sum(self._nbytes(part, dtype) for part in parts or PARTS)
+
+    def _nbytes(self, part: str, dtype: torch.dtype) -> int:
+        total = self.checkpoint.elements(part) * dtype.itemsize
+        layers = self.checkpoint.quantized.get(part, {})
+        for name, tensor in self.checkpoint.tensors[part].items():
+            layer = layers.get(model_name(part, name).removesuffix(".weight"))
+            if layer is not None:
+                rows, columns = tensor.shape
+                total += rows * columns * (1 - dtype.itemsize) + 4 * (rows if layer.name == INT8 else 1)
+        return total
 
     def load(
         self, dtype: torch.dtype, devices: Mapping[str, torch.device], on_bytes_read: BytesRead | None = None
@@ -118,18 +143,27 @@ class RandomModel:
         on_bytes_read: BytesRead | None,
     ) -> Module:
         state: dict[str, Tensor] = {}
+        layers = self.checkpoint.quantized.get(part, {})
         for file in self._files:
             if file.part != part:
                 continue
-            for name, shape in file.shapes.items():
-                state[vlm_name(name) if part == "vlm" else name] = random_tensor(
-                    name,
+            for stored_name, shape in file.shapes.items():
+                name = model_name(part, stored_name)
+                module = name.removesuffix(".weight")
+                tensor = random_tensor(
+                    stored_name,
                     shape,
                     self.checkpoint.configs["transformer"],
                     generator,
                     file.torch_dtype,
                     dtype,
                     home_of(name, device),
-                    on_bytes_read,
+                    None if module in layers else on_bytes_read,
                 )
-        return filled(empty_model(part, self.checkpoint.configs[part]), state, device)
+                if module in layers:
+                    tensor, scale = quantize(tensor, layers[module])
+                    state[f"{module}.{SCALE}"] = scale
+                    if on_bytes_read is not None:
+                        on_bytes_read(tensor.nbytes + scale.nbytes)
+                state[name] = tensor
+        return filled(empty_model(part, self.checkpoint.configs[part], layers), state, device)

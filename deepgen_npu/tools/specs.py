@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 
 from ..checkpoint.folder import PARTS, Checkpoint, resolve_model
 from ..checkpoint.prompt_check import check_prompts_for
-from ..components import device_map
+from ..components import device_map, require_formats
 from ..devices import device_name, empty_cache, free_memory, resolve_device, resolve_dtype
 from ..dtypes import dtype_name
 from ..errors import UsageError
-from ..formatting import format_bytes
+from ..formatting import command, format_bytes
 from ..locations import downloaded_model
+from ..lora.file import LoraChoice, check_choices
 from ..npu_setup import MEASURED
 from ..pipeline import DeepGenPipeline
 from . import doctor
@@ -34,10 +35,12 @@ class ModelSpec:
     Attributes:
         checkpoint: Its configs and the headers of its files.
         random: Set if its weights are random.
+        loras: What is merged into it.
     """
 
     checkpoint: Checkpoint
     random: RandomModel | None = None
+    loras: tuple[LoraChoice, ...] = ()
 
     @classmethod
     def open(cls, arguments: argparse.Namespace) -> ModelSpec:
@@ -48,24 +51,36 @@ class ModelSpec:
 
         Raises:
             UsageError, CheckpointError: When there is no such model.
+            LoraError: When it cannot have the LoRAs that ``--lora`` names.
         """
+        random = None
         if arguments.random_weights is None:
-            return cls(Checkpoint.open(resolve_model(arguments.model_path or downloaded_model())))
-        if arguments.model_path is not None:
+            if arguments.format is not None:
+                raise UsageError(
+                    "--format is of --random-weights: a model folder has its own. "
+                    f"To make one:{command('python -m deepgen_npu quantize SOURCE TARGET --format FORMAT')}".rstrip()
+                )
+            checkpoint = Checkpoint.open(resolve_model(arguments.model_path or downloaded_model()))
+        elif arguments.model_path is not None:
             raise UsageError("--model_path and --random-weights cannot be combined: pass one of them.")
-        random = RandomModel.of_size(arguments.random_weights)
-        return cls(random.checkpoint, random)
+        else:
+            random = RandomModel.of_size(arguments.random_weights, title=arguments.format)
+            checkpoint = random.checkpoint
+        check_choices(arguments.lora, checkpoint.configs["transformer"])
+        return cls(checkpoint, random, tuple(arguments.lora))
 
     @property
     def name(self) -> str:
-        """For people: the name of the folder."""
+        """For people: the name of the folder, and the LoRAs."""
+        model = self.checkpoint.folder.name
         if self.random is not None:
-            return f"random weights of the size {self.random.size}"
-        return self.checkpoint.folder.name
+            title = f" in {self.random.title}" if self.random.title else ""
+            model = f"random weights of the size {self.random.size}{title}"
+        return " + ".join([model, *map(str, self.loras)])
 
     def fingerprint(self) -> str:
         """See `baseline.fingerprint`."""
-        return fingerprint(self.checkpoint, f"{self.random.size} {self.random.seed}" if self.random else "")
+        return fingerprint(self.checkpoint, self.random.recipe if self.random else "", self.loras)
 
     def settings(self, arguments: argparse.Namespace) -> RunSettings:
         """The run that the options describe.
@@ -109,6 +124,7 @@ class ModelSpec:
         Raises:
             UsageError: When random weights do not fit into the memory.
         """
+        require_formats(self.checkpoint, device_map(place.device, place.text_encoder_device))
         devices = device_map(torch.device("cpu") if place.offload else place.device, place.text_encoder_device)
         if self.random is not None:
             for device in sorted(set(devices.values()), key=str):
@@ -125,6 +141,8 @@ class ModelSpec:
                 pipe = self.random.load(place.dtype, devices, on_bytes_read=bar.update)
         if place.offload:
             pipe.enable_model_cpu_offload(place.device)
+        for one in self.loras:
+            pipe.load_lora_weights(one.path, weight=one.strength)
         pipe.capture_graph = place.capture_graph
         return pipe, None if self.random is not None else time.perf_counter() - start
 

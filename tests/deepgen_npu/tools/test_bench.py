@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from golden import TINY
+from quantized_folders import write_quantized
 from stderr import error_in
 
 from deepgen_npu import DeepGenPipeline, cli, locations
 from deepgen_npu.checkpoint.folder import PARTS, Checkpoint
 from deepgen_npu.dtypes import dtype_name
+from deepgen_npu.quantization.formats import FORMATS
 from deepgen_npu.tools import bench, doctor, random_checkpoint, specs
 from deepgen_npu.tools.bench import Measurement, Part, Times
 from deepgen_npu.tools.random_model import RandomModel
@@ -44,6 +46,20 @@ def measured(arguments: list[str], capsys) -> dict:
 
 
 # Random weights
+
+
+@pytest.mark.parametrize("title", FORMATS)
+def test_random_weights_in_a_format_are_those_of_a_quantised_checkpoint(tmp_path, title):
+    plain = random_checkpoint.write(tmp_path / "plain")
+    written = DeepGenPipeline.from_pretrained(write_quantized(tmp_path / "made", title, source=plain), torch.float32)
+    model, seen = RandomModel.of_size("tiny", title=title), []
+    drawn = model.load(torch.float32, on_cpu(), seen.append)
+    assert sum(seen) == model.nbytes(torch.float32)
+    for part in PARTS:
+        expected, state = written.components[part].state_dict(), drawn.components[part].state_dict()
+        assert list(expected) == list(state)
+        for name, tensor in expected.items():
+            assert state[name].dtype == tensor.dtype and torch.equal(state[name].float(), tensor.float()), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
