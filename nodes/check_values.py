@@ -103,6 +103,8 @@ def _choice(declared: io.Input, value: Any) -> str:
 
 def one_of(options: Sequence[str]) -> str:
     """A requirement: ``one of 'a', 'b', 'c'``. In quotes, since the entries of our lists have blanks and commas."""
+    if not options:
+        return "an entry of its list, which is empty"
     quoted = [repr(option) for option in options[:20]]
     further = f" and {len(options) - len(quoted)} more" if len(options) > len(quoted) else ""
     return f"one of {', '.join(quoted)}{further}"
@@ -116,9 +118,18 @@ def _pipeline(declared: io.Input, value: Any) -> Any:
     return value
 
 
+def _model(declared: io.Input, value: Any) -> Any:
+    from .native.model import DeepGenModel
+
+    if not isinstance(getattr(value, "model", None), DeepGenModel):
+        raise TypeError(must_be(declared.id, "a MODEL of DeepGen Loader", type_of(getattr(value, "model", value))))
+    return value
+
+
 SOCKETS: dict[str, Callable[[io.Input, Any], Any]] = {
     "DEEPGEN_PIPELINE": _pipeline,
     "DEEPGEN_CONDITIONING": lambda declared, value: conditioning(declared.id, value),
+    "MODEL": _model,
     "IMAGE": lambda declared, value: image(declared.id, value),
     "LATENT": lambda declared, value: latent(declared.id, value),
 }

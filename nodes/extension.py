@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .edit import DeepGenEdit
 from .encode import DeepGenEncode
 from .loader import DeepGenLoader
+from .lora import DeepGenLora
 from .sample import DeepGenSample
 from .text_to_image import DeepGenTextToImage
 
@@ -16,4 +17,4 @@ class DeepGenExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """In the order of the menu."""
-        return [DeepGenLoader, DeepGenTextToImage, DeepGenEdit, DeepGenEncode, DeepGenSample]
+        return [DeepGenLoader, DeepGenTextToImage, DeepGenEdit, DeepGenEncode, DeepGenSample, DeepGenLora]

@@ -20,6 +20,9 @@ TITLE, COLLAPSED_WIDTH = 30, 255
 PIPELINE, VAE, MODEL = ("loader", 0), ("loader", 1), ("loader", 2)
 """The outputs of the loader."""
 
+CHOOSE = "choose a LoRA"
+"""In place of a file: which there are, differs from machine to machine. A run of it is refused, naming the folder."""
+
 MUTED = 2
 """The mode of a node that does not run."""
 
@@ -81,6 +84,15 @@ def ksampler(key: str, box: Box, encoded: str, latent: str = "", **more: Any) ->
     }
     published = {"seed": 42, "steps": 50, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
     return Node(key, "KSampler", box, {**links, **published, **more})
+
+
+def lora(key: str, box: Box, **more: Any) -> Node:
+    return Node(key, "DeepGenLoRA", box, {"pipeline": PIPELINE, "lora_name": CHOOSE, **more})
+
+
+def cache(key: str, box: Box, model: tuple[str, int] = MODEL) -> Node:
+    """ComfyUI's cache of steps that is right in every version: the other one mixes both prompts in 0.3.64."""
+    return Node(key, "LazyCache", box, {"model": model})
 
 
 def vae_encode(key: str, box: Box, image: str) -> Node:

@@ -17,7 +17,9 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dev import ROOT
 from dev.comfyui.browser import Browser, ComfyPage
@@ -33,6 +35,7 @@ from dev.workflows.graph import (
     ksampler,
     load,
     loader,
+    lora,
     preview,
     sample,
     save,
@@ -48,6 +51,7 @@ WINDOW, MARGIN = (1300, 1000), 14
 """The help panel is about 400 pixels wide: what is drawn much wider than twice that cannot be read there."""
 LARGEST_FILE = 60_000
 
+LORA = "my_lora.safetensors"
 SOURCE, MASKED = "picture.png", "picture_with_mask.png"
 
 
@@ -99,7 +103,25 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
             decoded("decode", 640, 0, "sample"),
             preview("see", (640, 70, 260, 320), "decode"),
         ],
+        "DeepGenLoRA": [
+            collapsed(demo()),
+            lora("lora", (0, 70, 300, 0), lora_name=LORA),
+            generate("make", (350, 0, 300, 370), texts["star"], pipeline=("lora", 0)),
+            preview("see", (700, 0, 240, 300), "make"),
+        ],
     }
+
+
+def lay_lora(base: Path) -> None:
+    """A LoRA for the demo model that changes its images a little."""
+    generator = torch.Generator().manual_seed(1)
+    name, width = "transformer.transformer_blocks.0.attn.to_q", 160
+    factors = {
+        f"{name}.lora_{letter}.weight": torch.randn(shape, generator=generator) / 10
+        for letter, shape in (("A", (4, width)), ("B", (width, 4)))
+    }
+    (base / "models" / "loras").mkdir(parents=True, exist_ok=True)
+    save_file(factors, str(base / "models" / "loras" / LORA))
 
 
 def make_sources(server: ComfyServer, page: ComfyPage) -> None:
@@ -139,7 +161,7 @@ def main() -> None:
     parser.add_argument("nodes", nargs="*", help="node ids; without any, all")
     arguments = parser.parse_args()
     # Live previews would stay in the nodes.
-    options = ServerOptions(args=["--preview-method", "none"])
+    options = ServerOptions(args=["--preview-method", "none"], prepare=lay_lora)
     with ComfyServer(runnable_checkouts(parser)[-1], options) as server, Browser() as browser:
         with browser.open(server) as page:
             make_sources(server, page)

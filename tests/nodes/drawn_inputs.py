@@ -155,7 +155,8 @@ def wrong_value(declared: dict[str, Any], channels: int) -> Strategy:
         # Neither one image nor a batch as large as image.
         return wrong_image() | st.builds(lambda count: tensor([count, 64, 64, 3]), st.integers(2, 9))
     wrong = {"IMAGE": wrong_image(), "LATENT": wrong_latent(channels)}.get(kind, anything())
-    return wrong if declared["optional"] else wrong | st.just(plain(None))
+    # None is nothing that is connected.
+    return wrong.filter(lambda value: value != plain(None)) if declared["optional"] else wrong | st.just(plain(None))
 
 
 # Odd, and right all the same.

@@ -2,8 +2,8 @@
 
 Usage: COMFYUI_PATH=<checkout> python input_worker.py PACK MODELS
 
-In:  {"node": NAME, "inputs": {NAME: description}}, the values described as in `probe_pack.values`; "pipeline" and
-     "conditioning" may be {"kind": "made"}. Or {"describe": true}, for the inputs that each node declares.
+In:  {"node": NAME, "inputs": {NAME: description}}, the values described as in `probe_pack.values`; "pipeline",
+     "model" and "conditioning" may be {"kind": "made"}. Or {"describe": true}, for the inputs that each node declares.
 Out: {"error": MESSAGE, "type": NAME, "asked": times that the weights were asked for before it, "seconds": ...}, or
      {"images": [...], ...}.
 """
@@ -37,6 +37,7 @@ import torch  # noqa: E402
 
 values = load_module("probe_values", PROBE_PACK / "values.py")
 folder_paths.models_dir = models
+folder_paths.add_model_folder_path("loras", f"{models}/loras")
 extension = asyncio.run(load_pack(pack).comfy_entrypoint())
 nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
 lazy_pipeline = importlib.import_module("pack.nodes.lazy_pipeline")
@@ -67,6 +68,8 @@ def made(name: str, described: dict[str, Any]) -> Any:
         return values.build(described)
     if name == "pipeline":
         return PIPELINE
+    if name == "model":
+        return PIPELINE.patcher
     if name == "conditioning":
         images = torch.zeros(1, 64, 64, 3) if described.get("references") else None
         return encoded(images, described.get("side", 64))

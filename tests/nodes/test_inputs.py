@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_checkpoints import write_loras
 from drawn_inputs import Description, latent, plain, right_value, tensor, wrong_value
 from golden import TINY
 from hypothesis import given
@@ -27,13 +28,25 @@ from deepgen_npu.checkpoint.folder import Checkpoint
 ROOT = Path(__file__).parents[2]
 CHANNELS = Checkpoint.open(TINY).configs["vae"]["latent_channels"]
 MADE = {"kind": "made"}
-NUMBERS = {"width": 64, "height": 64, "seed": 1, "steps": 1, "cfg": 4.0, "batch_size": 1, "denoise": 1.0}
+LORA = "kohya.safetensors"
+NUMBERS = {
+    "width": 64,
+    "height": 64,
+    "seed": 1,
+    "steps": 1,
+    "cfg": 4.0,
+    "batch_size": 1,
+    "denoise": 1.0,
+    "strength": 1.0,
+}
 USUAL: dict[str, Description] = {
     "model": plain("tiny"),
     "dtype": plain("float32"),
     "capture_graph": plain(False),
     "pipeline": MADE,
     "conditioning": MADE,
+    "lora_name": plain(LORA),
+    "strength": plain(1.0),
     "prompt": plain("a red circle"),
     "negative_prompt": plain(""),
     "size_mode": plain("width and height"),
@@ -41,6 +54,11 @@ USUAL: dict[str, Description] = {
     "latent_image": latent(tensor([1, CHANNELS, 8, 8])),
     **{name: plain(value) for name, value in NUMBERS.items()},
 }
+
+
+def usual_value(declared: dict[str, Any]) -> Description | None:
+    """What an input has where nothing else is said; ``model`` is a name or a MODEL."""
+    return MADE if declared["type"] == "MODEL" else USUAL.get(declared["name"])
 
 
 class Worker:
@@ -73,7 +91,8 @@ class Worker:
         return json.loads(line)
 
     def run(self, node: str, **changes: Description) -> dict[str, Any]:
-        inputs = {one["name"]: USUAL[one["name"]] for one in self.nodes[node] if one["name"] in USUAL}
+        usual = {one["name"]: usual_value(one) for one in self.nodes[node]}
+        inputs = {name: value for name, value in usual.items() if value is not None}
         return self.ask(node=node, inputs={**inputs, **changes})
 
     def image(self) -> Any:
@@ -92,6 +111,7 @@ class Worker:
 def worker(checkout, tmp_path_factory) -> Iterator[Worker]:
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(TINY, models / "deepgen" / "tiny")
+    write_loras(models)
     worker = Worker(checkout.python, checkout.path, models)
     yield worker
     assert worker.image() == worker.sentinel, "a run after all the others is the same"
@@ -137,7 +157,7 @@ def test_two_wrong_values_are_refused(worker, data):
 def test_an_odd_value_that_is_right_is_taken(worker, data):
     node = data.draw(st.sampled_from(sorted(worker.nodes)))
     one = data.draw(st.sampled_from(worker.nodes[node]))
-    changes = {one["name"]: data.draw(right_value(one, USUAL.get(one["name"], plain(None)), CHANNELS))}
+    changes = {one["name"]: data.draw(right_value(one, usual_value(one) or plain(None), CHANNELS))}
     found = worker.run(node, **changes)
     assert "result" in found, found
     first = found["result"][0]
@@ -154,6 +174,7 @@ def test_an_odd_value_that_is_right_is_taken(worker, data):
 def test_what_is_typed_in_is_refused_before_the_queue(worker, data):
     """Without an exception, which ComfyUI would show as one."""
     nodes = {"DeepGenLoader": ("model", "dtype"), "DeepGenEdit": ("size_mode", "width", "height")}
+    nodes |= {"DeepGenLoRA": ("lora_name", "strength")}
     node = data.draw(st.sampled_from(sorted(nodes)))
     one = data.draw(st.sampled_from([one for one in worker.nodes[node] if one["name"] in nodes[node]]))
     value = data.draw(wrong_value(one, CHANNELS).filter(lambda value: value != plain(None)))

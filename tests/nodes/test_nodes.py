@@ -18,7 +18,7 @@ from dev.comfyui.graphs import array, chain, edit, generation, load_image, loade
 
 
 ROOT = Path(__file__).parents[2]
-NODES = ("DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample")
+NODES = ("DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample", "DeepGenLoRA")
 
 
 def messages(errors: dict) -> str:

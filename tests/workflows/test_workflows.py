@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dev.comfyui.graphs import array
+from dev.workflows.graph import CHOOSE
 from nodes.names import EITHER
 
 
@@ -22,12 +25,13 @@ NAMES = [path.stem for path in WORKFLOWS]
 RELEASES = sorted((ROOT / "tests" / "workflows" / "releases").glob("*/ui/*.json"))
 BEFORE_MODEL_OUTPUT = ROOT / "tests" / "workflows" / "releases" / "before_model_output"
 """From before the loader had a MODEL and ComfyUI's samplers could draw."""
-OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample"}
+OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample", "DeepGenLoRA"}
 CORE = {
     *("LoadImage", "SaveImage", "PreviewImage", "MarkdownNote", "VAEDecode", "VAEEncode", "KSampler"),
-    *("SolidMask", "FeatherMask", "MaskComposite", "ImageCompositeMasked"),
+    *("LazyCache", "SolidMask", "FeatherMask", "MaskComposite", "ImageCompositeMasked"),
 }
 MUTED = 2
+LORA = "sample.safetensors"
 ABILITIES = {
     "generation": ("DeepGenTextToImage", "pizza"),
     "rendering of text": ("DeepGenTextToImage", '"DeepGen 1.0"'),
@@ -68,13 +72,24 @@ def prompt_of(node: dict[str, Any]) -> str:
 
 
 def unmuted(workflow: dict[str, Any]) -> dict[str, Any]:
+    """All of it, with a LoRA where there is none."""
     for node in workflow["nodes"]:
         node["mode"] = 0
+        if node["type"] == "DeepGenLoRA":
+            assert node["widgets_values"] == [CHOOSE, 1]
+            node["widgets_values"][0] = LORA
     return workflow
 
 
+def write_lora(path: Path) -> None:
+    """For the tiny checkpoint."""
+    path.parent.mkdir(exist_ok=True)
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    save_file({f"{name}.lora_A.weight": torch.zeros(2, 32), f"{name}.lora_B.weight": torch.zeros(32, 2)}, str(path))
+
+
 def test_all_are_there():
-    assert len(NAMES) >= 7 and len(RELEASES) >= 5
+    assert len(NAMES) >= 8 and len(RELEASES) >= 5
     assert {path.stem for path in (ROOT / "tests" / "workflows").glob("*.json")} == set(NAMES)
     assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == set(NAMES)
     assert {path.suffix for path in (ROOT / "workflows").iterdir()} == {".json", ".jpg"}
@@ -151,6 +166,7 @@ def test_in_the_front_end(comfy, comfy_client, comfy_page, tmp_path, name):
     comfy_page.load_graph(saved)
     assert calls(comfy_page.graph_to_prompt()) == calls(twin(name))
 
+    write_lora(comfy.models / "loras" / LORA)
     # What is muted is also complete: with the tiny checkpoint under the published name.
     comfy_page.load_graph(unmuted(saved))
     everything = comfy_page.graph_to_prompt()
@@ -168,6 +184,27 @@ def test_in_the_front_end(comfy, comfy_client, comfy_page, tmp_path, name):
     comfy_page.drop_file(image)
     assert calls(in_one_step(comfy_page.graph_to_prompt())) == calls(everything)
     assert comfy_page.alerts() == [] and comfy_page.console_errors == [] and comfy_page.page_errors == []
+
+
+def test_a_bypassed_lora_passes_on_pipeline_and_model(comfy_page):
+    workflow = unmuted(ui("deepgen_lora_and_cache"))
+    (lora,) = [node for node in workflow["nodes"] if node["type"] == "DeepGenLoRA"]
+    comfy_page.load_graph(workflow)
+    changed = """id => {
+        const {graph} = window.app, node = graph.getNodeById(id), [loader] = graph.findNodesByType("DeepGenLoader");
+        const made = LiteGraph.createNode("DeepGenTextToImage");
+        graph.add(made);
+        loader.connect(2, node, "model");
+        node.connect(0, made, "pipeline");
+        node.mode = 4;
+        return String(made.id);
+    }"""
+    generate = comfy_page.page.evaluate(changed, lora["id"])
+    prompt = comfy_page.graph_to_prompt()
+    (loader,) = [key for key, node in prompt.items() if node["class_type"] == "DeepGenLoader"]
+    assert prompt[generate]["inputs"]["pipeline"] == [loader, 0] and str(lora["id"]) not in prompt
+    caches = [node["inputs"]["model"] for node in prompt.values() if node["class_type"] == "LazyCache"]
+    assert caches == [[loader, 2]] * 2
 
 
 def test_workflows_of_every_release_open_and_run(comfy_client, comfy_page):
