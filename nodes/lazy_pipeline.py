@@ -7,6 +7,7 @@ long as one of them lives.
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -16,6 +17,7 @@ import torch
 
 from ..deepgen_npu.checkpoint.folder import Checkpoint
 from ..deepgen_npu.checkpoint.weights import load_part, load_scheduler, load_tokenizer
+from ..deepgen_npu.components import require_formats
 from ..deepgen_npu.denoising import set_timesteps
 from ..deepgen_npu.devices import resolve_dtype
 from ..deepgen_npu.pipeline import DeepGenPipeline
@@ -52,6 +54,7 @@ class LazyPipeline:
 
     Raises:
         CheckpointError: When the folder is not complete, or its DiT cannot be read.
+        DeviceError: When the device cannot compute with the format of its weights.
     """
 
     def __init__(self, folder: Path, dtype_name: str, capture_graph: bool):
@@ -59,6 +62,12 @@ class LazyPipeline:
         self.patcher: ModelPatcher = self._weights.model().clone()
         """The loader's third output. ComfyUI's cache reads it, too: an output with one holds gigabytes."""
         self.patcher.model_options["transformer_options"][CAPTURE_GRAPH] = capture_graph
+
+    def with_patcher(self, patcher: ModelPatcher) -> LazyPipeline:
+        """The same checkpoint, drawing with another clone of its MODEL: one that has a LoRA."""
+        changed = copy(self)
+        changed.patcher = patcher
+        return changed
 
     @property
     def sizes(self) -> SizeRules:
@@ -112,6 +121,7 @@ class LazyPipeline:
 
 class _Weights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
+        require_formats(checkpoint, dict.fromkeys(("vlm", "connector", "transformer"), mm.get_torch_device()))
         self.sizes = checkpoint.sizes
         self.prompt_template = PromptTemplate.from_config(checkpoint.prompt_template)
         # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it either.

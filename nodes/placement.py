@@ -66,7 +66,8 @@ def check_cancel_in(module: torch.nn.Module) -> None:
         mm.throw_exception_if_processing_interrupted()
 
     for layer in module.modules():
-        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+        # Quantised layers are of a class of ComfyUI's own.
+        if isinstance(layer, torch.nn.Conv2d) or hasattr(layer, "in_features"):
             layer.register_forward_pre_hook(check)
 
 
@@ -87,7 +88,7 @@ class ComfyPlacement:
 
     def __init__(self, pipe: DeepGenPipeline, transformer: ModelPatcher, vae: ModelPatcher):
         for part in (pipe.vlm, pipe.connector):
-            make_castable(part)
+            make_castable(part, pipe.transformer.dtype)
             check_cancel_in(part)
         # Always the card: with --lowvram ComfyUI runs text encoders on the CPU, which for three billion parameters
         # takes longer than to bring them over.

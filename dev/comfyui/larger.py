@@ -69,3 +69,12 @@ STREAMED = make_size(
     **_OF_ALL,
 )
 """VLM and DiT of about 340 MiB in float32 each: ComfyUI 0.3.64 gives every model at least 128 MiB."""
+
+SD3 = make_size(
+    text=_text(),
+    vision=_TINY_VISION,
+    transformer=_transformer(attention_head_dim=64, num_attention_heads=3, num_layers=3, dual_attention_layers=[0, 1]),
+    vae=_vae(32, 64, 64, 64),
+    **_OF_ALL,
+)
+"""A DiT that ComfyUI's own SD3 can be: heads of 64, and as many of them as blocks."""

@@ -14,6 +14,8 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from .quantized import adopt_quantized
+
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm, nn.GroupNorm)
 
@@ -39,8 +41,14 @@ class _LentWeight(comfy.ops.CastWeightBiasOp):
                 _GIVE_BACK(self, weight, *rest)
 
 
-def make_castable(root: nn.Module) -> None:
-    """Exchange the classes of all layers below ``root``, once."""
+def make_castable(root: nn.Module, dtype: torch.dtype) -> None:
+    """Exchange the classes of all layers below ``root``, once.
+
+    Args:
+        root: Holds the layers.
+        dtype: In which quantised layers compute.
+    """
+    adopt_quantized(root, dtype)
     for module in root.modules():
         kind = type(module)
         if isinstance(module, comfy.ops.CastWeightBiasOp):

@@ -43,7 +43,7 @@ class DeepGenDenoiser(nn.Module):
         self.in_channels: int = self.config["in_channels"]  # RenormCFG reads it
         for name in CHILDREN:
             setattr(self, name, getattr(transformer, name))
-        make_castable(self)
+        make_castable(self, self.dtype)
         take_out_positions(self)  # ComfyUI would move every buffer to the card
         self.slots = modulations.slots_of(self)
 

@@ -3,7 +3,8 @@
 Prints one JSON line: how ComfyUI read the weights, how far the velocities are apart, and how far when something is
 wrong on purpose. A difference is the largest of a velocity, relative to its largest value.
 
-Arguments: the pack, the checkout, and the difference above which a wrong weight counts as noticed.
+Arguments: the pack, the checkout, the difference above which a wrong weight counts as noticed, and a folder with a
+checkpoint of such dimensions, ``checkpoint``, and its DiT in files of their own, by format.
 """
 
 import importlib
@@ -12,15 +13,18 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from load_module import launch, load_pack
 from log_records import Records
 
 
-pack, checkout, limit = sys.argv[1:]
+pack, checkout, limit, made = sys.argv[1:]
 launch().enter(checkout, ["--cpu"])
 
 import comfy.model_base  # noqa: E402
+import comfy.ops  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -63,7 +67,7 @@ class Inputs:
     references: tuple[Tensor, ...]
 
     @classmethod
-    def random(cls, generator: torch.Generator) -> "Inputs":
+    def random(cls, generator: torch.Generator, config: dict[str, Any] = CONFIG) -> "Inputs":
         """Two references of different sizes. Sides are even and odd in patches, so that some crops are off centre."""
 
         def noise(*shape: int) -> Tensor:
@@ -72,8 +76,8 @@ class Inputs:
         return cls(
             latents=noise(16, 6, 10),
             timestep=torch.full((ROWS,), 1000 * SIGMA),
-            embeds=noise(5, CONFIG["joint_attention_dim"]),
-            pooled=noise(CONFIG["pooled_projection_dim"]),
+            embeds=noise(5, config["joint_attention_dim"]),
+            pooled=noise(config["pooled_projection_dim"]),
             references=(noise(16, 4, 6), noise(16, 10, 4)),
         )
 
@@ -179,6 +183,27 @@ def one_number_wrong(transformer, given: Inputs) -> Tensor:
     return velocity
 
 
+def single_files() -> dict[str, float]:
+    """How far ComfyUI's velocity with quantised weights is from that of the weights before."""
+    if "mixed_precision_ops" not in vars(comfy.ops):
+        return {}
+    folder = importlib.import_module("pack.deepgen_npu.checkpoint.folder")
+    checkpoint = folder.Checkpoint.open(Path(made) / "checkpoint")
+    transformer = weights.load_part(checkpoint, "transformer", torch.float32)
+    apart = {}
+    for path in sorted(Path(made).glob("*.safetensors")):
+        # Of versions that do not know a format.
+        if "int8" in path.stem and "int8_tensorwise" not in vars(comfy.ops).get("QUANT_ALGOS", {}):
+            continue
+        model = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32}).model
+        if type(model) is not comfy.model_base.SD3:
+            sys.exit(f"{path.name} is read as {type(model).__name__}.")
+        generator = torch.Generator().manual_seed(0)
+        given = Inputs.random(generator, checkpoint.configs["transformer"]).with_references(0)
+        apart[path.stem] = difference(own_forward(model, given), predict_velocity(transformer, given))
+    return apart
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
     transformer = random_transformer(generator)
@@ -209,6 +234,7 @@ def main() -> None:
         "shift": model.model_sampling.shift,
         "apart": apart,
         "wrong": wrong,
+        "quantised": single_files(),
         "unnoticed": unnoticed(transformer, given, expected, generator),
     }
     print(json.dumps(found))

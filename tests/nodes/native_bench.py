@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ PACK, COMFYUI, MODELS, *PARTS = sys.argv[1:]
 launch().enter(COMFYUI, simulated_npu=64 * 1024)
 
 import comfy.model_management as mm  # noqa: E402
+import comfy.sample  # noqa: E402
 import torch  # noqa: E402
 
 
 load_pack(PACK)
 lazy_pipeline = importlib.import_module("pack.nodes.lazy_pipeline")
+core_conditioning = importlib.import_module("pack.nodes.native.conditioning")
 stages = importlib.import_module("pack.nodes.stages")
 simulated = sys.modules["dev.npu_simulator.simulated"]
 state = simulated.state
@@ -82,3 +85,37 @@ def peak_while(run: Callable[[], Any]) -> int:
     memory.peak = memory.now
     run()
     return memory.peak
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any):
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.cpu() - other.cpu()).abs().max())
+
+
+def error_of(run: Any) -> str:
+    try:
+        run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def core_sample(
+    patcher: Any, conditionings: Any, sampler: str = "euler", steps: int = 4, shape: Any = None, **more: Any
+):
+    """Latents, as KSampler makes them."""
+    positive, negative = core_conditioning.to_core(conditionings, patcher.get_model_object("latent_format"))
+    latent = torch.zeros(shape or (1, 16, 8, 8))
+    noise = comfy.sample.prepare_noise(latent, 1)
+    arguments = {"positive": positive, "negative": negative, "latent_image": latent, "disable_pbar": True, "seed": 1}
+    with torch.inference_mode():
+        return comfy.sample.sample(patcher, noise, steps, 4.0, sampler, "normal", **{**arguments, **more})

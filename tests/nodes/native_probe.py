@@ -13,8 +13,8 @@ from typing import Any
 
 
 # isort: off
-from native_bench import MODELS, NPU, PARTS, counted, encoded, opened, peak_while, sampled, state, unload
-from native_bench import Records, importlib, mm, simulated, torch
+from native_bench import MODELS, NPU, PARTS, core_sample, counted, distance, encoded, error_of, opened, peak_while
+from native_bench import Records, importlib, mm, replaced, sampled, simulated, state, torch, unload
 # isort: on
 
 import comfy.k_diffusion.sampling
@@ -28,45 +28,10 @@ sampling = importlib.import_module("pack.nodes.native.sampling")
 evaluation = importlib.import_module("pack.nodes.native.evaluation")
 native_model = importlib.import_module("pack.nodes.native.model")
 plain = importlib.import_module("pack.nodes.native.plain_conditioning")
-core_conditioning = importlib.import_module("pack.nodes.native.conditioning")
 pipeline = importlib.import_module("pack.deepgen_npu.pipeline")
 
 CARD = state.memory[0]
 found: dict[str, Any] = {}
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any):
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one.cpu() - other.cpu()).abs().max())
-
-
-def error_of(run: Any) -> str:
-    try:
-        run()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def core_sample(
-    patcher: Any, conditionings: Any, sampler: str = "euler", steps: int = 4, shape: Any = None, **more: Any
-):
-    """Latents, as KSampler makes them."""
-    positive, negative = core_conditioning.to_core(conditionings, patcher.get_model_object("latent_format"))
-    latent = torch.zeros(shape or (1, 16, 8, 8))
-    noise = comfy.sample.prepare_noise(latent, 1)
-    arguments = {"positive": positive, "negative": negative, "latent_image": latent, "disable_pbar": True, "seed": 1}
-    with torch.inference_mode():
-        return comfy.sample.sample(patcher, noise, steps, 4.0, sampler, "normal", **{**arguments, **more})
 
 
 def costs() -> None:

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from comfyui_fixtures import each_comfyui
 
+from deepgen_npu.cli import main
+from deepgen_npu.quantization.formats import FORMATS
+from deepgen_npu.tools.random_checkpoint import write
 from dev.comfyui.checkouts import Checkout
+from dev.comfyui.larger import SD3
 
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +23,22 @@ LIMIT = 1e-5
 checkout = each_comfyui("that the DiT computes what ComfyUI's own SD3 computes")
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A checkpoint with heads of 64, as many as blocks, and its DiT in a file of its own in each format."""
+    folder = tmp_path_factory.mktemp("sd3")
+    write(folder / "checkpoint", SD3)
+    for title in FORMATS:
+        arguments = [str(folder / "checkpoint"), str(folder / f"{title}.safetensors"), "--format", title]
+        assert main(["quantize", *arguments]) == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
-def found(checkout: Checkout) -> dict[str, Any]:
+def found(checkout: Checkout, made: Path) -> dict[str, Any]:
     """What the probe found. It ends with an error where ComfyUI does not read the DiT as its class SD3."""
     probe = subprocess.run(
-        [checkout.python, Path(__file__).with_name("core_sd3_probe.py"), ROOT, checkout.path, str(LIMIT)],
+        [checkout.python, Path(__file__).with_name("core_sd3_probe.py"), ROOT, checkout.path, str(LIMIT), made],
         capture_output=True,
         text=True,
         timeout=300,
@@ -56,3 +71,13 @@ def test_a_change_of_any_weight_is_noticed(found):
     assert found["unnoticed"] == [
         last + name for name in ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")
     ]
+
+
+def test_a_quantised_file_draws_the_same(found, checkout):
+    """With the names of SD3's reference implementation: queries, keys and values in one layer."""
+    print(found["quantised"])
+    if checkout.id.startswith("0.3."):
+        assert found["quantised"] == {}  # it has no operators for them
+        return
+    assert found["quantised"].keys() >= {"fp8"}
+    assert all(value < (0.1 if title == "fp8" else 0.03) for title, value in found["quantised"].items())
