@@ -22,23 +22,54 @@ Imports = dict[str, set[str]]
 
 LIBRARY_ROOMS = (LIBRARY, "deepgen_npu.checkpoint", "deepgen_npu.hub")
 
+
+def quantization(*modules: str) -> tuple[str, ...]:
+    return tuple(f"deepgen_npu.quantization.{module}" for module in modules)
+
+
 MAY_IMPORT = {
     "deepgen_npu.model": (),
     "deepgen_npu.hub": (LIBRARY,),
+    "deepgen_npu.quantization": tuple(f"deepgen_npu.{module}" for module in ("checks", "errors", "formatting")),
     "deepgen_npu.checkpoint": (
         *LIBRARY_ROOMS,
         *(f"deepgen_npu.model.{module}" for module in ("architecture", "connector", "positions")),
+        *quantization("formats", "linear", "support"),
     ),
-    "deepgen_npu": (*LIBRARY_ROOMS, "deepgen_npu.model"),
-    "deepgen_npu.tools": (*LIBRARY_ROOMS, "deepgen_npu.model.architecture"),
-    "deepgen_npu.cli": (*LIBRARY_ROOMS, "deepgen_npu.tools"),
+    "deepgen_npu.lora": (LIBRARY, "deepgen_npu.checkpoint"),
+    "deepgen_npu": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.lora", *quantization("linear", "support")),
+    "deepgen_npu.tools": (
+        *LIBRARY_ROOMS,
+        *(f"deepgen_npu.model.{module}" for module in ("architecture", "positions")),
+        *(f"deepgen_npu.lora.{module}" for module in ("file", "names")),
+        *quantization("formats", "layers", "values"),
+    ),
+    "deepgen_npu.cli": (
+        *LIBRARY_ROOMS,
+        "deepgen_npu.tools",
+        "deepgen_npu.lora.file",
+        *quantization("formats", "layers"),
+    ),
     "deepgen_npu.__main__": ("deepgen_npu.cli",),
     "nodes.names": (),
     "nodes.vae": (*LIBRARY_ROOMS, "nodes", "deepgen_npu.model.autoencoder"),
-    "nodes.native": (*LIBRARY_ROOMS, "deepgen_npu.model", "nodes.images"),
+    "nodes.native": (
+        *LIBRARY_ROOMS,
+        "deepgen_npu.model",
+        "deepgen_npu.lora",
+        *quantization("formats", "linear"),
+        "nodes.images",
+    ),
     "nodes": (*LIBRARY_ROOMS, "nodes.names", "nodes.native", "nodes.vae"),
     "training": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools"),
-    "dev": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools", "nodes.names"),
+    "dev": (
+        *LIBRARY_ROOMS,
+        "deepgen_npu.model",
+        "deepgen_npu.quantization",
+        "deepgen_npu.tools",
+        "nodes.names",
+        "training",
+    ),
     "docs": (LIBRARY,),
 }
 """Rooms, and what each may import besides itself. A module is in the room with the longest name that it begins with:
@@ -141,6 +172,7 @@ def test_nobody_imports_what_is_above(graph):
         ("deepgen_npu.checkpoint.folder", "deepgen_npu.checkpoint.weights", True, False),
         ("deepgen_npu.pipeline", "deepgen_npu.tools.bench", True, True),
         ("deepgen_npu.model.ops", "deepgen_npu.checks", False, True),
+        ("deepgen_npu.quantization.linear", "deepgen_npu.devices", False, True),
         ("deepgen_npu.tools.doctor", "deepgen_npu.cli.options", False, True),
         ("nodes.names", "deepgen_npu.checks", False, True),
         ("nodes.edit", "deepgen_npu.model.autoencoder", False, True),
