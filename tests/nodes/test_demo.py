@@ -37,6 +37,7 @@ SHOWN = {
         ("black", {("green", "circle", "right")}),
         ("black", {("orange", "triangle", "right")}),
     ],
+    "deepgen_lora_and_cache": [("white", {("purple", "star", "centre")})],
 }
 
 
