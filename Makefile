@@ -9,7 +9,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # What a part took is noted, and shown by `python -m dev.timed`.
 TIMED = $(PYTHON) -m dev.timed $@
 
-IN_COMFYUI := tests/nodes tests/workflows tests/words $(addprefix tests/published/test_, installing.py other_packs.py published_pack.py)
+NODES := tests/nodes tests/workflows
+PACK := tests/words $(addprefix tests/published/test_, installing.py other_packs.py published_pack.py)
+IN_COMFYUI := $(NODES) $(PACK)
 
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
@@ -18,7 +20,8 @@ ON_ONE_PAIR := bench cli devices doctor files hostile_hub image_files images imp
 	property_image_files property_references publishing baseline requirements signals sizes verify \
 	quantize lora_option file kinds formats
 
-.PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-library test-ascend-pair test-torch-npu \
+.PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-nodes test-pack test-library test-ascend-pair \
+	test-torch-npu \
 	third-party-checks outside-checks release-checks environments comfyui-environments benchmark clean
 
 help:  ## list the commands
@@ -48,6 +51,13 @@ lint: .venv/tests-installed  ## ruff and pyright
 # Before a release, DEEPGEN_ALL_COMFYUI=1 takes the versions between as well.
 test-comfyui: .venv/tests-installed comfyui-environments  ## the tests that need a ComfyUI
 	$(TIMED) .venv/bin/python -m pytest $(IN_COMFYUI)
+
+# The same in two parts, for two cores.
+test-nodes: .venv/tests-installed comfyui-environments
+	$(TIMED) .venv/bin/python -m pytest $(NODES)
+
+test-pack: .venv/tests-installed comfyui-environments
+	$(TIMED) .venv/bin/python -m pytest $(PACK)
 
 test-library: .venv/tests-installed  ## all other tests, on the newer library pair
 	$(TIMED) .venv/bin/python -m pytest $(IN_COMFYUI:%=--ignore=%)
