@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepgen_npu.checkpoint.structure import model_name
+from deepgen_npu.checkpoint.quantized import by_stored_names
 from deepgen_npu.formatting import command
 from deepgen_npu.quantization.formats import FORMATS, INT8, LayerFormat, format_for
 from deepgen_npu.quantization.linear import QuantizedLinear, comfy_kitchen
@@ -56,10 +56,10 @@ def distinct_layers(size: str) -> list[Layer]:
     model = RandomModel.of_size(size, title="int8_convrot")
     found: dict[tuple[str, tuple[int, int]], list[str]] = {}
     for part, layers in model.checkpoint.quantized.items():
-        for name, tensor in model.checkpoint.tensors[part].items():
-            if model_name(part, name).removesuffix(".weight") in layers:
-                rows, columns = tensor.shape
-                found.setdefault((part, (rows, columns)), []).append(name.removesuffix(".weight"))
+        tensors = model.checkpoint.tensors[part]
+        for name in by_stored_names(part, tensors, layers):
+            rows, columns = tensors[f"{name}.weight"].shape
+            found.setdefault((part, (rows, columns)), []).append(name)
     return [Layer(part, names[0], shape, len(names)) for (part, shape), names in found.items()]
 
 

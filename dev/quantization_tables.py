@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from deepgen_npu.checkpoint.folder import PARTS, Checkpoint
+from deepgen_npu.checkpoint.quantized import by_stored_names
 from deepgen_npu.checkpoint.structure import model_name
 from deepgen_npu.checkpoint.weights import home_of
 from deepgen_npu.checks import must_be
@@ -122,9 +123,7 @@ def published_files_table(size: str) -> list[str]:
 def file_bytes(model: RandomModel, part: str) -> int:
     """Of the files of a part, without their headers."""
     stored = model.checkpoint.tensors[part]
-    layers = model.checkpoint.quantized.get(part, {})
-    modules = {name.removesuffix(".weight"): model_name(part, name).removesuffix(".weight") for name in stored}
-    chosen = {module: layers[named] for module, named in modules.items() if named in layers}
+    chosen = by_stored_names(part, stored, model.checkpoint.quantized.get(part, {}))
     tensors = described({name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}, chosen)
     return sum(torch.Size(shape).numel() * stored_dtype(dtype).itemsize for dtype, shape in tensors.values())
 

@@ -30,7 +30,9 @@ def quantization(*modules: str) -> tuple[str, ...]:
 MAY_IMPORT = {
     "deepgen_npu.model": (),
     "deepgen_npu.hub": (LIBRARY,),
-    "deepgen_npu.quantization": tuple(f"deepgen_npu.{module}" for module in ("checks", "errors", "formatting")),
+    "deepgen_npu.quantization": tuple(
+        f"deepgen_npu.{module}" for module in ("checks", "dtypes", "errors", "formatting")
+    ),
     "deepgen_npu.checkpoint": (
         *LIBRARY_ROOMS,
         *(f"deepgen_npu.model.{module}" for module in ("architecture", "connector", "positions")),

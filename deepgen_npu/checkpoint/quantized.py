@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from ..quantization.formats import FP8, INPUT_SCALE, MARK, METADATA_KEY, SCALE, STORED, WHAT_TO_DO, LayerFormat
 from .files import damaged, printable
 from .safetensors_header import StoredTensor
+from .structure import model_name
 
 
 Tensors = Mapping[str, StoredTensor]
@@ -48,6 +49,19 @@ def without_extras(tensors: Tensors, layers: Iterable[str]) -> dict[str, StoredT
     """The tensors that a part also has if nothing in it is quantised."""
     extras = {f"{name}.{extra}" for name in layers for extra in (SCALE, MARK, INPUT_SCALE)}
     return {name: tensor for name, tensor in tensors.items() if name not in extras}
+
+
+def by_stored_names(part: str, names: Iterable[str], layers: Mapping[str, LayerFormat]) -> Layers:
+    """Quantised layers by the names that the files have for their modules, of the weights among ``names``.
+
+    Args:
+        part: Of the checkpoint.
+        names: Of stored tensors.
+        layers: By the names of the model's modules.
+    """
+    modules = (name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+    named = {module: model_name(part, f"{module}.weight").removesuffix(".weight") for module in modules}
+    return {module: layers[name] for module, name in named.items() if name in layers}
 
 
 def layers_in(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "noise": arguments.noise,
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,
-        "loras": [{"name": one.name, "strength": one.strength} for one in arguments.lora],
+        "loras": [one.as_dict() for one in arguments.lora],
     }
     image_files.rehearse(outputs, height, width, parameters, "--output_image")
 

@@ -164,7 +164,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         "versions": doctor.versions(),
         "device": {"device": str(place.device), "name": name_of(place.device)},
         "model": model.name,
-        "loras": [{"name": one.name, "strength": one.strength} for one in model.loras],
+        "loras": [one.as_dict() for one in model.loras],
         "dtype": dtypes.dtype_name(place.dtype),
         "offload": place.offload,
         "capture_graph": place.capture_graph,

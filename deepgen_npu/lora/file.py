@@ -94,6 +94,10 @@ class LoraChoice:
         """Of the file or folder, without where it is."""
         return self.path.name
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"name": self.name, "strength": self.strength}
+
     def __str__(self) -> str:
         return f"{self.name} at strength {self.strength:g}"
 

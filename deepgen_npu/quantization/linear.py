@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Linear
 
-from .formats import FP8, INT8, LARGEST_GROUP, LayerFormat
+from ..dtypes import stored_dtype
+from .formats import FP8, INT8, LARGEST_GROUP, STORED, LayerFormat
 from .rotation import hadamard, rotate
-from .values import dequantize, quantize, stored_dtype_of
+from .values import dequantize, quantize
 
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.layer, self.in_features, self.out_features = layer, in_features, out_features
         scales = (out_features, 1) if layer.name == INT8 else ()
-        stored = torch.empty(out_features, in_features, dtype=stored_dtype_of(layer), device="meta")
+        stored = torch.empty(out_features, in_features, dtype=stored_dtype(STORED[layer.name]), device="meta")
         self.weight = nn.Parameter(stored, requires_grad=False)
         # A buffer: libraries take the dtype of a model from its parameters.
         self.register_buffer("weight_scale", torch.empty(scales, dtype=torch.float32, device="meta"))

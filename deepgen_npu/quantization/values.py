@@ -45,8 +45,3 @@ def dequantize(stored: Tensor, scale: Tensor, layer: LayerFormat, dtype: torch.d
     """The weight [n, m] again; computed in float32 and rounded once to ``dtype``."""
     weight = stored.float().mul_(scale)
     return (rotate(weight, layer.group) if layer.group else weight).to(dtype)
-
-
-def stored_dtype_of(layer: LayerFormat) -> torch.dtype:
-    """The dtype of the stored weight."""
-    return torch.float8_e4m3fn if layer.name == FP8 else torch.int8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.folder import PARTS, Checkpoint
+from ..checkpoint.quantized import by_stored_names
 from ..checkpoint.safetensors_header import StoredTensor, read_safetensors
 from ..checkpoint.safetensors_writer import write_safetensors
 from ..checkpoint.structure import model_name
@@ -89,12 +91,13 @@ def quantize(
     """
     with new_folder(target) as unfinished:
         require_room(unfinished, checkpoint.nbytes(), "TARGET")  # more than it will be
-        for path in sorted(_files_to_copy(checkpoint, plans)):
+        sizes = _bytes_by_file(checkpoint)
+        for path in sorted(_files_to_copy(checkpoint, plans, sizes)):
             new = unfinished / path.relative_to(checkpoint.folder)
             new.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new)
-            if on_bytes_read is not None and path.suffix == ".safetensors":
-                on_bytes_read(sum(tensor.nbytes for tensor in read_safetensors(path).tensors.values()))
+            if on_bytes_read is not None and path in sizes:
+                on_bytes_read(sizes[path])
         for part, planned in plans.items():
             _write_part(checkpoint, part, planned, unfinished / part, on_bytes_read)
         written = Checkpoint.open(unfinished)
@@ -133,12 +136,20 @@ def as_text(plans: Mapping[str, QuantizedPart]) -> str:
     return "\n".join(lines)
 
 
-def _files_to_copy(checkpoint: Checkpoint, parts: Collection[str]) -> Iterator[Path]:
+def _bytes_by_file(checkpoint: Checkpoint) -> Counter[Path]:
+    """Bytes of the tensors in each file of weights."""
+    sizes: Counter[Path] = Counter()
+    for part in PARTS:
+        for tensor in checkpoint.tensors[part].values():
+            sizes[tensor.file] += tensor.nbytes
+    return sizes
+
+
+def _files_to_copy(checkpoint: Checkpoint, parts: Collection[str], weights: Collection[Path]) -> Iterator[Path]:
     """All files but the weights of the parts; of the folder itself, only what belongs to a checkpoint."""
     for path in checkpoint.folder.iterdir():
         if path.is_file() and not path.name.startswith(".") and path.suffix in (".json", ".md", ".py", ".txt", ""):
             yield path
-    weights = {tensor.file for part in PARTS for tensor in checkpoint.tensors[part].values()}
     for name in FOLDERS:
         for path in (checkpoint.folder / name).rglob("*"):
             hidden = any(step.startswith(".") for step in path.relative_to(checkpoint.folder).parts)
@@ -161,11 +172,7 @@ def _write_part(
     weight_map: dict[str, str] = {}
     total = 0
     for path, stored in by_file.items():
-        layers = {
-            name.removesuffix(".weight"): planned.layers[model_name(part, name).removesuffix(".weight")]
-            for name in stored
-            if model_name(part, name).removesuffix(".weight") in planned.layers
-        }
+        layers = by_stored_names(part, stored, planned.layers)
         tensors = described({name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}, layers)
         data = _data(stored, layers, planned.error, on_bytes_read)
         total += write_safetensors(folder / path.name, tensors, data, read_safetensors(path).metadata)

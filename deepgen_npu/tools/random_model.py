@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..checkpoint.folder import PARTS, Checkpoint
+from ..checkpoint.quantized import by_stored_names
 from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
 from ..checkpoint.structure import model_name
@@ -102,12 +103,10 @@ class RandomModel:
 
     def _nbytes(self, part: str, dtype: torch.dtype) -> int:
         total = self.checkpoint.elements(part) * dtype.itemsize
-        layers = self.checkpoint.quantized.get(part, {})
-        for name, tensor in self.checkpoint.tensors[part].items():
-            layer = layers.get(model_name(part, name).removesuffix(".weight"))
-            if layer is not None:
-                rows, columns = tensor.shape
-                total += rows * columns * (1 - dtype.itemsize) + 4 * (rows if layer.name == INT8 else 1)
+        tensors = self.checkpoint.tensors[part]
+        for name, layer in by_stored_names(part, tensors, self.checkpoint.quantized.get(part, {})).items():
+            rows, columns = tensors[f"{name}.weight"].shape
+            total += rows * columns * (1 - dtype.itemsize) + 4 * (rows if layer.name == INT8 else 1)
         return total
 
     def load(

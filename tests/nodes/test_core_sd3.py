@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfyui_fixtures import each_comfyui
+from probes import run_probe
 
 from deepgen_npu.cli import main
 from deepgen_npu.quantization.formats import FORMATS
@@ -17,7 +16,6 @@ from dev.comfyui.checkouts import Checkout
 from dev.comfyui.larger import SD3
 
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 1e-5
 
 checkout = each_comfyui("that the DiT computes what ComfyUI's own SD3 computes")
@@ -37,15 +35,7 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(checkout: Checkout, made: Path) -> dict[str, Any]:
     """What the probe found. It ends with an error where ComfyUI does not read the DiT as its class SD3."""
-    probe = subprocess.run(
-        [checkout.python, Path(__file__).with_name("core_sd3_probe.py"), ROOT, checkout.path, str(LIMIT), made],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert probe.returncode == 0, probe.stderr
-    return json.loads(probe.stdout.splitlines()[-1])
+    return run_probe(checkout, "core_sd3_probe.py", LIMIT, made, timeout=300)
 
 
 def test_comfyui_reads_every_weight(found):

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from comfyui_fixtures import each_comfyui
 from golden import TINY
 from lora_cases import write_loras, write_unusable
+from probes import run_probe
 
-from dev import ROOT
 
-
-PROBE = Path(__file__).with_name("lora_probe.py")
 ROUNDING = 1e-5
 SEEN = 1e-2
 
@@ -30,15 +24,7 @@ def found(checkout, tmp_path_factory) -> dict[str, Any]:
     shutil.copytree(TINY, models / "tiny")
     names = write_loras(models / "loras", models / "expected")
     write_unusable(models / "loras")
-    run = subprocess.run(
-        [str(checkout.python), str(PROBE), str(ROOT), str(checkout.path), str(models), *names],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = run_probe(checkout, "lora_probe.py", models, *names)
     apart = [max(row[column] for row in found["styles"].values()) for column in (0, 1)]
     print(f"ComfyUI {checkout.id}: {len(names)} LoRAs, weights {apart[0]} from the definition, {apart[1]} from merged")
     return found

@@ -5,22 +5,18 @@ The probe measures in the process of ComfyUI; `test_core_samplers` and `test_cor
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfyui_fixtures import each_comfyui
+from probes import run_probe
 
 from deepgen_npu.tools.random_checkpoint import write
-from dev import ROOT
 from dev.comfyui.larger import DEEP, STREAMED
 
 
-PROBE = Path(__file__).with_name("native_probe.py")
 PARTS = ("inherited", "costs", "falls_back", "nothing_stale", "timesteps_of_samplers", "streaming", "guards")
 
 checkout = each_comfyui("that the native model streams, costs no more than the library and refuses what cannot work")
@@ -37,15 +33,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def found(checkout, models) -> dict[str, Any]:
-    run = subprocess.run(
-        [str(checkout.python), str(PROBE), str(ROOT), str(checkout.path), str(models), *PARTS],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = run_probe(checkout, "native_probe.py", models, *PARTS)
     print(f"ComfyUI {checkout.id}: a step, 24 blocks: {found['step']}")
     for name, is_text, resident, peak, apart in found["streaming"]:
         what = "VLM and connector" if is_text else "DiT"

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import subprocess
 from math import prod
 from pathlib import Path
 
 import pytest
 from golden import TINY
+from probes import run_probe
 
 from deepgen_npu.checkpoint.folder import Checkpoint
-from dev import ROOT
 
 
 @pytest.fixture(scope="module")
 def found(checkout, tmp_path_factory) -> dict:
     doomed = Path(shutil.copytree(TINY, tmp_path_factory.mktemp("models") / "doomed"))
-    probe = Path(__file__).with_name("outputs_probe.py")
-    command = [str(checkout.python), str(probe), str(ROOT), str(checkout.path), str(doomed), str(TINY)]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return run_probe(checkout, "outputs_probe.py", doomed, TINY)
 
 
 def test_every_attribute_can_be_read_though_the_model_is_gone(found):

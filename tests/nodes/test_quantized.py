@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfyui_fixtures import each_comfyui
 from golden import TINY
+from probes import run_probe
 from quantized_folders import write_quantized
 
 from deepgen_npu.quantization.formats import FORMATS
-from dev import ROOT
 
 
-PROBE = Path(__file__).with_name("quantized_probe.py")
 LAYERS = 53
 """Quantised layers of the tiny DiT."""
 
@@ -36,22 +32,15 @@ def models(tmp_path_factory) -> Path:
 
 
 def probe(checkout, models: Path, where: str, packages: Path | None = None) -> dict[str, Any]:
-    run = subprocess.run(
-        [str(checkout.python), str(PROBE), str(ROOT), str(checkout.path), str(models), where],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "" if packages is None else str(packages)},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+    path = "" if packages is None else str(packages)
+    found = run_probe(checkout, "quantized_probe.py", models, where, PYTHONPATH=path)
     for title, row in found.items():
         print(f"ComfyUI {checkout.id}, {where}, {title}: {row}")
     return found
 
 
-def has_operators(checkout, title: str) -> bool:
-    """0.8 has those of fp8, if comfy-kitchen is installed; 0.3.64 has none."""
+def has_operators(checkout) -> bool:
+    """0.8 has those of fp8 with comfy-kitchen, which its environment here lacks; 0.3.64 has none."""
     return checkout.id == "0.33.0"
 
 
@@ -70,7 +59,7 @@ def test_the_image_is_that_of_the_library(on_cpu, title):
 @pytest.mark.parametrize("title", FORMATS)
 def test_weights_stay_quantised_where_it_has_operators(checkout, on_cpu, title):
     found = on_cpu[title]
-    if has_operators(checkout, title):
+    if has_operators(checkout):
         assert found["layers"] == LAYERS and found["log"] == [] and found["bytes"] < 0.65
         assert found["keys"] == ["bias", "comfy_quant", "weight", "weight_scale"]  # what Save Model writes
         return
@@ -98,7 +87,7 @@ def test_a_lora_on_top(on_cpu, title):
 @pytest.fixture(scope="module")
 def on_npu(checkout, models, tmp_path_factory) -> dict[str, Any]:
     """With a comfy-kitchen that has a backend for Ascend, and then without that backend."""
-    if not has_operators(checkout, "int8"):
+    if not has_operators(checkout):
         pytest.skip("this version has no operators for int8: it runs plain weights, as on the CPU")
     spec = importlib.util.find_spec("comfy_kitchen")
     assert spec is not None and spec.origin is not None, "make environments installs comfy-kitchen"
