@@ -1,0 +1,1 @@
+"""What an edit left alone: how far it moved, what it changed, and the two put together."""
