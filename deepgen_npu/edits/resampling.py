@@ -1,6 +1,6 @@
 """Interpolation between pixels, by a matrix for each axis.
 
-Keys' kernel with a = -0.5 reproduces straight lines and parabolas at every fraction of a pixel. PyTorch's own bicubic has
+Keys' kernel with a = -0.5 reproduces straight lines and parabolas at every fraction of a pixel. PyTorch's own has
 a = -0.75, which does not reproduce a straight line, and would bias a registration by 0.04 pixels.
 """
 
