@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,7 +67,18 @@ def inward(mask: Tensor, sigma: float) -> Tensor:
     sigma = min(sigma, inradius(mask) / 4)
     if sigma < 0.3:
         return mask
-    return clean((2 * gaussian(mask, sigma) - 1).clamp(0, 1) * mask)
+    return clean((2 * _blurred(mask, sigma) - 1).clamp(0, 1) * mask)
+
+
+def _blurred(mask: Tensor, sigma: float) -> Tensor:
+    """A Gaussian mean of a mask [H, W], computed only where it is not 0: a photo is large, a mask often is not."""
+    result = torch.zeros_like(mask)
+    rows, columns = (torch.where(mask.amax(axis) > 0)[0] for axis in (1, 0))
+    if len(rows):
+        reach = math.ceil(4 * sigma) + 1
+        part = tuple(slice(max(0, int(one[0]) - reach), int(one[-1]) + 1 + reach) for one in (rows, columns))
+        result[part] = gaussian(mask[part], sigma)
+    return result
 
 
 def inradius(mask: Tensor) -> float:
@@ -82,7 +95,7 @@ def inradius(mask: Tensor) -> float:
 
 def outward(mask: Tensor, sigma: float) -> Tensor:
     """A mask of zeros and ones with a feather around it: [H, W], 1 inside."""
-    return clean(torch.maximum(mask, (2 * gaussian(mask, sigma)).clamp(0, 1)))
+    return clean(torch.maximum(mask, (2 * _blurred(mask, sigma)).clamp(0, 1)))
 
 
 def carried(image: Tensor, edit: Tensor, changed: Tensor) -> Tensor:
@@ -90,17 +103,18 @@ def carried(image: Tensor, edit: Tensor, changed: Tensor) -> Tensor:
 
     Args:
         image: [3, H, W] in [0, 1].
-        edit: The same, with its motion undone.
+        edit: The same, with its motion undone. What is not finite counts as changed, and stays as it is.
         changed: [H, W], 1 where the edit changed something.
     """
-    left = 1 - changed
+    difference = image - edit
+    finite = difference.isfinite().all(0)
+    left = (1 - changed) * finite
     if not bool(left.any()):
         return edit
-    difference = image - edit
-    mean = (difference * left).sum((1, 2)) / left.sum()
-    weight = gaussian(left, CARRIED_SIGMA)
-    field = gaussian(difference * left, CARRIED_SIGMA) + CARRIED_PULL * mean[:, None, None]
-    return edit + field / (weight + CARRIED_PULL)
+    difference = difference.where(finite, torch.zeros_like(difference)) * left
+    mean = difference.sum((1, 2)) / left.sum()
+    field = gaussian(difference, CARRIED_SIGMA) + CARRIED_PULL * mean[:, None, None]
+    return edit + field / (gaussian(left, CARRIED_SIGMA) + CARRIED_PULL)
 
 
 def enlarged(edit: Tensor, motion: Motion, top: float, left: float, height: int, width: int) -> Tensor:
