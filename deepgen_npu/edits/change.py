@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .colours import PLAIN_WEIGHT, lab, length, without_drift
+from .colours import PLAIN_WEIGHT, lab, length, lost_colour, without_drift
 from .filters import gaussian, half
 from .registration import brightness, normalised
 from .votes import local_correlation
@@ -57,18 +57,22 @@ class Change:
         mask: [H, W], 1 where the edit changed something, else 0.
         drift: How far colours moved all over, in Lab.
         part: Of the pixels, before the mask was grown.
-        kept_structure: Part of the textured pixels whose structure was kept; 1 if there is too little texture.
+        kept_structure: Part of the textured pixels that are not marked whose structure was kept, though their colours
+            were; 1 if there are too few.
+        faded: Whether the image lost its colours: in black and white, most of it may look as before.
     """
 
     mask: Tensor
     drift: float
     part: float
     kept_structure: float
+    faded: bool = False
 
     @property
     def is_global(self) -> bool:
         """Whether all of the image was meant: night, a style, another picture."""
-        return self.drift > GLOBAL_DRIFT or self.part > GLOBAL_PART or self.kept_structure < LEAST_STRUCTURE
+        repainted = self.drift > GLOBAL_DRIFT or self.part > GLOBAL_PART
+        return repainted or self.kept_structure < LEAST_STRUCTURE or self.faded
 
 
 def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | None = None) -> Change:
@@ -82,15 +86,12 @@ def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | N
     Returns:
         On the CPU, in float32.
     """
-    image, edit = image.float().cpu(), edit.float().cpu()
     if not bool(edit.isfinite().all()):
-        return Change(torch.ones_like(edit[0]), 0.0, 1.0, 0.0)
+        return Change(torch.ones(edit.shape[-2:]), 0.0, 1.0, 0.0)
+    image, edit = (one.float().cpu().clamp(0, 1) for one in (image, edit))
     if textures is None:
         textures = normalised(brightness(image)), normalised(brightness(edit))
     correlation, textured = local_correlation(*textures)
-    kept = 1.0
-    if textured.float().mean() >= LEAST_TEXTURE:
-        kept = float((correlation[textured] > 0.5).float().mean())
     weights = torch.where(textured, correlation.clamp_min(0), torch.full_like(correlation, PLAIN_WEIGHT))
     pixel = 1 if min(weights.shape) < FINE_BELOW else 2
     before, after = (lab(_smoothed(one, pixel)) for one in (image, edit))
@@ -102,7 +103,11 @@ def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | N
     changed = _components(difference > LOW, difference > HIGH, SMALLEST / pixel**2)
     closing, growing = CLOSING // pixel, GROWING // pixel
     mask = _grown(_shrunk(_grown(changed.float(), closing), closing), growing)
-    return Change(_enlarged(mask, pixel, edit.shape[-2:]), drift, float(changed.float().mean()), kept)
+    mask = _enlarged(mask, pixel, edit.shape[-2:])
+    unmarked, kept = textured & (mask == 0), 1.0
+    if unmarked.float().mean() >= LEAST_TEXTURE:
+        kept = float((correlation[unmarked] > 0.5).float().mean())
+    return Change(mask, drift, float(changed.float().mean()), kept, lost_colour(before, after))
 
 
 def _smoothed(image: Tensor, pixel: int) -> Tensor:

@@ -24,6 +24,12 @@ drift wherever an image has two colours."""
 PLAIN_WEIGHT = 0.15
 """Of pixels without texture, where the correlation tells nothing."""
 
+CHROMA, COLOURED_PART = 8.0, 0.3
+"""An image has colours if this part of its pixels has more than that chroma."""
+
+FADED, FADED_PART = 0.4, 0.95
+"""A pixel is faded that has less than that part of its chroma; an image, if that part of its coloured pixels is."""
+
 LOCAL_LIMIT = 12.0
 """Of the slow rest of the drift: the residual up to which a pixel counts."""
 
@@ -46,6 +52,14 @@ def length(colours: Tensor) -> Tensor:
     """Of differences of colours [3, H, W] or [3, n]; ``norm`` takes ten times as long here."""
     one, two, three = colours
     return (one * one + two * two + three * three).sqrt()
+
+
+def lost_colour(before: Tensor, after: Tensor) -> bool:
+    """Whether an image became grey, all but a few pixels of what had a colour: both in Lab, [3, H, W]."""
+    chroma, left = (torch.hypot(one[1], one[2]) for one in (before, after))
+    coloured = chroma > CHROMA
+    lost = coloured & (left < FADED * chroma)
+    return bool(coloured.float().mean() > COLOURED_PART and lost.sum() > FADED_PART * coloured.sum())
 
 
 def without_drift(before: Tensor, after: Tensor, weights: Tensor, sigma: float) -> tuple[Tensor, float]:

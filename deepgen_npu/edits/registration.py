@@ -270,13 +270,13 @@ def _doubt(
     shape: torch.Size,
 ) -> str:
     """Why an answer is not believed; empty if it is."""
+    if votes.agreeing < 8 or votes.agreeing < 0.15 * votes.textured:
+        return "few"
     height, width = shape
     if max(abs(found[0]), abs(found[1])) > LARGEST_SHIFT * max(height, width):
         return "far"
     if max(abs(found[2]), abs(found[3])) > LARGEST_SCALE:
         return "far"
-    if votes.agreeing < 8 or votes.agreeing < 0.15 * votes.textured:
-        return "few"
     if votes.agreeing < 0.6 * votes.counting:
         return "scatter"
     if votes.spread > 0.15:
