@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from deepgen_npu.edits import composite
-from deepgen_npu.edits.composite import ZERO, blended, carried, clean, enlarged, inradius, inward, is_soft, outward
-from deepgen_npu.edits.registration import Motion
+from deepgen_npu.edits.composite import ZERO, blended, carried, clean, inradius, inward, is_soft, outward
 
 
 def disc(radius: float, size: int = 96) -> torch.Tensor:
@@ -124,26 +123,3 @@ def test_colours_are_carried_past_what_is_not_finite():
     assert (~result.isfinite()).sum() == 1
     assert result[:, 32, 32].tolist() == pytest.approx([0.5, 0.5, 0.5], abs=1e-3)
     assert not carried(image, edit * torch.nan, changed).isfinite().any()
-
-
-@pytest.mark.parametrize(("height", "width"), [(96, 160), (300, 431), (33, 57)])
-def test_an_edit_is_enlarged_and_moved_at_once(height, width):
-    """On a smooth image, of which each place is known: padding cut off, motion undone, at any size."""
-    motion = Motion((1.5, -2.0), (0.01, -0.02))
-    top, left = 4, 8
-
-    def scene(down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """By places in the content, 0 to 1 in both directions."""
-        return torch.sin(4 * down)[:, None] + torch.cos(5 * right)[None]
-
-    def drawn_at(size: int, first: int, shift: float, scale: float) -> torch.Tensor:
-        """Which place of the content the pixels of the drawn image show: I(p) = E(p + t + k (p - c))."""
-        centre = (size - 1) / 2
-        pixels = (torch.arange(size, dtype=torch.float64) - shift + scale * centre) / (1 + scale)
-        return (pixels + 0.5 - first) / (size - 2 * first)
-
-    drawn = scene(drawn_at(104, top, 1.5, 0.01), drawn_at(176, left, -2.0, -0.02))[None]
-    result = enlarged(drawn, motion, top, left, height, width)
-    places = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in (height, width))
-    assert result.shape == (1, height, width)
-    assert (result[0] - scene(*places)).abs().max() < 1e-3
