@@ -45,6 +45,16 @@ def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
+def to_pil(pixels: Tensor) -> Image.Image:
+    """Pixels [C, H, W] in [0, 1], C = 1, 3 or 4, as a PIL image.
+
+    Levels are rounded down, as SaveImage of ComfyUI does: editing an image straight away and editing it after it was
+    saved and loaded again give the same result.
+    """
+    levels = (pixels.float().clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+
 def from_pixels(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
     """Decoded images in the requested form.
 

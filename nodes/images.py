@@ -23,18 +23,10 @@ if TYPE_CHECKING:
 
 
 def to_pil(image: Tensor) -> list[Image.Image]:
-    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL images.
+    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL images (see `images.to_pil` of the library)."""
+    from ..deepgen_npu import images
 
-    Levels are rounded down, as SaveImage does: editing an image straight away and editing it after it was saved
-    and loaded again give the same result.
-    """
-    from PIL import Image
-
-    found = []
-    for pixels in image:
-        levels = (pixels.float().clamp(0, 1) * 255).byte().cpu().numpy()
-        found.append(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels))
-    return found
+    return [images.to_pil(pixels.permute(2, 0, 1)) for pixels in image]
 
 
 def to_image(pixels: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .filters import gaussian
-from .registration import Motion
-from .resampling import resample
 
 
 ZERO = 1 / 512
@@ -101,27 +99,3 @@ def carried(image: Tensor, edit: Tensor, changed: Tensor) -> Tensor:
     weight = gaussian(left, CARRIED_SIGMA)
     field = gaussian(difference * left, CARRIED_SIGMA) + CARRIED_PULL * mean[:, None, None]
     return edit + field / (weight + CARRIED_PULL)
-
-
-def enlarged(edit: Tensor, motion: Motion, top: float, left: float, height: int, width: int) -> Tensor:
-    """An edit at the input's size, its motion undone, in one interpolation.
-
-    Args:
-        edit: [..., h, w] as drawn.
-        motion: Of the drawn image.
-        top: First row of the drawn image that shows the input; others are padding.
-        left: First column of it.
-        height: Of the input, in pixels.
-        width: Of the input, in pixels.
-
-    Returns:
-        [..., height, width].
-    """
-    lines = []
-    for axis, (size, first) in enumerate(((height, top), (width, left))):
-        drawn = edit.shape[axis - 2]
-        inner = drawn - 2 * first
-        positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (inner / size) - 0.5 + first
-        centre = (drawn - 1) / 2
-        lines.append(positions + motion.shift[axis] + motion.scale[axis] * (positions - centre))
-    return resample(edit, *lines)
