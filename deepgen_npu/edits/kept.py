@@ -24,6 +24,7 @@ class EditedRegion:
 
     Attributes:
         box: (left, top, width, height) in pixels of the image.
+        drawn: (width, height) that it was drawn at, in pixels of the model.
         shift: How far the edit had moved, (x, y) in pixels of the image; it was undone.
         scale: By how much it had grown, (x, y): 0.01 is one per cent; it was undone.
         certain: Whether shift and scale could be told. If not, nothing was moved.
@@ -32,7 +33,8 @@ class EditedRegion:
         global_edit: Whether all of it was meant, so that nothing but what a mask keeps was kept.
     """
 
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    drawn: tuple[int, int] = (0, 0)
     shift: tuple[float, float] = (0.0, 0.0)
     scale: tuple[float, float] = (0.0, 0.0)
     certain: bool = False
@@ -42,7 +44,7 @@ class EditedRegion:
 
     def __str__(self) -> str:
         """A part of a sentence: ``shift (1.3, -2.6) px undone``."""
-        if self.global_edit and not self.reason and not any(self.shift):
+        if self.global_edit:
             return "a global edit"
         if not self.certain:
             return f"shift unknown ({REASONS[self.reason]}), nothing moved"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..images import unit_pixels
 from .boxes import Box
 from .change import find_change
 from .composite import FEATHER, HIGH_PASS, blended, carried, clean, inward, is_soft, outward
@@ -70,11 +70,12 @@ def put_back(
         How much of each pixel of the box is the edit's, [h, w], and what to report.
     """
     box, fit = region.box, region.fit
-    before = fit.content(torch.from_numpy(np.array(shown)).permute(2, 0, 1).float() / 255)
+    before = fit.content(unit_pixels(shown))
     after = fit.content(drawn.float().cpu())
     part = None if mask is None else region.mask(mask.float().cpu())
     known = None if mask is None else _reduced(region.box.cut(mask.float().cpu()), fit.rows, fit.columns)
     compared = _compare(before, after, known, keep_unchanged)
+    after = torch.where(torch.isfinite(after), after, before)  # NaN would spread to the pixels around
     alpha = torch.ones(box.height, box.width)
     if part is not None:
         alpha = _of_mask(part, box.height / fit.rows)
@@ -92,7 +93,7 @@ def _compare(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged
         return _compared(before, after, known, keep_unchanged)
     except Exception as error:  # whatever it is, the edit is worth more
         logger.warning("The edit could not be compared with the image and is used as it is (%s).", error)
-        return Comparison(Motion(), None, None, EditedRegion((0, 0, 0, 0), reason="failed"))
+        return Comparison(Motion(), None, None, EditedRegion(reason="failed"))
 
 
 def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Comparison:
@@ -101,7 +102,12 @@ def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchange
     if motion.moves(*before.shape[-2:]) < NOISE:
         motion = Motion()  # resampling for so little would cost sharpness
     (down, right), (taller, wider) = motion.shift, motion.scale
-    found = EditedRegion((0, 0, 0, 0), (right, down), (wider, taller), registration.certain, registration.reason)
+    found = EditedRegion(
+        shift=(right, down),
+        scale=(wider, taller),
+        certain=registration.certain,
+        reason=registration.reason,
+    )
     aligned = after if motion == Motion() else motion.undone(after)
     change = find_change(before, aligned)
     found = replace(found, drift=change.drift, global_edit=change.is_global)
@@ -186,4 +192,4 @@ def _in_pixels(found: EditedRegion, region: Region) -> EditedRegion:
     """The report in pixels of the image."""
     box, fit = region.box, region.fit
     shift = found.shift[0] * box.width / fit.columns, found.shift[1] * box.height / fit.rows
-    return replace(found, box=(box.left, box.top, box.width, box.height), shift=shift)
+    return replace(found, box=(box.left, box.top, box.width, box.height), drawn=(fit.width, fit.height), shift=shift)
