@@ -119,8 +119,8 @@ def boxes_of(mask: Tensor, least: int, context: float = CONTEXT) -> list[Box]:
     """
     height, width = mask.shape
     times = max(1, -(-max(height, width) // LARGEST_SIDE))
-    marked = (mask >= MARKED).float()
-    small = F.max_pool2d(marked[None, None], times, ceil_mode=True)[0, 0] > 0 if times > 1 else marked > 0
+    marked = mask >= MARKED
+    small = F.max_pool2d(marked.float()[None, None], times, ceil_mode=True)[0, 0] > 0 if times > 1 else marked
     if not bool(small.any()):
         return []
     labels = connected(small)
@@ -137,14 +137,18 @@ def boxes_of(mask: Tensor, least: int, context: float = CONTEXT) -> list[Box]:
         top, left = int(rows.min()) * times, int(columns.min()) * times
         bottom = min(height, (int(rows.max()) + 1) * times)
         right = min(width, (int(columns.max()) + 1) * times)
-        found.append(_tight(marked, Box(top, left, bottom, right)))
+        box = tight(marked, Box(top, left, bottom, right))
+        assert box is not None
+        found.append(box)
     return sorted(_joined(found, widen), key=lambda box: (box.top, box.left))
 
 
-def _tight(marked: Tensor, box: Box) -> Box:
-    """The box of what is marked in a box."""
-    part = box.cut(marked) > 0
+def tight(marked: Tensor, box: Box) -> Box | None:
+    """The box of what is marked, booleans [H, W], within a box; None if nothing is."""
+    part = box.cut(marked)
     rows, columns = torch.where(part.any(1))[0], torch.where(part.any(0))[0]
+    if not len(rows):
+        return None
     top, left = box.top, box.left
     return Box(top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..images import to_pil
-from .boxes import CONTEXT, Box, boxes_of, with_aspect, with_context
+from .boxes import CONTEXT, MARKED, Box, boxes_of, tight, with_aspect, with_context
 from .fitting import Fit
 
 
@@ -80,3 +80,21 @@ def plan(
         box = with_aspect(box, height, width, drawn)
         found.append(Region(box, Fit.padded(box.height, box.width, *drawn), marked, squares=pixel > 1))
     return found
+
+
+def plan_one(masks: Tensor, sizes: SizeRules, context: float = CONTEXT) -> list[Region]:
+    """One region for each of several masks, around all that it marks; all are drawn at the same size.
+
+    Args:
+        masks: [b, H, W] in [0, 1]. An empty one stands for all of the image.
+        sizes: Of the checkpoint.
+        context: See `boxes.CONTEXT`.
+    """
+    height, width = masks.shape[-2:]
+    whole = Box(0, 0, height, width)
+    marked = [tight(mask >= MARKED, whole) or whole for mask in masks]
+    boxes = [with_context(one, height, width, sizes.trained_side, context) for one in marked]
+    drawn = sizes.least_padding(max(box.height for box in boxes), max(box.width for box in boxes))
+    boxes = [with_aspect(box, height, width, drawn) for box in boxes]
+    fits = [Fit.padded(box.height, box.width, *drawn) for box in boxes]
+    return [Region(*one) for one in zip(boxes, fits, marked, strict=True)]
