@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from . import files
 from .checks import Named, must, must_be
 from .files import FileError, Rehearsed, as_json, kind_of, made, read_bytes, reason_of, replacing, require_room
 from .formatting import format_size
-from .rgb import to_rgb
+from .rgb import to_mask, to_rgb
 
 
 READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -46,12 +46,20 @@ MAX_FILE_BYTES = 1 << 30
 """Larger files are not read."""
 
 
-def open_image(path: str | os.PathLike[str], option: str = "") -> Image.Image:
+def open_mask(path: str | os.PathLike[str], option: str = "") -> Image.Image:
+    """The mask in a file, as `to_mask` returns it; the rest as `open_image`."""
+    return open_image(path, option, to_mask)
+
+
+def open_image(
+    path: str | os.PathLike[str], option: str = "", convert: Callable[[Image.Image], Image.Image] = to_rgb
+) -> Image.Image:
     """The image in a file: the first of an animation or of several pages, as `to_rgb` returns it.
 
     Args:
         path: Of the file.
         option: Of the command line, for errors: ``--input_image``.
+        convert: What to make of the image.
 
     Raises:
         FileError: Naming the file, when it is not a regular file, not of a format in `READ`, damaged or cut off, or
@@ -75,7 +83,7 @@ def open_image(path: str | os.PathLike[str], option: str = "") -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise too_large(format_size(*image.size))
                 image.load()
-                return to_rgb(image)
+                return convert(image)
         except FileError:
             raise
         except UnidentifiedImageError:

@@ -45,6 +45,21 @@ def to_pixels(image: Image.Image, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
+def to_pil(pixels: Tensor) -> Image.Image:
+    """Pixels [C, H, W] in [0, 1], C = 1, 3 or 4, as a PIL image.
+
+    Levels are rounded down, as SaveImage of ComfyUI does: editing an image straight away and editing it after it was
+    saved and loaded again give the same result.
+    """
+    levels = (pixels.float().clamp(0, 1) * 255).byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+
+def unit_pixels(image: Image.Image) -> Tensor:
+    """A PIL image as [3, H, W] in [0, 1]: levels of 8 bits, from which `in_form` makes the same levels again."""
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 255
+
+
 def from_pixels(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
     """Decoded images in the requested form.
 
@@ -54,6 +69,11 @@ def from_pixels(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndar
             [b, H, W, 3], ``pil`` for a list of PIL images.
     """
     pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
+    return in_form(pixels, output_type)
+
+
+def in_form(pixels: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    """Images [b, 3, H, W] in [0, 1] on the CPU as ``pt``, ``np`` or ``pil`` (see `from_pixels`)."""
     if output_type == "pt":
         return pixels
     array = pixels.permute(0, 2, 3, 1).numpy()

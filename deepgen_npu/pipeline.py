@@ -20,22 +20,36 @@ from .components import Components
 from .conditioning import Conditioning, InitImage, repeat_rows
 from .denoising import denoise
 from .devices import random_noise
+from .editing import Drawing, EditPlan, Mask, plan_edit
+from .edits.kept import Kept
 from .formatting import format_size
-from .images import as_list, from_pixels
+from .images import as_list, from_pixels, in_form
 from .memory import Workload, run_with_memory_retry
 from .model import autoencoder
 from .model.numerics import require_finite
 from .prompts import check_prompts
 
 
+DEFAULT_SIDE = 512
+"""Of images whose size nobody names, in pixels."""
+
 StepCallback = Callable[["DeepGenPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
 @dataclass
 class DeepGenPipelineOutput:
-    """``images`` in the form that ``output_type`` names."""
+    """What a run returns.
+
+    Attributes:
+        images: In the form that ``output_type`` names.
+        change_masks: With ``mask`` or ``keep_unchanged``: [b, H, W] in [0, 1], how much of each pixel is the edit's.
+            Where it is 0, the image is the input.
+        kept: With ``mask`` or ``keep_unchanged``: for each image, what was kept and what was undone.
+    """
 
     images: list[Image.Image] | np.ndarray | Tensor
+    change_masks: Tensor | None = None
+    kept: Sequence[Kept] | None = None
 
 
 class DeepGenPipeline(Components):
@@ -51,8 +65,8 @@ class DeepGenPipeline(Components):
         prompt: str | Sequence[str],
         image: Image.Image | Sequence[Image.Image] | None = None,
         negative_prompt: str | None = "",
-        height: int = 512,
-        width: int = 512,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
         num_images_per_prompt: int = 1,
@@ -61,6 +75,8 @@ class DeepGenPipeline(Components):
         latents: Tensor | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
+        mask: Mask | None = None,
+        keep_unchanged: bool = False,
     ) -> DeepGenPipelineOutput:
         """Generate images, or edit one.
 
@@ -69,7 +85,9 @@ class DeepGenPipeline(Components):
             image: None to generate; an image to edit; a list for several references, which all prompts share.
                 References are resized to the output's size.
             negative_prompt: What to avoid; one for the whole batch.
-            height: In pixels: a multiple of 16, or of 32 with references (`sizes` has the checkpoint's rules).
+            height: In pixels: a multiple of 16, or of 32 with references (`sizes` has the checkpoint's rules). None
+                for 512; with ``mask`` or ``keep_unchanged`` for what suits the image, which is then padded to the
+                size that is drawn, not stretched, and has its own size in the end.
             width: As height.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: Of classifier-free guidance; at 1 or less there is none and a step costs half.
@@ -82,6 +100,10 @@ class DeepGenPipeline(Components):
             callback_on_step_end: ``callback(pipe, step, timestep, kwargs)``, with the current ``latents`` and
                 ``x0``, the estimate of the finished latents, in ``kwargs``. A dict that it returns may replace
                 ``latents``. An exception raised in it ends the run.
+            mask: Where the first image may be changed (see `edits.masks.as_mask`). Each separate part is cut out with
+                its surroundings, edited by itself and put back; outside, the image stays as it is, to the bit.
+            keep_unchanged: Whether all that the edit left alone comes from the image, to the bit; for all images
+                but those of an edit that changes everything.
 
         Raises:
             TypeError, ValueError: For arguments that cannot work, before anything slow.
@@ -93,19 +115,39 @@ class DeepGenPipeline(Components):
         references = as_list(image)
         prompts, _ = self._check_prompts(prompt, negative_prompt, bool(references))
         batch = len(prompts) * checks.images("num_images_per_prompt", num_images_per_prompt)
-        height, width = self.sizes.check(height, width, editing=bool(references))
-        if latents is None:
-            latents = self.prepare_latents(batch, height, width, seed=seed, generator=generator)
-        self._check_latents(latents, batch, height, width)
 
+        def noise(height: int, width: int) -> Tensor:
+            if latents is None:
+                return self.prepare_latents(batch, height, width, seed=seed, generator=generator)
+            self._check_latents(latents, batch, height, width)
+            return latents
+
+        copies = batch // len(prompts)
+        run = num_inference_steps, guidance_scale, callback_on_step_end
+        drawing = Drawing(self, prompts, negative_prompt, references[1:], copies, noise, *run)
+        if mask is not None or keep_unchanged:
+            if output_type == "latent":
+                requirement = "pil, np or pt with mask or keep_unchanged"
+                raise ValueError(checks.must_be("output_type", requirement, output_type))
+            plan = plan_edit(self.sizes, references, mask, keep_unchanged, height, width)
+            return self._edit(plan, drawing, output_type)
+        size = (DEFAULT_SIDE if side is None else side for side in (height, width))
+        size = self.sizes.check(*size, editing=bool(references))
+        start = noise(*size)
         try:
-            conditioning = self.encode(
-                prompt, references or None, negative_prompt, height, width, num_images_per_prompt
-            )
-            latents = self.denoise(conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end)
-            return DeepGenPipelineOutput(images=self.decode(latents, output_type))
+            finished = drawing.denoise(prompts, references, *size, start, copies)
+            return DeepGenPipelineOutput(images=self.decode(finished, output_type))
         finally:
             self.placement.release()
+
+    def _edit(self, plan: EditPlan, drawing: Drawing, output_type: str) -> DeepGenPipelineOutput:
+        try:
+            edits = plan.run(drawing)
+        finally:
+            self.placement.release()
+        images = in_form(torch.stack([edit.image for edit in edits]), output_type)
+        masks = torch.stack([edit.change_mask for edit in edits])
+        return DeepGenPipelineOutput(images, masks, [edit.kept for edit in edits])
 
     # Stage 1
 

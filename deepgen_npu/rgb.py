@@ -57,6 +57,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def to_mask(image: Image.Image) -> Image.Image:
+    """A mask as 8-bit grey, 255 where something may be changed: where it is transparent, else where it is white.
+
+    Raises:
+        ValueError: As `to_rgb`.
+    """
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        upright = _upright(image)
+        alpha = upright.convert("RGBA" if upright.mode not in ("LA", "La") else "LA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha.point([255 - level for level in range(256)])
+    return to_rgb(image).convert("L")
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))

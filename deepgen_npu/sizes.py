@@ -16,6 +16,12 @@ from .model.architecture import VISION_SCALE
 TRAINED_SIDE = 512
 """DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3)."""
 
+AREA_TOLERANCE = 0.15
+"""Of `SizeRules.least_padding`: how far its area may be from the trained one. With 0.1, images of 3:2 stay padded."""
+
+AREA_WEIGHT = 0.15
+"""Of `SizeRules.least_padding`: what another area counts, in padding."""
+
 
 def nearest_sides(side: int, multiple: int, largest: int) -> tuple[int, ...]:
     """The one or two nearest multiples of ``multiple`` from itself to ``largest``, the smaller first."""
@@ -134,3 +140,31 @@ class SizeRules:
             return min(max(math.ceil(side * scale / multiple - 1e-9) * multiple, multiple), largest)
 
         return rounded(height), rounded(width)
+
+    def least_padding(self, height: int, width: int, editing: bool = True) -> tuple[int, int]:
+        """The size in which an image of another aspect ratio fits with the least padding, at about the trained area.
+
+        Args:
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+            editing: Whether there are reference images.
+
+        Returns:
+            (height, width): the multiples with the least
+            ``padded part + AREA_WEIGHT x |ln(area of the image in it / trained area)|``.
+        """
+        multiple = self.multiple(editing)
+        largest = self.longest_side // multiple
+        trained = self.trained_side**2
+        best = self.match_aspect(height, width, editing)
+        least = math.inf
+        for rows in range(multiple, largest * multiple + 1, multiple):
+            low = math.ceil(trained * (1 - AREA_TOLERANCE) / rows / multiple)
+            high = min(math.floor(trained * (1 + AREA_TOLERANCE) / rows / multiple), largest)
+            for columns in range(low * multiple, high * multiple + 1, multiple):
+                scale = min(rows / height, columns / width)
+                content = scale * scale * height * width
+                cost = 1 - content / (rows * columns) + AREA_WEIGHT * abs(math.log(content / trained))
+                if cost < least:
+                    best, least = (rows, columns), cost
+        return best

@@ -42,6 +42,11 @@ def image(name: str, value: Any) -> Tensor:
     return _finite(name, _limited(name, pixels, pixels.shape[0], pixels.shape[1:3]))
 
 
+def mask(name: str, value: Any) -> Tensor:
+    """A MASK as [batch, height, width] in 0..1; one without a batch is a batch of one."""
+    return _masks(name, value)[:, 0]
+
+
 def latents(name: str, value: Any, channels: int | None = None) -> Tensor:
     """Latents [batch, channels, height, width]; None leaves the channels open."""
     shape = f"[batch, {'channels' if channels is None else channels}, height, width]"
@@ -65,7 +70,7 @@ def latent(name: str, value: Any) -> dict[str, Any]:
     samples = latents(name, value["samples"])
     checked = {**value, "samples": samples}
     if value.get("noise_mask") is not None:
-        checked["noise_mask"] = _mask(name, value["noise_mask"], len(samples))
+        checked["noise_mask"] = _noise_mask(name, value["noise_mask"], len(samples))
     if value.get("batch_index") is not None:
         checked["batch_index"] = _batch_index(name, value["batch_index"], len(samples))
     return checked
@@ -123,20 +128,28 @@ def one_or(batch: int) -> str:
     return "1" if batch == 1 else f"1 or {batch}"
 
 
-def _mask(name: str, value: Any, batch: int) -> Tensor:
+def _noise_mask(name: str, value: Any, batch: int) -> Tensor:
+    masks = _masks(f"{name}: noise_mask", value)
+    if len(masks) not in (1, batch):
+        raise ValueError(
+            f"{name}: noise_mask has a batch of {len(masks)} but samples has {batch}: use {one_or(batch)}."
+        )
+    return masks
+
+
+def _masks(name: str, value: Any) -> Tensor:
+    """A mask in any of ComfyUI's shapes as [batch, 1, height, width] in 0..1."""
     import torch
 
-    name, shape = f"{name}: noise_mask", "[height, width] or [batch, height, width]"
+    shape = "[height, width] or [batch, height, width]"
     if isinstance(value, torch.Tensor) and value.dtype == torch.bool:
         value = value.float()
-    mask = _tensor(name, value, shape)
-    if mask.ndim not in (2, 3, 4) or (mask.ndim == 4 and mask.shape[1] != 1):
-        raise ValueError(_must_have_shape(name, shape, mask))
-    count = 1 if mask.ndim == 2 else len(mask)
-    if count not in (1, batch):
-        raise ValueError(f"{name} has a batch of {count} but samples has {batch}: use {one_or(batch)}.")
-    mask = _finite(name, _limited(name, mask, count, mask.shape[-2:]))
-    return mask.reshape(count, 1, *mask.shape[-2:]).float().clamp(0, 1)
+    masks = _tensor(name, value, shape)
+    if masks.ndim not in (2, 3, 4) or (masks.ndim == 4 and masks.shape[1] != 1):
+        raise ValueError(_must_have_shape(name, shape, masks))
+    count = 1 if masks.ndim == 2 else len(masks)
+    masks = _finite(name, _limited(name, masks, count, masks.shape[-2:]))
+    return masks.reshape(count, 1, *masks.shape[-2:]).float().clamp(0, 1)
 
 
 def _batch_index(name: str, value: Any, batch: int) -> list[int]:

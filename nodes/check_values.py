@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..deepgen_npu import checks
 from ..deepgen_npu.checks import must_be, type_of
 from ..deepgen_npu.sizes import nearest_sides
-from .check_tensors import conditioning, image, latent
+from .check_tensors import conditioning, image, latent, mask
 
 
 if TYPE_CHECKING:
@@ -118,6 +118,14 @@ def _pipeline(declared: io.Input, value: Any) -> Any:
     return value
 
 
+def _region(declared: io.Input, value: Any) -> Any:
+    from .crops import CroppedRegions
+
+    if not isinstance(value, CroppedRegions):
+        raise TypeError(must_be(declared.id, "the output of DeepGen Crop Region", type_of(value)))
+    return value
+
+
 def _model(declared: io.Input, value: Any) -> Any:
     from .native.model import DeepGenModel
 
@@ -130,7 +138,9 @@ SOCKETS: dict[str, Callable[[io.Input, Any], Any]] = {
     "DEEPGEN_PIPELINE": _pipeline,
     "DEEPGEN_CONDITIONING": lambda declared, value: conditioning(declared.id, value),
     "MODEL": _model,
+    "DEEPGEN_REGION": _region,
     "IMAGE": lambda declared, value: image(declared.id, value),
+    "MASK": lambda declared, value: mask(declared.id, value),
     "LATENT": lambda declared, value: latent(declared.id, value),
 }
 """The rules of inputs that have a wire and no widget."""

@@ -10,17 +10,14 @@ from comfy_api.latest import io
 from ..deepgen_npu.prompts import EDIT_NEGATIVE_PROMPT
 from . import inputs
 from .check import DeepGenNode
-from .inputs import search_aliases
-from .names import CATEGORY, CUSTOM, FOLLOW, RESTORE
+from .inputs import EDITING_MULTIPLE, search_aliases
+from .names import CATEGORY, CUSTOM, FOLLOW, PADDED, RESTORE
 
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .lazy_pipeline import LazyPipeline
-
-MULTIPLE = 32
-"""Of the sides, in pixels: one token of the vision-language model stands for 32 x 32 of a reference."""
 
 
 class DeepGenEdit(DeepGenNode):
@@ -42,20 +39,34 @@ class DeepGenEdit(DeepGenNode):
                 inputs.negative_prompt(EDIT_NEGATIVE_PROMPT),
                 io.Combo.Input(
                     "size_mode",
-                    options=[FOLLOW, CUSTOM, RESTORE],
-                    default=FOLLOW,
-                    tooltip="follow image: the shape of the image at the area the model was trained at. "
+                    options=[PADDED, FOLLOW, CUSTOM, RESTORE],
+                    default=PADDED,
+                    tooltip="follow image, no distortion: the shape of the image at about the area the model was "
+                    "trained at; it is padded to the size that is drawn, and the padding cut off again. "
+                    "follow image: stretched to the nearest size instead. "
                     "width and height: the two numbers below; the image is stretched to them. "
-                    "size of image: made like follow image, then scaled to exactly the size of the image.",
+                    "size of image: made like follow image, then scaled to exactly the size of the image. "
+                    "With keep_unchanged or a mask the result always has the size of the image.",
                 ),
-                inputs.side("width", MULTIPLE, "Used by 'width and height': in pixels, a multiple of 32."),
-                inputs.side("height", MULTIPLE, "Used by 'width and height': in pixels, a multiple of 32."),
+                inputs.side("width", EDITING_MULTIPLE, "Used by 'width and height': in pixels, a multiple of 32."),
+                inputs.side("height", EDITING_MULTIPLE, "Used by 'width and height': in pixels, a multiple of 32."),
                 inputs.seed(),
                 inputs.steps(),
                 inputs.cfg(),
                 *inputs.references(2, 3, 4),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the image may be changed, from the mask editor of Load Image. Each region is "
+                    "cut out with its surroundings, edited by itself and put back at the image's own resolution; "
+                    "outside not one pixel changes.",
+                ),
+                inputs.keep_unchanged(),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The edited images, one batch.")],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The edited images, one batch."),
+                inputs.change_mask(),
+            ],
         )
 
     @classmethod
@@ -86,13 +97,29 @@ class DeepGenEdit(DeepGenNode):
         image_2: Tensor | None = None,
         image_3: Tensor | None = None,
         image_4: Tensor | None = None,
+        mask: Tensor | None = None,
+        keep_unchanged: bool = False,
     ) -> io.NodeOutput:
         """Encode, sample and decode."""
-        from . import stages
-        from .images import editing_sizes, reference_groups
+        import torch
 
+        from . import stages
+        from .edit_in_place import Settings, edit_masked, edit_whole, padded, paired
+        from .images import drawing_size, editing_fit, reference_groups
+
+        if mask is not None:
+            image, mask = paired(image, mask)
         groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
-        drawn, displayed = editing_sizes(pipeline.sizes, image, size_mode, height, width)
-        conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, *drawn)
+        settings = Settings(prompt, negative_prompt, seed, steps, cfg)
+        if mask is not None:
+            size = drawing_size(pipeline.sizes, height, width, editing=True) if size_mode == CUSTOM else None
+            return io.NodeOutput(*edit_masked(pipeline, groups, image, mask, size, keep_unchanged, settings))
+        fit, displayed = editing_fit(pipeline.sizes, image, size_mode, height, width)
+        if keep_unchanged:
+            return io.NodeOutput(*edit_whole(pipeline, groups, image, fit, settings))
+        if size_mode == PADDED:
+            groups = [padded(group, fit) for group in groups]
+        conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, fit.height, fit.width)
         latent = stages.sample(pipeline, conditionings, seed, steps, cfg)
-        return io.NodeOutput(stages.decode(pipeline, latent, *displayed))
+        edited = stages.decode(pipeline, latent, *displayed, fit)
+        return io.NodeOutput(edited, torch.ones(edited.shape[:3], device=edited.device))

@@ -8,17 +8,14 @@ from comfy_api.latest import io
 
 from . import inputs
 from .check import DeepGenNode
-from .inputs import search_aliases
-from .names import CATEGORY, CUSTOM, FOLLOW
+from .inputs import GENERATION_MULTIPLE, search_aliases
+from .names import CATEGORY, CUSTOM, FOLLOW, RESTORE
 
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .lazy_pipeline import LazyPipeline
-
-MULTIPLE = 16
-"""Of the sides, in pixels, without an image; `DeepGenEdit` has that with one."""
 
 
 class DeepGenEncode(DeepGenNode):
@@ -40,19 +37,20 @@ class DeepGenEncode(DeepGenNode):
                 inputs.negative_prompt(),
                 io.Combo.Input(
                     "size_mode",
-                    options=[FOLLOW, CUSTOM],
+                    options=[FOLLOW, CUSTOM, RESTORE],
                     default=FOLLOW,
                     tooltip="Used with an image. follow image: its shape at the area the model was trained at. "
-                    "width and height: the two numbers below; the image is stretched to them.",
+                    "width and height: the two numbers below; the image is stretched to them. "
+                    "size of image: as it is, in multiples of 32, as DeepGen Crop Region cuts it.",
                 ),
                 inputs.side(
                     "width",
-                    MULTIPLE,
+                    GENERATION_MULTIPLE,
                     "Without an image, or with 'width and height': a multiple of 16 pixels, of 32 with an image.",
                 ),
                 inputs.side(
                     "height",
-                    MULTIPLE,
+                    GENERATION_MULTIPLE,
                     "Without an image, or with 'width and height': a multiple of 16 pixels, of 32 with an image.",
                 ),
                 io.Image.Input(
@@ -106,15 +104,18 @@ class DeepGenEncode(DeepGenNode):
     ) -> io.NodeOutput:
         """Stage 1."""
         from . import stages
-        from .images import drawing_size, editing_sizes, reference_groups
+        from .images import drawing_size, editing_fit, reference_groups
 
         others = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
         if image is None:
             if connected := [name for name, other in others.items() if other is not None]:
                 raise ValueError(f"{connected[0]} needs an image: connect the first one to image.")
             drawn = drawing_size(pipeline.sizes, height, width, editing=False)
+        elif size_mode == RESTORE:
+            drawn = drawing_size(pipeline.sizes, image.shape[1], image.shape[2], editing=True)
         else:
-            drawn, _ = editing_sizes(pipeline.sizes, image, size_mode, height, width)
+            fit, _ = editing_fit(pipeline.sizes, image, size_mode, height, width)
+            drawn = fit.height, fit.width
         groups = reference_groups(image=image, **others)
         conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, *drawn)
         return io.NodeOutput(conditionings, *stages.for_core(pipeline, conditionings))

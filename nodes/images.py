@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..deepgen_npu.checks import must_be
+from ..deepgen_npu.edits.fitting import Fit
 from ..deepgen_npu.sizes import TRAINED_SIDE
 from .check_tensors import one_or
-from .names import CUSTOM, FOLLOW, RESTORE
+from .names import CUSTOM, FOLLOW, PADDED, RESTORE
 
 
 if TYPE_CHECKING:
@@ -23,18 +24,10 @@ if TYPE_CHECKING:
 
 
 def to_pil(image: Tensor) -> list[Image.Image]:
-    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL images.
+    """An IMAGE batch [b, H, W, C] in [0, 1], C = 1, 3 or 4, as b PIL images (see `images.to_pil` of the library)."""
+    from ..deepgen_npu import images
 
-    Levels are rounded down, as SaveImage does: editing an image straight away and editing it after it was saved
-    and loaded again give the same result.
-    """
-    from PIL import Image
-
-    found = []
-    for pixels in image:
-        levels = (pixels.float().clamp(0, 1) * 255).byte().cpu().numpy()
-        found.append(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels))
-    return found
+    return [images.to_pil(pixels.permute(2, 0, 1)) for pixels in image]
 
 
 def to_image(pixels: Tensor) -> Tensor:
@@ -93,9 +86,9 @@ def drawing_size(sizes: SizeRules, height: int, width: int, editing: bool) -> tu
     return sides[0], sides[1]
 
 
-def editing_sizes(
+def editing_fit(
     sizes: SizeRules, image: Tensor, size_mode: str, height: int, width: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+) -> tuple[Fit, tuple[int, int]]:
     """The sizes of an edit in one of the size modes.
 
     Args:
@@ -106,19 +99,22 @@ def editing_sizes(
         width: In pixels, for "width and height" only.
 
     Returns:
-        (height, width) at which the model draws it, and (height, width) at which it is shown.
+        How the image lies in what the model draws, and (height, width) at which it is shown.
 
     Raises:
         ValueError: For another size mode, and for sides that the model cannot draw.
     """
+    given, scale = (image.shape[1], image.shape[2]), pixel_size(sizes)
     if size_mode == CUSTOM:
-        return drawing_size(sizes, height, width, editing=True), (height, width)
+        return Fit.stretched(*drawing_size(sizes, height, width, editing=True)), (height, width)
+    if size_mode == PADDED:
+        fit = Fit.padded(*given, *sizes.least_padding(*given))
+        return fit, (fit.rows * scale, fit.columns * scale)
     if size_mode in (FOLLOW, RESTORE):
-        drawn = sizes.match_aspect(image.shape[1], image.shape[2])
-        scale = pixel_size(sizes)
-        followed = drawn[0] * scale, drawn[1] * scale
-        return drawn, followed if size_mode == FOLLOW else (image.shape[1], image.shape[2])
-    raise ValueError(must_be("size_mode", f"one of {FOLLOW!r}, {CUSTOM!r}, {RESTORE!r}", size_mode))
+        drawn = sizes.match_aspect(*given)
+        return Fit.stretched(*drawn), given if size_mode == RESTORE else (drawn[0] * scale, drawn[1] * scale)
+    modes = ", ".join(repr(mode) for mode in (PADDED, FOLLOW, CUSTOM, RESTORE))
+    raise ValueError(must_be("size_mode", f"one of {modes}", size_mode))
 
 
 def enlarge(pixels: Tensor, times: int) -> Tensor:

@@ -10,6 +10,11 @@ from comfy_api.latest import io
 
 Pipeline = io.Custom("DEEPGEN_PIPELINE")
 Conditioning = io.Custom("DEEPGEN_CONDITIONING")
+Region = io.Custom("DEEPGEN_REGION")
+
+GENERATION_MULTIPLE, EDITING_MULTIPLE = 16, 32
+"""Of the sides, in pixels: a patch of the DiT, and with an image what one token of the vision-language model stands
+for."""
 
 LONGEST_SIDE = 6144
 """The position grid of DeepGen 1.0 covers 384 x 384 patches of 16 pixels (transformer/config.json). A smaller
@@ -80,6 +85,26 @@ def cfg() -> io.Input:
 def side(name: str, multiple: int, tooltip: str) -> io.Input:
     """Width or height in pixels, a multiple of ``multiple``."""
     return io.Int.Input(name, default=512, min=multiple, max=LONGEST_SIDE, step=multiple, tooltip=tooltip)
+
+
+def keep_unchanged() -> io.Input:
+    """Whether what an edit left alone comes from the input. Workflows that were saved without it have the default."""
+    return io.Boolean.Input(
+        "keep_unchanged",
+        default=False,
+        optional=True,
+        tooltip="Take all that the edit left alone from the image, at the image's own size. A shift of the edit is "
+        "undone. An edit that changes everything is kept as it is.",
+    )
+
+
+def change_mask() -> io.Output:
+    """Which pixels an edit changed."""
+    return io.Mask.Output(
+        display_name="change_mask",
+        tooltip="White where the image comes from the edit, black where it is the input's own, to the bit. All white "
+        "without keep_unchanged and mask.",
+    )
 
 
 def references(*numbers: int) -> list[io.Input]:

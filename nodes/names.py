@@ -14,6 +14,7 @@ DEMO = "coloured shapes (demo, not DeepGen 1.0)"
 EITHER = "DeepGen 1.0 if downloaded, else the demo"
 """The loader's entry of workflows that are to run on every machine."""
 
+PADDED = "follow image, no distortion"
 FOLLOW = "follow image"
 CUSTOM = "width and height"
 RESTORE = "size of image"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import comfy.model_management as mm
 import comfy.utils
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..deepgen_npu.checkpoint.weights import BytesRead
 
 
+StepCallback: TypeAlias = "Callable[[int, Tensor, Tensor, int], None]"
+"""What ComfyUI's samplers call after each step: number of the step, x0, x, steps of the run."""
+
+
 def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
     """For ``on_bytes_read``: the running node's progress bar over the bytes of these parts, and cancel."""
     bar = comfy.utils.ProgressBar(checkpoint.nbytes(*parts))
@@ -30,7 +34,7 @@ def reading_progress(checkpoint: Checkpoint, *parts: str) -> BytesRead:
     return on_bytes_read
 
 
-def step_callback(patcher: ModelPatcher, steps: int, runs: int = 1) -> Callable[[int, Tensor, Tensor, int], None]:
+def step_callback(patcher: ModelPatcher, steps: int, runs: int = 1) -> StepCallback:
     """A callback for ComfyUI's samplers, with one progress bar for all runs.
 
     The preview is the user's choice in ComfyUI and shows x0, the estimate of the finished image.

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..deepgen_npu.checks import MAX_IMAGES, must, must_be
 from ..deepgen_npu.conditioning import Conditioning
+from ..deepgen_npu.edits.fitting import Fit
 from ..deepgen_npu.formatting import format_size
 from ..deepgen_npu.images import from_pixels
 from .check_tensors import one_or
 from .images import enlarge, pixel_size, resize, to_image
 from .lazy_pipeline import LazyPipeline
 from .native.conditioning import CoreConditioning, to_core
-from .progress import step_callback
+from .progress import StepCallback, step_callback
 
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def sample(
     batch_size: int = 1,
     latent_image: dict[str, Any] | None = None,
     denoise: float = 1.0,
+    place: int | None = None,
+    callback: StepCallback | None = None,
 ) -> dict[str, Any]:
     """Conditioning to a LATENT in the VAE's own space, as ComfyUI has it, by ComfyUI's own sampling.
 
@@ -91,6 +94,8 @@ def sample(
         batch_size: Images of each conditioning; with a latent_image, its batch counts instead.
         latent_image: What to start from; its mask keeps all that is outside.
         denoise: Denoising strength; below 1 something of the latent_image is kept.
+        place: Of the only image in a batch that is made one by one: it has the noise that it has in the batch.
+        callback: Of several samplings that have one progress bar; None for a bar of its own.
 
     Raises:
         ValueError: When the latent_image does not fit.
@@ -120,9 +125,10 @@ def sample(
     start = _empty(model, conditionings, total) if clean is None else repeat_to_batch_size(clean.float(), total)
     # Image k has the same noise in a batch of any size, also when it was taken out of one: LatentFromBatch stores
     # its index.
+    chosen = [place] if place is not None else chosen
     noise = comfy.sample.prepare_noise(start, seed, chosen if chosen and len(chosen) == total else None)
     sigmas = model.sigmas(steps, denoise, *start.shape[-2:])
-    callback = step_callback(model.patcher, steps, runs=len(conditionings))
+    callback = callback or step_callback(model.patcher, steps, runs=len(conditionings))
     finished = []
     for index, conditioning in enumerate(conditionings):
         rows = slice(index * batch_size, (index + 1) * batch_size)
@@ -149,11 +155,25 @@ def sample(
     return {**(latent_image or {}), "samples": torch.cat(finished)}
 
 
-def decode(model: LazyPipeline, latent: dict[str, Any], height: int, width: int) -> Tensor:
-    """A LATENT to an IMAGE [b, height, width, 3]: to the bit what VAE Decode makes of it, if that is its size."""
-    pixels: Any = from_pixels(model.load().decode_unscaled(latent["samples"]), "pt")
-    pixels = enlarge(pixels, pixel_size(model.sizes))
+def decode(model: LazyPipeline, latent: dict[str, Any], height: int, width: int, fit: Fit | None = None) -> Tensor:
+    """A LATENT to an IMAGE [b, height, width, 3]: to the bit what VAE Decode makes of it, if that is its size.
+
+    Args:
+        model: The loader's output.
+        latent: To decode.
+        height: To show it at, in pixels.
+        width: To show it at, in pixels.
+        fit: Which part of it is the image; None for all.
+    """
+    pixels = decode_pixels(model, latent)
+    pixels = enlarge(pixels if fit is None else fit.content(pixels), pixel_size(model.sizes))
     return to_image(resize(pixels, height, width, model.sizes))
+
+
+def decode_pixels(model: LazyPipeline, latent: dict[str, Any]) -> Tensor:
+    """A LATENT to pixels of the model: [b, 3, h, w] in [0, 1]."""
+    pixels: Any = from_pixels(model.load().decode_unscaled(latent["samples"]), "pt")
+    return pixels
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:

@@ -8,15 +8,12 @@ from comfy_api.latest import io
 
 from . import inputs
 from .check import DeepGenNode
-from .inputs import search_aliases
+from .inputs import GENERATION_MULTIPLE, search_aliases
 from .names import CATEGORY
 
 
 if TYPE_CHECKING:
     from .lazy_pipeline import LazyPipeline
-
-MULTIPLE = 16
-"""Of the sides, in pixels: the VAE's factor 8 times the DiT's patch 2."""
 
 
 class DeepGenTextToImage(DeepGenNode):
@@ -35,8 +32,16 @@ class DeepGenTextToImage(DeepGenNode):
                 inputs.pipeline(),
                 inputs.prompt("What to draw, in English or Chinese. Put text to render in quotation marks."),
                 inputs.negative_prompt(),
-                inputs.side("width", MULTIPLE, "In pixels, a multiple of 16. Trained at the area of 512 x 512."),
-                inputs.side("height", MULTIPLE, "In pixels, a multiple of 16. Trained at the area of 512 x 512."),
+                inputs.side(
+                    "width",
+                    GENERATION_MULTIPLE,
+                    "In pixels, a multiple of 16. Trained at the area of 512 x 512.",
+                ),
+                inputs.side(
+                    "height",
+                    GENERATION_MULTIPLE,
+                    "In pixels, a multiple of 16. Trained at the area of 512 x 512.",
+                ),
                 inputs.seed(),
                 inputs.steps(),
                 inputs.cfg(),

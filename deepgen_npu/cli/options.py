@@ -18,6 +18,9 @@ from ..lora.file import LoraChoice, strength
 
 
 DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
+PAD, STRETCH = "pad", "stretch"
+"""How ``--follow_input`` fits an input into a size that the model draws."""
+
 Value = TypeVar("Value")
 
 

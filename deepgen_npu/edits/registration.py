@@ -67,6 +67,10 @@ class Motion:
         down, right = (abs(shift) + abs(scale) * (side - 1) / 2 for shift, scale, side in sides)
         return (down * down + right * right) ** 0.5
 
+    def scaled(self, vertical: float, horizontal: float) -> Motion:
+        """The same motion in an image of another size: sides times these factors."""
+        return Motion((self.shift[0] * vertical, self.shift[1] * horizontal), self.scale)
+
     def undone(self, image: Tensor) -> Tensor:
         """The edit [..., H, W] as if it had not moved."""
         height, width = image.shape[-2:]

@@ -14,7 +14,7 @@ from platforms import not_on_windows
 from property_settings import cases, drawn
 
 from deepgen_npu import cli
-from deepgen_npu.cli import image
+from deepgen_npu.cli import image_run
 from deepgen_npu.tools import specs
 
 
@@ -66,7 +66,7 @@ def nothing_is_loaded(monkeypatch):
     def accepted(*arguments, **options):
         raise Accepted
 
-    monkeypatch.setattr(image, "_load", accepted)
+    monkeypatch.setattr(image_run, "_load", accepted)
     monkeypatch.setattr(specs.ModelSpec, "load", accepted)
     monkeypatch.setattr(specs.ModelSpec, "fingerprint", accepted)
 
@@ -154,12 +154,14 @@ def test_devices_and_choices(folder, capsys, option, text):
 @cases(40)
 @given(
     command=st.sampled_from(["generate", "edit", "verify", "bench", "check"]),
-    option=st.sampled_from(["--output_image", "--input_image", "--model_path", "--save", "--compare", "--pictures"]),
+    option=st.sampled_from(
+        ["--output_image", "--input_image", "--mask", "--model_path", "--save", "--compare", "--pictures"]
+    ),
     text=names | names.map(lambda name: f"{name}.png"),
 )
 def test_names(folder, capsys, command, option, text):
     drawn["arguments: names of files"] += 1
-    of = {"--output_image": "generate", "--input_image": "edit", "--model_path": command}
+    of = {"--output_image": "generate", "--input_image": "edit", "--mask": "edit", "--model_path": command}
     command = of.get(option, "verify")
     if command == "check":
         try:

@@ -50,6 +50,30 @@ def test_the_size_follows_an_image(size, expected):
     RULES.check(*expected, editing=True)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((512, 512), (512, 512)),
+        ((3000, 4000), (448, 608)),
+        ((2000, 3000), (448, 672)),  # 640 x 448 would be 5 % off
+        ((1080, 1920), (384, 672)),
+        ((1350, 1080), (608, 480)),
+        ((832, 1216), (416, 608)),
+        ((100, 3000), (96, 2880)),
+        ((1, 64), (64, 4096)),
+    ],
+)
+def test_the_size_with_the_least_padding(size, expected):
+    """Of all multiples of 32 with an area within 15 % of the trained one."""
+    assert RULES.least_padding(*size) == expected
+    RULES.check(*expected, editing=True)
+
+
+def test_a_shape_that_nothing_fits_is_padded_in_the_stretched_size():
+    rules = SizeRules.from_configs(**{**PUBLISHED, "transformer": {"patch_size": 2, "pos_embed_max_size": 2}})
+    assert rules.least_padding(100, 1000) == rules.match_aspect(100, 1000) == (32, 32)
+
+
 def test_a_small_model_follows_within_its_limits():
     rules = SizeRules.from_configs(**{**PUBLISHED, "transformer": {"patch_size": 2, "pos_embed_max_size": 24}})
     assert rules.longest_side == rules.trained_side == 384

@@ -106,18 +106,22 @@ def wrong_image() -> Strategy:
     )
 
 
-def wrong_latent(channels: int) -> Strategy:
-    shape = [2, channels, 8, 8]
-    good = tensor(shape)
-    wrong_mask = st.one_of(
+def wrong_mask() -> Strategy:
+    return st.one_of(
         anything().filter(lambda value: not of_kind(value, type(None)) and value["kind"] != "tensor"),
         st.builds(lambda dtype: tensor([64, 64], dtype=dtype), st.sampled_from(["uint8", "int64", "complex64"])),
-        st.builds(lambda count: tensor([count, 64, 64]), st.integers(3, 9) | st.just(0)),
+        st.just(tensor([0, 64, 64])),
         st.builds(tensor, shapes.filter(lambda s: len(s) not in (2, 3, 4))),
         st.builds(lambda n: tensor([1, n, 8, 8]), st.integers(2, 5)),
         st.builds(lambda at: tensor([8, 8], fill="nan", at=at), st.integers(0)),
         st.builds(lambda kind: tensor([8, 8], layout=kind), st.sampled_from(["meta", "sparse"])),
     )
+
+
+def wrong_latent(channels: int) -> Strategy:
+    shape = [2, channels, 8, 8]
+    good = tensor(shape)
+    noise_mask = wrong_mask() | st.builds(lambda count: tensor([count, 64, 64]), st.integers(3, 9))
     wrong_index = st.one_of(
         anything().filter(lambda value: not of_kind(value, type(None), list)),
         st.builds(lambda items: plain(items), st.lists(st.integers(0, 9)).filter(lambda items: len(items) != 2)),
@@ -132,7 +136,7 @@ def wrong_latent(channels: int) -> Strategy:
         st.builds(lambda n: latent(tensor([1, n, 8, 8])), st.integers(1, 40).filter(lambda n: n != channels)),
         st.builds(lambda h: latent(tensor([1, channels, h, 8])), st.integers(1, 99).filter(lambda h: h % 2)),
         st.builds(lambda fill: latent(tensor(shape, fill=fill, at=1)), st.floats(10001, 1e30)),
-        st.builds(lambda mask: latent(good, noise_mask=mask), wrong_mask),
+        st.builds(lambda mask: latent(good, noise_mask=mask), noise_mask),
         st.builds(lambda index: latent(good, batch_index=index), wrong_index),
         anything().filter(lambda value: not of_kind(value, type(None))),
     )
@@ -154,7 +158,7 @@ def wrong_value(declared: dict[str, Any], channels: int) -> Strategy:
     if declared["name"] in ("image_2", "image_3", "image_4"):
         # Neither one image nor a batch as large as image.
         return wrong_image() | st.builds(lambda count: tensor([count, 64, 64, 3]), st.integers(2, 9))
-    wrong = {"IMAGE": wrong_image(), "LATENT": wrong_latent(channels)}.get(kind, anything())
+    wrong = {"IMAGE": wrong_image(), "LATENT": wrong_latent(channels), "MASK": wrong_mask()}.get(kind, anything())
     # None is nothing that is connected.
     return wrong.filter(lambda value: value != plain(None)) if declared["optional"] else wrong | st.just(plain(None))
 
@@ -196,6 +200,15 @@ def right_latent(channels: int) -> Strategy:
     )
 
 
+def right_mask() -> Strategy:
+    return st.builds(
+        lambda shape, dtype, fill: tensor(shape, dtype=dtype, fill=fill),
+        st.sampled_from([[64, 64], [1, 7, 50], [1, 1, 3, 5], [1, 1]]),
+        st.sampled_from([*FLOATS, "bool"]),
+        st.sampled_from(["noise", -1.0, 0.0, 0.5, 300.0]),
+    )
+
+
 def right_value(declared: dict[str, Any], usual: Description, channels: int) -> Strategy:
     """What an input must take, near to a usual value."""
     kind = declared["type"]
@@ -206,7 +219,7 @@ def right_value(declared: dict[str, Any], usual: Description, channels: int) -> 
         return st.builds(plain, st.floats(low, high) | st.integers(math.ceil(low), math.floor(high)))
     if kind == "STRING":
         return st.builds(plain, texts)
-    if kind in ("IMAGE", "LATENT"):
-        right = right_image() if kind == "IMAGE" else right_latent(channels)
+    if kind in ("IMAGE", "LATENT", "MASK"):
+        right = {"IMAGE": right_image, "LATENT": lambda: right_latent(channels), "MASK": right_mask}[kind]()
         return right | st.just(plain(None)) if declared["optional"] else right
     return st.just(usual)

@@ -3,7 +3,8 @@
 Usage: COMFYUI_PATH=<checkout> python input_worker.py PACK MODELS
 
 In:  {"node": NAME, "inputs": {NAME: description}}, the values described as in `probe_pack.values`; "pipeline",
-     "model" and "conditioning" may be {"kind": "made"}. Or {"describe": true}, for the inputs that each node declares.
+     "model", "conditioning" and "region" may be {"kind": "made"}. Or {"describe": true}, for the inputs that each node
+     declares.
 Out: {"error": MESSAGE, "type": NAME, "asked": times that the weights were asked for before it, "seconds": ...}, or
      {"images": [...], ...}.
 """
@@ -70,6 +71,8 @@ def made(name: str, described: dict[str, Any]) -> Any:
         return PIPELINE
     if name == "model":
         return PIPELINE.patcher
+    if name == "region":
+        return call("DeepGenCropRegion", RUN, {**CROP, "context": 2.0}).result[2]
     if name == "conditioning":
         images = torch.zeros(1, 64, 64, 3) if described.get("references") else None
         return encoded(images, described.get("side", 64))
@@ -122,6 +125,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 RUN = "EXECUTE_NORMALIZED"
+CROP = {"image": torch.zeros(1, 64, 64, 3), "mask": torch.ones(1, 64, 64)}
 PIPELINE = call("DeepGenLoader", RUN, {"model": "tiny", "dtype": "float32"}).result[0]
 for line in sys.stdin:
     answers.write(json.dumps(answer(json.loads(line))) + "\n")

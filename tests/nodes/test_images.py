@@ -11,6 +11,7 @@ from PIL import Image
 images = pack_module("nodes.images")
 names = pack_module("nodes.names")
 SizeRules = pack_module("deepgen_npu.sizes").SizeRules
+Fit = pack_module("deepgen_npu.edits.fitting").Fit
 
 DEEPGEN = SizeRules(
     generation_multiple=16, editing_multiple=32, vision_cell=32, vae_factor=8, longest_side=6144, trained_side=512
@@ -122,7 +123,7 @@ class TestDrawingSize:
         assert str(caught.value) == f"{name} must be at most 1024 with this model, got 1536."
 
 
-class TestEditingSizes:
+class TestEditingFit:
     """Of an image of 600 x 400: (height, width) drawn and shown. The sides of the widgets are 256 and 512."""
 
     @pytest.mark.parametrize(
@@ -136,18 +137,31 @@ class TestEditingSizes:
             (names.CUSTOM, DEMO, (32, 64), (256, 512)),
         ],
     )
-    def test_each_mode(self, mode, rules, drawn, shown):
-        found = images.editing_sizes(rules, image(height=400, width=600), mode, 256, 512)
-        assert found == (drawn, shown)
+    def test_three_modes_stretch(self, mode, rules, drawn, shown):
+        found = images.editing_fit(rules, image(height=400, width=600), mode, 256, 512)
+        assert found == (Fit.stretched(*drawn), shown)
+
+    @pytest.mark.parametrize(
+        ("rules", "size", "fit", "shown"),
+        [
+            (DEEPGEN, (400, 600), Fit.stretched(448, 672), (448, 672)),
+            (DEEPGEN, (3000, 4000), Fit(448, 608, 0, 5, 448, 597), (448, 597)),
+            (DEEPGEN, (1350, 1080), Fit(608, 480, 4, 0, 600, 480), (600, 480)),
+            (DEMO, (400, 600), Fit(64, 64, 10, 0, 43, 64), (344, 512)),
+        ],
+    )
+    def test_one_pads(self, rules, size, fit, shown):
+        found = images.editing_fit(rules, image(height=size[0], width=size[1]), names.PADDED, 7, 33)
+        assert found == (fit, shown)
 
     @pytest.mark.parametrize("mode", [names.FOLLOW, names.RESTORE])
     def test_the_sides_of_the_widgets_do_not_count_otherwise(self, mode):
-        images.editing_sizes(DEEPGEN, image(height=400, width=600), mode, 7, 33)
+        images.editing_fit(DEEPGEN, image(height=400, width=600), mode, 7, 33)
 
     def test_another_mode(self):
         with pytest.raises(ValueError) as caught:
-            images.editing_sizes(DEEPGEN, image(), "as it comes", 512, 512)
-        modes = "'follow image', 'width and height', 'size of image'"
+            images.editing_fit(DEEPGEN, image(), "as it comes", 512, 512)
+        modes = "'follow image, no distortion', 'follow image', 'width and height', 'size of image'"
         assert str(caught.value) == f"size_mode must be one of {modes}, got 'as it comes'."
 
 

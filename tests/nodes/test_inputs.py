@@ -38,6 +38,7 @@ NUMBERS = {
     "batch_size": 1,
     "denoise": 1.0,
     "strength": 1.0,
+    "context": 2.0,
 }
 USUAL: dict[str, Description] = {
     "model": plain("tiny"),
@@ -51,13 +52,20 @@ USUAL: dict[str, Description] = {
     "negative_prompt": plain(""),
     "size_mode": plain("width and height"),
     "image": tensor([1, 64, 64, 3]),
+    "mask": tensor([1, 64, 64]),
+    "region": MADE,
+    "keep_unchanged": plain(False),
     "latent_image": latent(tensor([1, CHANNELS, 8, 8])),
     **{name: plain(value) for name, value in NUMBERS.items()},
 }
 
 
-def usual_value(declared: dict[str, Any]) -> Description | None:
+def usual_value(node: str, declared: dict[str, Any]) -> Description | None:
     """What an input has where nothing else is said; ``model`` is a name or a MODEL."""
+    if node == "DeepGenPutBack" and declared["name"] == "image":
+        return tensor([1, 512, 512, 3])  # of the size of the crop
+    if declared["type"] == "MASK" and declared["optional"]:
+        return None
     return MADE if declared["type"] == "MODEL" else USUAL.get(declared["name"])
 
 
@@ -91,7 +99,7 @@ class Worker:
         return json.loads(line)
 
     def run(self, node: str, **changes: Description) -> dict[str, Any]:
-        usual = {one["name"]: usual_value(one) for one in self.nodes[node]}
+        usual = {one["name"]: usual_value(node, one) for one in self.nodes[node]}
         inputs = {name: value for name, value in usual.items() if value is not None}
         return self.ask(node=node, inputs={**inputs, **changes})
 
@@ -156,12 +164,14 @@ def test_two_wrong_values_are_refused(worker, data):
 @cases(25)
 def test_an_odd_value_that_is_right_is_taken(worker, data):
     node = data.draw(st.sampled_from(sorted(worker.nodes)))
-    one = data.draw(st.sampled_from(worker.nodes[node]))
-    changes = {one["name"]: data.draw(right_value(one, usual_value(one) or plain(None), CHANNELS))}
+    # An edit of a crop has the size of the crop.
+    choice = [one for one in worker.nodes[node] if (node, one["name"]) != ("DeepGenPutBack", "image")]
+    one = data.draw(st.sampled_from(choice))
+    changes = {one["name"]: data.draw(right_value(one, usual_value(node, one) or plain(None), CHANNELS))}
     found = worker.run(node, **changes)
     assert "result" in found, found
     first = found["result"][0]
-    if node in ("DeepGenTextToImage", "DeepGenEdit"):
+    if node in ("DeepGenTextToImage", "DeepGenEdit", "DeepGenPutBack"):
         assert first["shape"] == [1, 64, 64, 3]
         assert first["finite"] and 0 <= first["low"] <= first["high"] <= 1
     elif node == "DeepGenSample":

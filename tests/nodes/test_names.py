@@ -18,6 +18,7 @@ def test_they_never_change():
         "FOLDER": "deepgen",
         "DEMO": "coloured shapes (demo, not DeepGen 1.0)",
         "EITHER": "DeepGen 1.0 if downloaded, else the demo",
+        "PADDED": "follow image, no distortion",
         "FOLLOW": "follow image",
         "CUSTOM": "width and height",
         "RESTORE": "size of image",
@@ -31,4 +32,4 @@ def test_workflows_of_every_release_use_only_these():
         models = {inputs["model"] for inputs in given if "model" in inputs}
         assert models and models <= {names.DEMO, names.EITHER, PUBLISHED}, path
         modes = {inputs["size_mode"] for inputs in given if "size_mode" in inputs}
-        assert modes <= {names.FOLLOW, names.CUSTOM, names.RESTORE}, path
+        assert modes <= {names.PADDED, names.FOLLOW, names.CUSTOM, names.RESTORE}, path

@@ -18,7 +18,16 @@ from dev.comfyui.graphs import array, chain, edit, generation, load_image, loade
 
 
 ROOT = Path(__file__).parents[2]
-NODES = ("DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample", "DeepGenLoRA")
+NODES = (
+    "DeepGenLoader",
+    "DeepGenTextToImage",
+    "DeepGenEdit",
+    "DeepGenEncode",
+    "DeepGenSample",
+    "DeepGenLoRA",
+    "DeepGenCropRegion",
+    "DeepGenPutBack",
+)
 
 
 def messages(errors: dict) -> str:

@@ -166,11 +166,18 @@ def test_several_images_and_references(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("a*")) == ["a_1.jpg", "a_2.jpg"]
 
 
-def test_an_edit_can_follow_its_input(tmp_path):
+@pytest.mark.parametrize(
+    ("choice", "size"),
+    [
+        (["--follow_input"], (384, 256)),  # the shape of 600 x 400, cut out of 384 x 320
+        (["--follow_input", "stretch"], (384, 320)),  # the next multiples at the largest area of the tiny model
+    ],
+)
+def test_an_edit_can_follow_its_input(tmp_path, choice, size):
     output = tmp_path / "a.png"
-    arguments = ["--prompt", "x", "--follow_input", "--output_image", str(output)]
+    arguments = ["--prompt", "x", *choice, "--output_image", str(output)]
     assert cli.main(["edit", *SMALL, *arguments, "--input_image", str(ROOT / "assets" / "coffee.jpg")]) == 0
-    assert Image.open(output).size == (384, 320)  # 600 x 400 at the largest area of the tiny model
+    assert Image.open(output).size == size
 
 
 @pytest.mark.parametrize(

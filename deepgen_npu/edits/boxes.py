@@ -1,7 +1,8 @@
-"""Which parts of a large image are cut out for an edit under a mask."""
+"""Boxes of whole pixels around what a mask marks, with the context that an editor has to see."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ CONTEXT = 2.0
 
 MOST_REGIONS = 8
 """Smaller ones join their nearest."""
+
+MOST_PARTS = 64
+"""A mask with more separate parts, such as noise, is grown until they touch."""
 
 LARGEST_SIDE = 256
 """To which a mask is reduced before its parts are counted."""
@@ -63,7 +67,7 @@ class Box:
         return image[..., self.top : self.bottom, self.left : self.right]
 
 
-def around(box: Box, height: int, width: int, least: int, context: float = CONTEXT) -> Box:
+def with_context(box: Box, height: int, width: int, least: int, context: float = CONTEXT) -> Box:
     """The box with its context, inside of an image of that size.
 
     Args:
@@ -78,20 +82,20 @@ def around(box: Box, height: int, width: int, least: int, context: float = CONTE
     return Box(top, left, bottom, right)
 
 
-def shaped(box: Box, height: int, width: int, shape: tuple[int, int]) -> Box:
-    """The smallest box around a box that has the shape of a grid, moved into the image.
+def with_aspect(box: Box, height: int, width: int, aspect: tuple[int, int]) -> Box:
+    """The smallest box around a box with the aspect ratio of a drawn image, moved into the image that it is of.
 
     Args:
         box: With its context.
         height: Of the image.
         width: Of the image.
-        shape: Height and width of the grid: of the drawn image.
+        aspect: Height and width of the drawn image.
 
     Returns:
-        A box of the shape of the grid, to a pixel; where the image is too small for that, as much as there is.
+        A box of that aspect ratio, to a pixel; where the image is too small for that, as much as there is.
     """
-    scale = max(box.height / shape[0], box.width / shape[1])
-    rows, columns = round(shape[0] * scale), round(shape[1] * scale)
+    scale = max(box.height / aspect[0], box.width / aspect[1])
+    rows, columns = round(aspect[0] * scale), round(aspect[1] * scale)
     top, bottom = _widened(box.top, box.bottom, height, rows)
     left, right = _widened(box.left, box.right, width, columns)
     return Box(top, left, bottom, right)
@@ -105,43 +109,55 @@ def _widened(start: int, stop: int, size: int, wanted: int) -> tuple[int, int]:
     return first, first + length
 
 
-def regions(mask: Tensor, least: int) -> list[Box]:
+def boxes_of(mask: Tensor, least: int, context: float = CONTEXT) -> list[Box]:
     """The boxes of the separate parts of a mask, without context, from top left to bottom right.
 
     Args:
         mask: [H, W] in [0, 1].
-        least: As for `around`.
+        least: As for `with_context`, like ``context``: parts whose boxes with context are much the same are one.
+        context: See `CONTEXT`.
     """
     height, width = mask.shape
     times = max(1, -(-max(height, width) // LARGEST_SIDE))
-    marked = (mask >= MARKED).float()
-    small = F.max_pool2d(marked[None, None], times, ceil_mode=True)[0, 0] > 0 if times > 1 else marked > 0
+    marked = mask >= MARKED
+    small = F.max_pool2d(marked.float()[None, None], times, ceil_mode=True)[0, 0] > 0 if times > 1 else marked
     if not bool(small.any()):
         return []
     labels = connected(small)
+    while int(labels.max()) > MOST_PARTS:
+        small = F.max_pool2d(small.float()[None, None], 5, stride=1, padding=2)[0, 0] > 0
+        labels = connected(small)
+
+    def widen(box: Box) -> Box:
+        return with_context(box, height, width, least, context)
+
     found = []
     for number in range(1, int(labels.max()) + 1):
         rows, columns = torch.where(labels == number)
         top, left = int(rows.min()) * times, int(columns.min()) * times
         bottom = min(height, (int(rows.max()) + 1) * times)
         right = min(width, (int(columns.max()) + 1) * times)
-        found.append(_tight(marked, Box(top, left, bottom, right)))
-    return sorted(_joined(found, height, width, least), key=lambda box: (box.top, box.left))
+        box = tight(marked, Box(top, left, bottom, right))
+        assert box is not None
+        found.append(box)
+    return sorted(_joined(found, widen), key=lambda box: (box.top, box.left))
 
 
-def _tight(marked: Tensor, box: Box) -> Box:
-    """The box of what is marked in a box."""
-    part = box.cut(marked) > 0
+def tight(marked: Tensor, box: Box) -> Box | None:
+    """The box of what is marked, booleans [H, W], within a box; None if nothing is."""
+    part = box.cut(marked)
     rows, columns = torch.where(part.any(1))[0], torch.where(part.any(0))[0]
+    if not len(rows):
+        return None
     top, left = box.top, box.left
     return Box(top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1)
 
 
-def _joined(boxes: list[Box], height: int, width: int, least: int) -> list[Box]:
+def _joined(boxes: list[Box], widen: Callable[[Box], Box]) -> list[Box]:
     """Boxes whose contexts overlap by more than half of the smaller are one; and there are not too many."""
     boxes = list(boxes)
     while True:
-        pair = _overlapping(boxes, height, width, least)
+        pair = _overlapping(boxes, widen)
         if pair is None and len(boxes) > MOST_REGIONS:
             smallest = min(range(len(boxes)), key=lambda index: boxes[index].height * boxes[index].width)
             others = [index for index in range(len(boxes)) if index != smallest]
@@ -152,8 +168,8 @@ def _joined(boxes: list[Box], height: int, width: int, least: int) -> list[Box]:
         boxes = [box for index, box in enumerate(boxes) if index not in pair] + [one | other]
 
 
-def _overlapping(boxes: list[Box], height: int, width: int, least: int) -> tuple[int, int] | None:
-    wide = [around(box, height, width, least) for box in boxes]
+def _overlapping(boxes: list[Box], widen: Callable[[Box], Box]) -> tuple[int, int] | None:
+    wide = [widen(box) for box in boxes]
     for first, one in enumerate(wide):
         for second, other in enumerate(wide[:first]):
             smaller = min(one.height * one.width, other.height * other.width)

@@ -1,0 +1,195 @@
+"""The edit of a region put back into its image: compared with it, moved to where it belongs, and composited."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..images import unit_pixels
+from .boxes import Box
+from .change import find_change
+from .composite import FEATHER, HIGH_PASS, blended, carried, clean, inward, is_soft, outward
+from .kept import EditedRegion
+from .region import Region
+from .registration import NOISE, Motion, register
+from .resampling import resample
+
+
+logger = logging.getLogger(__name__)
+
+KNOWN_GROWTH = 8
+"""By how many pixels of the drawn image a mask is grown before the unchanged part is taken for known."""
+
+BAND = 1 << 20
+"""Pixels that are composited at once: a large image needs no further copies of all of it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of an edit, all in pixels of the drawn image, padding cut off.
+
+    Attributes:
+        motion: Of the edit, to be undone.
+        field: Colours to add to the edit, motion undone, [3, h, w]; None for none.
+        changed: Where the edit changed something, with a feather around, [h, w]; None where all of it counts.
+        found: For the report; without its box, and shift in pixels of the drawn image.
+    """
+
+    motion: Motion
+    field: Tensor | None
+    changed: Tensor | None
+    found: EditedRegion
+
+
+def put_back(
+    region: Region,
+    image: Tensor,
+    shown: Image.Image,
+    drawn: Tensor,
+    mask: Tensor | None,
+    keep_unchanged: bool,
+) -> tuple[Tensor, EditedRegion]:
+    """Put the edit of a region into the image, which is changed in place.
+
+    Where the result is 0 nothing of the image changes, not even in the last bit.
+
+    Args:
+        region: What was edited.
+        image: [C, H, W] in [0, 1] in any floating-point dtype, C = 3 or 4; the fourth channel stays.
+        shown: What the model saw (`Region.shown`).
+        drawn: The model's edit, [3, height, width] of `Region.fit` in [0, 1].
+        mask: What may be changed, [H, W] of the image in [0, 1]; None for all.
+        keep_unchanged: Whether what the edit left alone stays as it is.
+
+    Returns:
+        How much of each pixel of the box is the edit's, [h, w], and what to report.
+    """
+    box, fit = region.box, region.fit
+    before = fit.content(unit_pixels(shown))
+    after = fit.content(drawn.float().cpu())
+    part = None if mask is None else region.mask(mask.float().cpu())
+    known = None if mask is None else _reduced(region.box.cut(mask.float().cpu()), fit.rows, fit.columns)
+    compared = _compare(before, after, known, keep_unchanged)
+    after = torch.where(torch.isfinite(after), after, before)  # NaN would spread to the pixels around
+    alpha = torch.ones(box.height, box.width)
+    if part is not None:
+        alpha = _of_mask(part, box.height / fit.rows)
+    if compared.changed is not None:
+        alpha = clean(alpha * _scaled_mask(compared.changed, box.height, box.width, region.squares))
+    _composite(image, box, after, compared, alpha, region.squares)
+    return alpha, _in_pixels(compared.found, region)
+
+
+def _compare(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Comparison:
+    """Motion, colours and change of an edit; a plain edit where that fails, since nothing may lose it."""
+    try:
+        if not bool(torch.isfinite(after).all()):
+            raise FloatingPointError("the edit has NaN or infinity")
+        return _compared(before, after, known, keep_unchanged)
+    except Exception as error:  # whatever it is, the edit is worth more
+        logger.warning("The edit could not be compared with the image and is used as it is (%s).", error)
+        return Comparison(Motion(), None, None, EditedRegion(reason="failed"))
+
+
+def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Comparison:
+    registration = register(before, after, known)
+    motion = registration.motion
+    if motion.moves(*before.shape[-2:]) < NOISE:
+        motion = Motion()  # resampling for so little would cost sharpness
+    (down, right), (taller, wider) = motion.shift, motion.scale
+    found = EditedRegion(
+        shift=(right, down),
+        scale=(wider, taller),
+        certain=registration.certain,
+        reason=registration.reason,
+    )
+    aligned = after if motion == Motion() else motion.undone(after)
+    change = find_change(before, aligned)
+    found = replace(found, drift=change.drift, global_edit=change.is_global)
+    if change.is_global:
+        # There is no unchanged rest whose colours could be carried in, nor one to be kept. A user's mask still counts.
+        if known is None:
+            found = replace(found, shift=(0.0, 0.0), scale=(0.0, 0.0))
+            motion = Motion()
+        return Comparison(motion, None, None, found)
+    touched = change.mask if known is None else torch.maximum(change.mask, known)
+    field = carried(before, aligned, touched) - aligned
+    return Comparison(motion, field, outward(change.mask, FEATHER) if keep_unchanged else None, found)
+
+
+def _reduced(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [H, W] at the size of the drawn image, grown: where the edit may have changed something."""
+    small = F.adaptive_max_pool2d(mask[None, None], (height, width))
+    side = 2 * KNOWN_GROWTH + 1
+    return (F.max_pool2d(small, side, stride=1, padding=KNOWN_GROWTH)[0, 0] >= HIGH_PASS).float()
+
+
+def _of_mask(mask: Tensor, scale: float) -> Tensor:
+    """How much of the edit a mask [H, W] lets through: exactly nothing outside of it.
+
+    Args:
+        mask: Of the user.
+        scale: Pixels of the image for each of the drawn image.
+    """
+    if is_soft(mask):
+        return clean(torch.where(mask < HIGH_PASS, torch.zeros_like(mask), mask))
+    return inward(mask, FEATHER * scale)
+
+
+def _scaled_mask(mask: Tensor, height: int, width: int, squares: bool) -> Tensor:
+    """A mask [h, w] of the drawn image at the size of the image."""
+    if squares:
+        return F.interpolate(mask[None, None], (height, width), mode="nearest")[0, 0]
+    return F.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+
+
+def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alpha: Tensor, squares: bool) -> None:
+    """Blend the enlarged edit into the box of an image [C, H, W], band by band, where alpha [h, w] is not 0."""
+    target = box.cut(image)[:3]
+    motion, field = compared.motion, compared.field
+    if squares and motion == Motion():
+        after = after if field is None else after + field
+        after, field = F.interpolate(after[None], alpha.shape, mode="nearest")[0], None
+    elif after.shape[-2] > box.height or after.shape[-1] > box.width:
+        # A small image was drawn larger: smooth it first, then its pixels are the image's.
+        motion = motion.scaled(box.height / after.shape[-2], box.width / after.shape[-1])
+        after = _smaller(after, box)
+        field = None if field is None else _smaller(field, box)
+    touched = torch.where((alpha > 0).any(1))[0]
+    if not len(touched):
+        return
+    first, last = int(touched[0]), int(touched[-1]) + 1
+    step = max(1, BAND // box.width)
+    for top in range(first, last, step):
+        rows = slice(top, min(top + step, last))
+        edit = _sampled(after, motion, box, rows)
+        if field is not None:
+            edit = edit + _sampled(field, Motion(), box, rows)
+        target[:, rows] = blended(target[:, rows], edit.clamp(0, 1), alpha[rows])
+
+
+def _smaller(image: Tensor, box: Box) -> Tensor:
+    size = min(box.height, image.shape[-2]), min(box.width, image.shape[-1])
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+
+
+def _sampled(image: Tensor, motion: Motion, box: Box, rows: slice) -> Tensor:
+    """Some rows of a drawn image [3, h, w] at the size of the box, in one interpolation that undoes a motion, too."""
+    lines = []
+    for axis, size in enumerate((box.height, box.width)):
+        drawn = image.shape[axis + 1]
+        positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (drawn / size) - 0.5
+        lines.append(positions + motion.shift[axis] + motion.scale[axis] * (positions - (drawn - 1) / 2))
+    return resample(image, lines[0][rows], lines[1])
+
+
+def _in_pixels(found: EditedRegion, region: Region) -> EditedRegion:
+    """The report in pixels of the image."""
+    box, fit = region.box, region.fit
+    shift = found.shift[0] * box.width / fit.columns, found.shift[1] * box.height / fit.rows
+    return replace(found, box=(box.left, box.top, box.width, box.height), drawn=(fit.width, fit.height), shift=shift)
