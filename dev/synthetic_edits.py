@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,17 @@ from deepgen_npu.edits.registration import Motion
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "rocket.jpg", "coffee.png", "motorcycle_left.png", "camera.png")
 ROOM = 32
 """Pixels of a photograph that lie outside of what is cut from it, on both sides together: content comes in there."""
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""A photograph, and another one of the same size for what is replaced."""
+
+
+def pairs(count: int = len(PHOTOGRAPHS)) -> Iterator[Pair]:
+    """The first so many of `PHOTOGRAPHS`, each with its successor."""
+    for number, name in enumerate(PHOTOGRAPHS[:count]):
+        photo = photograph(name)
+        yield photo, resized(photograph(PHOTOGRAPHS[(number + 1) % len(PHOTOGRAPHS)]), photo.shape[:2])
 
 
 def photograph(name: str) -> np.ndarray:

@@ -75,13 +75,19 @@ class Change:
         return repainted or self.kept_structure < LEAST_STRUCTURE or self.faded
 
 
-def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | None = None) -> Change:
+def find_change(
+    image: Tensor,
+    edit: Tensor,
+    textures: tuple[Tensor, Tensor] | None = None,
+    seen: tuple[slice, slice] | None = None,
+) -> Change:
     """Compare an image with its edit, whose motion was undone.
 
     Args:
         image: [3, H, W] in [0, 1].
         edit: The same. If a value of it is not finite, everything counts as changed.
         textures: Of both (`registration.normalised`), [H, W], if they are there.
+        seen: Rows and columns that the edit shows (`Motion.seen`); beyond, what is beside it counts. None for all.
 
     Returns:
         On the CPU, in float32.
@@ -100,6 +106,8 @@ def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | N
     gradient = gaussian(torch.hypot(length(rows), length(columns)) / pixel, GRADIENT_SIGMA / pixel)
     difference = length(after - drifted) / (TOLERANCE + OF_GRADIENT * gradient)
     difference = gaussian(difference, DIFFERENCE_SIGMA / pixel)
+    if seen is not None:
+        difference = _continued(difference, seen, pixel)
     changed = _components(difference > LOW, difference > HIGH, SMALLEST / pixel**2)
     closing, growing = CLOSING // pixel, GROWING // pixel
     mask = _grown(_shrunk(_grown(changed.float(), closing), closing), growing)
@@ -108,6 +116,17 @@ def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | N
     if unmarked.float().mean() >= LEAST_TEXTURE:
         kept = float((correlation[unmarked] > 0.5).float().mean())
     return Change(mask, drift, float(changed.float().mean()), kept, lost_colour(before, after))
+
+
+def _continued(difference: Tensor, seen: tuple[slice, slice], pixel: int) -> Tensor:
+    """Differences [h, w] beyond what the edit shows are those at its edge."""
+    for axis, (part, side) in enumerate(zip(seen, difference.shape, strict=True)):
+        margin = round(2 * SMOOTHING)  # there the mean has what is beyond
+        first = 0 if part.start == 0 else -(-(part.start + margin) // pixel)
+        last = side - 1 if part.stop >= side * pixel else (part.stop - margin) // pixel - 1
+        if first < last:
+            difference = difference.index_select(axis, torch.arange(side).clamp(first, last))
+    return difference
 
 
 def _smoothed(image: Tensor, pixel: int) -> Tensor:

@@ -109,7 +109,7 @@ def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchange
         reason=registration.reason,
     )
     aligned = after if motion == Motion() else motion.undone(after)
-    change = find_change(before, aligned)
+    change = find_change(before, aligned, seen=motion.seen(*before.shape[-2:]))
     found = replace(found, drift=change.drift, global_edit=change.is_global)
     if change.is_global:
         # There is no unchanged rest whose colours could be carried in, nor one to be kept. A user's mask still counts.

@@ -45,6 +45,9 @@ FINISHED = 0.002
 LARGEST_SHIFT, LARGEST_SCALE = 0.035, 0.05
 """Beyond them nothing is believed: as a part of the longer side, and as a part."""
 
+WIDEST_SPREAD = 0.15
+"""Of the residual shifts of the blocks that agree, in pixels."""
+
 NOISE = 0.05
 """Shifts below this, in pixels, are reported, but not undone: each resampling costs sharpness."""
 
@@ -76,6 +79,15 @@ class Motion:
         height, width = image.shape[-2:]
         rows, columns = grid(height, self.shift[0], self.scale[0]), grid(width, self.shift[1], self.scale[1])
         return resample(image, rows, columns)
+
+    def seen(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the input that the edit still shows; what was beyond its edges is not in it."""
+        found = []
+        for size, shift, scale in zip((height, width), self.shift, self.scale, strict=True):
+            positions = grid(size, shift, scale)
+            inside = torch.where((positions > -0.5) & (positions < size - 0.5))[0].tolist()
+            found.append(slice(inside[0], inside[-1] + 1) if inside else slice(0, size))
+        return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -283,7 +295,7 @@ def _doubt(
         return "far"
     if votes.agreeing < 0.6 * votes.counting:
         return "scatter"
-    if votes.spread > 0.15:
+    if votes.spread > WIDEST_SPREAD:
         return "spread"
     for other, of_other in answers:
         apart = max(abs(other[0] - found[0]), abs(other[1] - found[1]))
