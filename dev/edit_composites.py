@@ -112,8 +112,8 @@ def seam(composite: Tensor, right: np.ndarray, alpha: Tensor) -> float:
 
 def put_back(image: Tensor, drawn: Tensor, fit: Fit | None = None) -> EditedImage:
     """What the library makes of an edit that was drawn, with ``keep_unchanged``."""
-    fit = fit or Fit.stretched(*drawn.shape[-2:])
-    region = Region.whole(*image.shape[-2:], fit)
+    height, width = image.shape[-2:]
+    region = Region.whole(height, width, fit or Fit.stretched(drawn.shape[-2], drawn.shape[-1]))
     return edit_regions(image, [region], lambda shown, height, width: drawn[None], keep_unchanged=True)[0]
 
 

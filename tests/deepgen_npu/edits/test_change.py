@@ -105,6 +105,23 @@ def test_values_that_are_not_finite_make_it_global(photos):
     assert find_change(image, image * 1e30).drift < 200
 
 
+@pytest.mark.parametrize("size", [(352, 384), (224, 384)], ids=["both grids", "the fine one"])
+def test_content_that_came_in_at_the_edges_is_not_marked(photos, size):
+    """What lies beyond the edit's edges is not in it; its reflection is no change."""
+    motion = Motion((6.3, -8.6))
+    image, edit = cut(photos[1], size), redrawn(cut(photos[1], size, motion), np.random.default_rng(0))
+    seen = motion.seen(*size)
+    assert seen == (slice(0, size[0] - 6), slice(9, size[1]))
+    aligned = motion.undone(tensor(edit))
+    assert find_change(tensor(image), aligned).mask.mean() > 0.01
+    assert find_change(tensor(image), aligned, seen=seen).mask.mean() < 0.002
+    # What was changed at an edge is changed beyond it, too.
+    image[:, -60:] = [0.1, 0.8, 0.1]
+    image[:60] = [0.1, 0.8, 0.1]
+    mask = find_change(tensor(image), aligned, seen=seen).mask
+    assert bool(mask[:60].all()) and bool(mask[:, -60:].all()) and mask[80:, :-80].mean() < 0.01
+
+
 @pytest.mark.parametrize("size", [(FINE_BELOW - 1, 301), (257, 301), (16, 40)], ids=str)
 def test_odd_sides_and_both_grids(photos, size):
     image = tensor(cut(photos[1], size))
