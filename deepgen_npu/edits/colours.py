@@ -24,6 +24,9 @@ drift wherever an image has two colours."""
 PLAIN_WEIGHT = 0.15
 """Of pixels without texture, where the correlation tells nothing."""
 
+TRUSTED, LEAST_TRUSTED = 0.5, 0.1
+"""Weight of the pixels whose median is taken, and their part of the image; if there are fewer, it is that of all."""
+
 CHROMA, COLOURED_PART = 8.0, 0.3
 """An image has colours if this part of its pixels has more than that chroma."""
 
@@ -90,11 +93,14 @@ def _fit(before: Tensor, after: Tensor, weights: Tensor) -> tuple[Tensor, Tensor
         after: [3, n].
         weights: [n].
     """
+    trusted = weights >= TRUSTED
+    if trusted.float().mean() < LEAST_TRUSTED:
+        trusted = torch.ones_like(trusted)
     identity = torch.eye(3)
-    matrix, offset = identity, (after - before).median(dim=1).values
+    matrix, offset = identity, (after - before)[:, trusted].median(dim=1).values
     for _ in range(ROUNDS):
         rest = length(after - matrix @ before - offset[:, None])
-        counts = (weights + 1e-9) * (1 - (rest / (4 * rest.median() + 1e-6)).square()).clamp_min(0).square()
+        counts = (weights + 1e-9) * (1 - (rest / (4 * rest[trusted].median() + 1e-6)).square()).clamp_min(0).square()
         counts = counts / counts.sum()
         centre, of_after = before @ counts, after @ counts
         inner = before - centre[:, None]

@@ -45,7 +45,7 @@ FINISHED = 0.002
 LARGEST_SHIFT, LARGEST_SCALE = 0.035, 0.05
 """Beyond them nothing is believed: as a part of the longer side, and as a part."""
 
-WIDEST_SPREAD = 0.15
+WIDEST_SPREAD = 0.2
 """Of the residual shifts of the blocks that agree, in pixels."""
 
 NOISE = 0.05
