@@ -27,10 +27,17 @@ PLAIN_WEIGHT = 0.15
 TRUSTED, LEAST_TRUSTED = 0.5, 0.1
 """Weight of the pixels whose median is taken, and their part of the image; if there are fewer, it is that of all."""
 
-CHROMA, COLOURED_PART = 8.0, 0.3
-"""An image has colours if this part of its pixels has more than that chroma."""
+NEAR = 2.5
+"""Residual that is usual about a small drift."""
 
-FADED, FADED_PART = 0.4, 0.95
+AGREES, LEAST_AGREEING = 5.0, 0.25
+"""Residual up to which a pixel agrees with a drift, and the part that must agree with a small one."""
+
+CHROMA, COLOURED_PART, TINT = 10.0, 0.3, 3.0
+"""An image has colours if this part of its pixels has more than that chroma. Grey may have
+so much of a and b after an edit."""
+
+FADED, FADED_PART = 0.5, 0.9
 """A pixel is faded that has less than that part of its chroma; an image, if that part of its coloured pixels is."""
 
 LOCAL_LIMIT = 12.0
@@ -59,7 +66,9 @@ def length(colours: Tensor) -> Tensor:
 
 def lost_colour(before: Tensor, after: Tensor) -> bool:
     """Whether an image became grey, all but a few pixels of what had a colour: both in Lab, [3, H, W]."""
-    chroma, left = (torch.hypot(one[1], one[2]) for one in (before, after))
+    chroma = torch.hypot(before[1], before[2])
+    tint = after[1:].flatten(1).median(dim=1).values.clamp(-TINT, TINT)  # grey drifts, too
+    left = torch.hypot(*(after[1:] - tint[:, None, None]))
     coloured = chroma > CHROMA
     lost = coloured & (left < FADED * chroma)
     return bool(coloured.float().mean() > COLOURED_PART and lost.sum() > FADED_PART * coloured.sum())
@@ -77,30 +86,53 @@ def without_drift(before: Tensor, after: Tensor, weights: Tensor, sigma: float) 
     Returns:
         Lab of the input with the edit's drift, [3, H, W]; and the drift, the median of how far colours moved.
     """
-    matrix, offset = _fit(before.flatten(1), after.flatten(1), weights.flatten())
-    drifted = torch.einsum("ij,jhw->ihw", matrix, before) + offset[:, None, None]
+    drifted = _drifted(before, after, weights)
     rest = after - drifted
     counts = weights * (length(rest) < LOCAL_LIMIT)
     slow = gaussian(rest * counts, sigma) / (gaussian(counts, sigma) + 1e-3)
     return drifted + slow, float(length(drifted - before).median())
 
 
-def _fit(before: Tensor, after: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _drifted(before: Tensor, after: Tensor, weights: Tensor) -> Tensor:
+    """Colours of the input with the drift that most has; with the one next to none, if enough has that.
+
+    Most of an image may have been edited: then the rest tells what drifted.
+    """
+    trusted = weights >= TRUSTED
+    if trusted.float().mean() < LEAST_TRUSTED:
+        trusted = torch.ones_like(trusted)
+    flat = before.flatten(1), after.flatten(1), weights.flatten(), trusted.flatten()
+    found = []
+    for usual in (None, NEAR):
+        matrix, offset = _fit(*flat, usual)
+        found.append(torch.einsum("ij,jhw->ihw", matrix, before) + offset[:, None, None])
+    most, small = found
+    agreeing = (length(after - small) < AGREES)[trusted].float().mean()
+    if agreeing > LEAST_AGREEING and length(small - before).median() < length(most - before).median():
+        return small
+    return most
+
+
+def _fit(
+    before: Tensor, after: Tensor, weights: Tensor, trusted: Tensor, usual: float | None
+) -> tuple[Tensor, Tensor]:
     """Matrix [3, 3] and offset [3] of the drift, robustly: what differs much does not count.
 
     Args:
         before: [3, n].
         after: [3, n].
         weights: [n].
+        trusted: [n], whose median tells what is much.
+        usual: Or what is usual; then it begins with no drift.
     """
-    trusted = weights >= TRUSTED
-    if trusted.float().mean() < LEAST_TRUSTED:
-        trusted = torch.ones_like(trusted)
     identity = torch.eye(3)
-    matrix, offset = identity, (after - before)[:, trusted].median(dim=1).values
+    matrix, offset = identity, torch.zeros(3)
+    if usual is None:
+        offset = (after - before)[:, trusted].median(dim=1).values
     for _ in range(ROUNDS):
         rest = length(after - matrix @ before - offset[:, None])
-        counts = (weights + 1e-9) * (1 - (rest / (4 * rest[trusted].median() + 1e-6)).square()).clamp_min(0).square()
+        scale = 4 * (rest[trusted].median() if usual is None else usual) + 1e-6
+        counts = (weights + 1e-9) * (1 - (rest / scale).square()).clamp_min(0).square()
         counts = counts / counts.sum()
         centre, of_after = before @ counts, after @ counts
         inner = before - centre[:, None]

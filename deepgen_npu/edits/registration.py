@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .filters import box_mean, gaussian, half
 from .resampling import grid, resample
+from .votes import SIDE as BLOCK
 from .votes import Votes, count_votes
 
 
@@ -24,8 +25,8 @@ LUMA = (0.299, 0.587, 0.114)
 Numbers = tuple[float, float, float, float]
 """A motion: shift down and right in pixels of the finest level, vertical and horizontal scale."""
 
-SMALLEST_SIDE = 16
-"""In pixels; there is nothing to be told of smaller images."""
+SMALLEST_SIDE = BLOCK
+"""In pixels; smaller images have not one whole block that could vote."""
 
 NEAR = 8
 """Pixels around what is known to have changed that do not count: normalisation spreads it so far."""
