@@ -8,14 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .colours import PLAIN_WEIGHT, lab, without_drift
-from .filters import box_mean, gaussian
-from .registration import LUMA, normalised
+from .colours import PLAIN_WEIGHT, lab, length, lost_colour, without_drift
+from .filters import gaussian, half
+from .registration import brightness, normalised
 from .votes import local_correlation
 
 
 SMOOTHING = 1.5
 """Sigma, in pixels, of both images before they are compared: then the VAE's blur is in neither."""
+
+GRADIENT_SIGMA, DIFFERENCE_SIGMA = 1.6, 1.2
+"""Of the means of gradients and of differences, in pixels."""
+
+FINE_BELOW = 256
+"""Images with a shorter side than this, in pixels, are compared pixel by pixel; others 2 x 2 pixels at a time."""
+
+LOCAL_SIGMA = 24.0
+"""Of the slow rest of the drift, in pixels."""
 
 TOLERANCE, OF_GRADIENT = 5.0, 0.35
 """Difference in Lab that is none, and what it grows by with the local gradient: what remains of a shift of 0.1 pixels,
@@ -48,52 +57,84 @@ class Change:
         mask: [H, W], 1 where the edit changed something, else 0.
         drift: How far colours moved all over, in Lab.
         part: Of the pixels, before the mask was grown.
-        kept_structure: Part of the textured pixels whose structure was kept; 1 if there is too little texture.
+        kept_structure: Part of the textured pixels that are not marked whose structure was kept, though their colours
+            were; 1 if there are too few.
+        faded: Whether the image lost its colours: in black and white, most of it may look as before.
     """
 
     mask: Tensor
     drift: float
     part: float
     kept_structure: float
+    faded: bool = False
 
     @property
     def is_global(self) -> bool:
         """Whether all of the image was meant: night, a style, another picture."""
-        return self.drift > GLOBAL_DRIFT or self.part > GLOBAL_PART or self.kept_structure < LEAST_STRUCTURE
+        repainted = self.drift > GLOBAL_DRIFT or self.part > GLOBAL_PART
+        return repainted or self.kept_structure < LEAST_STRUCTURE or self.faded
 
 
-def find_change(image: Tensor, edit: Tensor) -> Change:
+def find_change(image: Tensor, edit: Tensor, textures: tuple[Tensor, Tensor] | None = None) -> Change:
     """Compare an image with its edit, whose motion was undone.
 
     Args:
         image: [3, H, W] in [0, 1].
-        edit: The same.
+        edit: The same. If a value of it is not finite, everything counts as changed.
+        textures: Of both (`registration.normalised`), [H, W], if they are there.
+
+    Returns:
+        On the CPU, in float32.
     """
-    luma = torch.tensor(LUMA)[:, None, None]
-    correlation, textured = local_correlation(normalised((image * luma).sum(0)), normalised((edit * luma).sum(0)))
-    before, after = lab(gaussian(image, SMOOTHING)), lab(gaussian(edit, SMOOTHING))
+    if not bool(edit.isfinite().all()):
+        return Change(torch.ones(edit.shape[-2:]), 0.0, 1.0, 0.0)
+    image, edit = (one.float().cpu().clamp(0, 1) for one in (image, edit))
+    if textures is None:
+        textures = normalised(brightness(image)), normalised(brightness(edit))
+    correlation, textured = local_correlation(*textures)
     weights = torch.where(textured, correlation.clamp_min(0), torch.full_like(correlation, PLAIN_WEIGHT))
-    drifted, drift = without_drift(before, after, weights)
+    pixel = 1 if min(weights.shape) < FINE_BELOW else 2
+    before, after = (lab(_smoothed(one, pixel)) for one in (image, edit))
+    drifted, drift = without_drift(before, after, _reduced(weights, pixel), LOCAL_SIGMA / pixel)
     rows, columns = torch.gradient(before, dim=(1, 2))
-    gradient = box_mean((rows.square() + columns.square()).sum(0).sqrt(), 5)
-    difference = box_mean((after - drifted).norm(dim=0) / (TOLERANCE + OF_GRADIENT * gradient), 3)
-    changed = _components(difference > LOW, difference > HIGH)
-    kept = 1.0
-    if textured.float().mean() >= LEAST_TEXTURE:
-        kept = float((correlation[textured] > 0.5).float().mean())
-    mask = _grown(_shrunk(_grown(changed.float(), CLOSING), CLOSING), GROWING)
-    return Change(mask, drift, float(changed.float().mean()), kept)
+    gradient = gaussian(torch.hypot(length(rows), length(columns)) / pixel, GRADIENT_SIGMA / pixel)
+    difference = length(after - drifted) / (TOLERANCE + OF_GRADIENT * gradient)
+    difference = gaussian(difference, DIFFERENCE_SIGMA / pixel)
+    changed = _components(difference > LOW, difference > HIGH, SMALLEST / pixel**2)
+    closing, growing = CLOSING // pixel, GROWING // pixel
+    mask = _grown(_shrunk(_grown(changed.float(), closing), closing), growing)
+    mask = _enlarged(mask, pixel, edit.shape[-2:])
+    unmarked, kept = textured & (mask == 0), 1.0
+    if unmarked.float().mean() >= LEAST_TEXTURE:
+        kept = float((correlation[unmarked] > 0.5).float().mean())
+    return Change(mask, drift, float(changed.float().mean()), kept, lost_colour(before, after))
 
 
-def _components(low: Tensor, high: Tensor) -> Tensor:
+def _smoothed(image: Tensor, pixel: int) -> Tensor:
+    return _reduced(gaussian(image, SMOOTHING), pixel)
+
+
+def _reduced(image: Tensor, pixel: int) -> Tensor:
+    return image if pixel == 1 else half(image)
+
+
+def _enlarged(mask: Tensor, pixel: int, shape: torch.Size) -> Tensor:
+    """A reduced mask at its size before; the last row and column of an odd number are as those beside them."""
+    index = [
+        (torch.arange(side) // pixel).clamp_max(of_mask - 1) for side, of_mask in zip(shape, mask.shape, strict=True)
+    ]
+    return mask[index[0]][:, index[1]]
+
+
+def _components(low: Tensor, high: Tensor, least: float) -> Tensor:
     """The connected parts of ``low`` that are large enough and hold enough of ``high``: [H, W]."""
     labels = connected(low)
     count = int(labels.max()) + 1
     flat = labels.flatten()
     areas = torch.bincount(flat, minlength=count)
     highs = torch.bincount(flat, weights=high.flatten().double(), minlength=count)
-    smallest = max(SMALLEST, SMALLEST_PART * low.numel())
-    wanted = (areas >= smallest) & (highs >= max(LEAST_HIGH, LEAST_HIGH_PART * smallest))
+    smallest = max(least, SMALLEST_PART * low.numel())
+    wanted = (areas >= smallest) & (highs >= max(least * LEAST_HIGH / SMALLEST, LEAST_HIGH_PART * smallest))
     wanted[0] = False  # what is not in a part
     return wanted[labels]
 
@@ -101,25 +142,25 @@ def _components(low: Tensor, high: Tensor) -> Tensor:
 def connected(mask: Tensor) -> Tensor:
     """Numbers of the connected parts of a mask [H, W], from 1; 0 outside. Corners connect.
 
-    Each pixel takes the largest number around it until nothing changes; numbers jump along the paths that they have
-    come, so that this takes few rounds.
+    Each pixel begins as a part of its own. In a round, each part joins the one of the largest number that it touches,
+    until none touches another: few rounds, since the number of parts at least halves.
     """
     height, width = mask.shape
-    numbers = torch.arange(1, mask.numel() + 1, dtype=torch.int64).reshape(height, width)
-    labels = torch.where(mask, numbers, torch.zeros_like(numbers))
+    part = torch.arange(mask.numel() + 1)  # of each pixel, counted from 1: a pixel of it
+    own = torch.where(mask, part[1:].reshape(height, width), 0)
     while True:
+        labels = part[own]
+        # Numbers are exact: an image has less than 2^53 pixels.
         around = F.max_pool2d(labels.double()[None, None], 3, stride=1, padding=1)[0, 0].long()
-        new = torch.where(mask, around, labels)
-        for _ in range(4):  # what the pixel of that number has by now
-            of_number = torch.cat([new.new_zeros(1), new.flatten()])
-            new = torch.where(mask, torch.maximum(new, of_number[new]), new)
-        if torch.equal(new, labels):
+        touches = mask & (around > labels)
+        if not bool(touches.any()):
             break
-        labels = new
-    _, counted = torch.unique(labels, return_inverse=True)
-    if mask.all():
-        counted = counted + 1
-    return counted.reshape(height, width)
+        part.scatter_reduce_(0, labels[touches], around[touches], "amax")
+        while not torch.equal(part, further := part[part]):
+            part = further
+    return torch.unique(torch.cat([labels.new_zeros(1), labels.flatten()]), return_inverse=True)[1][1:].reshape(
+        height, width
+    )
 
 
 def _grown(mask: Tensor, radius: int) -> Tensor:

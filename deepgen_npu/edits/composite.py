@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .filters import gaussian
+from .registration import Motion
+from .resampling import resample
 
 
-ZERO = 1 / 512
-"""Parts below this are none, and above 1 - this they are all: half of the smallest step of 8 bits."""
+ALL_ROWS = slice(None)
+
+NONE, ALL = 1 / 255, 1 - 1 / 512
+"""Parts below the first are none, so that a mask that is saved in 8 bits, which SaveImage of ComfyUI rounds down, is
+black exactly where nothing changed; parts above the second are all."""
 
 SOFT_LOW, SOFT_HIGH, SOFT_PART = 0.02, 0.98, 0.02
 """A mask is soft if more than the last part of what it marks lies between the first two."""
@@ -30,8 +37,8 @@ CARRIED_PULL = 0.02
 
 def clean(alpha: Tensor) -> Tensor:
     """Parts so close to 0 or 1 that 8 bits cannot tell become exactly that."""
-    alpha = torch.where(alpha < ZERO, torch.zeros_like(alpha), alpha)
-    return torch.where(alpha > 1 - ZERO, torch.ones_like(alpha), alpha)
+    alpha = torch.where(alpha < NONE, torch.zeros_like(alpha), alpha)
+    return torch.where(alpha > ALL, torch.ones_like(alpha), alpha)
 
 
 def blended(image: Tensor, edit: Tensor, alpha: Tensor) -> Tensor:
@@ -63,7 +70,18 @@ def inward(mask: Tensor, sigma: float) -> Tensor:
     sigma = min(sigma, inradius(mask) / 4)
     if sigma < 0.3:
         return mask
-    return clean((2 * gaussian(mask, sigma) - 1).clamp(0, 1) * mask)
+    return clean((2 * _blurred(mask, sigma) - 1).clamp(0, 1) * mask)
+
+
+def _blurred(mask: Tensor, sigma: float) -> Tensor:
+    """A Gaussian mean of a mask [H, W], computed only where it is not 0: a photo is large, a mask often is not."""
+    result = torch.zeros_like(mask)
+    rows, columns = (torch.where(mask.amax(axis) > 0)[0] for axis in (1, 0))
+    if len(rows):
+        reach = math.ceil(4 * sigma) + 1
+        part = tuple(slice(max(0, int(one[0]) - reach), int(one[-1]) + 1 + reach) for one in (rows, columns))
+        result[part] = gaussian(mask[part], sigma)
+    return result
 
 
 def inradius(mask: Tensor) -> float:
@@ -80,7 +98,7 @@ def inradius(mask: Tensor) -> float:
 
 def outward(mask: Tensor, sigma: float) -> Tensor:
     """A mask of zeros and ones with a feather around it: [H, W], 1 inside."""
-    return clean(torch.maximum(mask, (2 * gaussian(mask, sigma)).clamp(0, 1)))
+    return clean(torch.maximum(mask, (2 * _blurred(mask, sigma)).clamp(0, 1)))
 
 
 def carried(image: Tensor, edit: Tensor, changed: Tensor) -> Tensor:
@@ -88,14 +106,36 @@ def carried(image: Tensor, edit: Tensor, changed: Tensor) -> Tensor:
 
     Args:
         image: [3, H, W] in [0, 1].
-        edit: The same, with its motion undone.
+        edit: The same, with its motion undone. What is not finite counts as changed, and stays as it is.
         changed: [H, W], 1 where the edit changed something.
     """
-    left = 1 - changed
+    difference = image - edit
+    finite = difference.isfinite().all(0)
+    left = (1 - changed) * finite
     if not bool(left.any()):
         return edit
-    difference = image - edit
-    mean = (difference * left).sum((1, 2)) / left.sum()
-    weight = gaussian(left, CARRIED_SIGMA)
-    field = gaussian(difference * left, CARRIED_SIGMA) + CARRIED_PULL * mean[:, None, None]
-    return edit + field / (weight + CARRIED_PULL)
+    difference = difference.where(finite, torch.zeros_like(difference)) * left
+    mean = difference.sum((1, 2)) / left.sum()
+    field = gaussian(difference, CARRIED_SIGMA) + CARRIED_PULL * mean[:, None, None]
+    return edit + field / (gaussian(left, CARRIED_SIGMA) + CARRIED_PULL)
+
+
+def enlarged(edit: Tensor, motion: Motion, height: int, width: int, rows: slice = ALL_ROWS) -> Tensor:
+    """An edit at the size of its input, its motion undone, in one interpolation.
+
+    Args:
+        edit: [..., h, w] as drawn, without padding.
+        motion: Of the edit.
+        height: Of the input, in pixels.
+        width: Of the input, in pixels.
+        rows: Which rows of it are computed.
+
+    Returns:
+        [..., rows, width].
+    """
+    lines = []
+    for axis, size in enumerate((height, width)):
+        drawn = edit.shape[axis - 2]
+        positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (drawn / size) - 0.5
+        lines.append(positions + motion.shift[axis] + motion.scale[axis] * (positions - (drawn - 1) / 2))
+    return resample(edit, lines[0][rows], lines[1])

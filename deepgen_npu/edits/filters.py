@@ -1,7 +1,4 @@
-"""Means of neighbourhoods and changes of size, as products with small matrices: exact, the same on every device.
-
-All take images [..., H, W] and reflect them at their edges.
-"""
+"""Means of neighbourhoods. All take images [..., H, W], reflect them at their edges, and compute in float32."""
 
 from __future__ import annotations
 
@@ -11,54 +8,43 @@ import math
 import torch
 from torch import Tensor
 
+from .lines import Line, along
+
 
 def gaussian(image: Tensor, sigma: float) -> Tensor:
     """A Gaussian mean, cut off at four sigma."""
     height, width = image.shape[-2:]
-    return _apply(image, _gaussian(height, sigma), _gaussian(width, sigma))
+    return along(image, _gaussian(height, sigma), _gaussian(width, sigma))
 
 
 def box_mean(image: Tensor, side: int) -> Tensor:
     """The mean of ``side`` x ``side`` pixels, an odd number."""
     height, width = image.shape[-2:]
-    return _apply(image, _box(height, side), _box(width, side))
+    return along(image, _box(height, side), _box(width, side))
 
 
 def half(image: Tensor) -> Tensor:
     """Half the sides, rounded down: the mean of each 2 x 2 pixels."""
-    return torch.nn.functional.avg_pool2d(image[None], 2)[0]
-
-
-def _apply(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns^T."""
-    return rows.to(image) @ image @ columns.to(image).T
+    height, width = (side // 2 * 2 for side in image.shape[-2:])
+    rows = image[..., 0:height:2, :width] + image[..., 1:height:2, :width]
+    return (rows[..., 0::2] + rows[..., 1::2]) / 4
 
 
 @functools.lru_cache(maxsize=64)
-def _gaussian(size: int, sigma: float) -> Tensor:
+def _gaussian(size: int, sigma: float) -> Line:
     reach = max(1, math.ceil(4 * sigma))
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    return _banded(size, weights / weights.sum())
+    return _filter(size, weights / weights.sum())
 
 
 @functools.lru_cache(maxsize=64)
-def _box(size: int, side: int) -> Tensor:
-    return _banded(size, torch.full((side,), 1 / side, dtype=torch.float64))
+def _box(size: int, side: int) -> Line:
+    return _filter(size, torch.full((side,), 1 / side, dtype=torch.float64))
 
 
-@torch.inference_mode(False)
-def _banded(size: int, weights: Tensor) -> Tensor:
-    """The matrix [size, size] of a filter with an odd number of weights, reflected at the ends."""
+def _filter(size: int, weights: Tensor) -> Line:
+    """The same weights, an odd number of them, around each pixel."""
     reach = len(weights) // 2
-    matrix = torch.zeros(size, size, dtype=torch.float64)
-    rows = torch.arange(size)
-    for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
-        matrix.index_put_((rows, reflected(rows + offset, size)), weight.expand(size), accumulate=True)
-    return matrix.float()
-
-
-def reflected(index: Tensor, size: int) -> Tensor:
-    """Whole positions beyond the ends turned back at them: -1 is 0, ``size`` is ``size - 1``, and so on."""
-    period = index.remainder(2 * size)
-    return torch.where(period < size, period, 2 * size - 1 - period)
+    index = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
+    return Line.of(index, weights.expand(size, -1), size)

@@ -13,11 +13,10 @@ from torch import Tensor
 from ..images import unit_pixels
 from .boxes import Box
 from .change import find_change
-from .composite import FEATHER, HIGH_PASS, blended, carried, clean, inward, is_soft, outward
+from .composite import FEATHER, HIGH_PASS, blended, carried, clean, enlarged, inward, is_soft, outward
 from .kept import EditedRegion
 from .region import Region
 from .registration import NOISE, Motion, register
-from .resampling import resample
 
 
 logger = logging.getLogger(__name__)
@@ -167,25 +166,15 @@ def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alp
     step = max(1, BAND // box.width)
     for top in range(first, last, step):
         rows = slice(top, min(top + step, last))
-        edit = _sampled(after, motion, box, rows)
+        edit = enlarged(after, motion, box.height, box.width, rows)
         if field is not None:
-            edit = edit + _sampled(field, Motion(), box, rows)
+            edit = edit + enlarged(field, Motion(), box.height, box.width, rows)
         target[:, rows] = blended(target[:, rows], edit.clamp(0, 1), alpha[rows])
 
 
 def _smaller(image: Tensor, box: Box) -> Tensor:
     size = min(box.height, image.shape[-2]), min(box.width, image.shape[-1])
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-
-
-def _sampled(image: Tensor, motion: Motion, box: Box, rows: slice) -> Tensor:
-    """Some rows of a drawn image [3, h, w] at the size of the box, in one interpolation that undoes a motion, too."""
-    lines = []
-    for axis, size in enumerate((box.height, box.width)):
-        drawn = image.shape[axis + 1]
-        positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (drawn / size) - 0.5
-        lines.append(positions + motion.shift[axis] + motion.scale[axis] * (positions - (drawn - 1) / 2))
-    return resample(image, lines[0][rows], lines[1])
 
 
 def _in_pixels(found: EditedRegion, region: Region) -> EditedRegion:

@@ -21,6 +21,15 @@ from .votes import Votes, count_votes
 LUMA = (0.299, 0.587, 0.114)
 """Brightness of red, green and blue (ITU-R BT.601)."""
 
+Numbers = tuple[float, float, float, float]
+"""A motion: shift down and right in pixels of the finest level, vertical and horizontal scale."""
+
+SMALLEST_SIDE = 16
+"""In pixels; there is nothing to be told of smaller images."""
+
+NEAR = 8
+"""Pixels around what is known to have changed that do not count: normalisation spreads it so far."""
+
 COARSEST = 4
 """Side of the pixels of the coarsest level."""
 
@@ -77,7 +86,7 @@ class Registration:
         motion: What was found; nothing if it is not certain.
         certain: Whether it may be undone.
         reason: Why it is not certain: ``few`` blocks agree, they ``scatter``, their ``spread`` is large, there are
-            ``two`` answers, or it is ``far``. Empty if it is.
+            ``two`` answers, it is ``far``, or values are not ``finite``. Empty if it is.
         agreeing: Number of blocks that agree.
     """
 
@@ -87,9 +96,9 @@ class Registration:
     agreeing: int = 0
 
 
-def normalised(brightness: Tensor) -> Tensor:
+def normalised(values: Tensor) -> Tensor:
     """Brightness [H, W] without gain, gamma and drift: what is left is texture of about the size 1."""
-    detail = gaussian(brightness, 1.0) - gaussian(brightness, 6.0)
+    detail = gaussian(values, 1.0) - gaussian(values, 6.0)
     return detail / (gaussian(detail.square(), 6.0) + (2 / 255) ** 2).sqrt()
 
 
@@ -101,39 +110,58 @@ def register(image: Tensor, edit: Tensor, changed: Tensor | None = None) -> Regi
         edit: The same.
         changed: [H, W] in [0, 1], what is known to have changed, such as a user's mask; None if nothing is known.
     """
-    luma = torch.tensor(LUMA)[:, None, None]
-    levels = [((image.float().cpu() * luma).sum(0), (edit.float().cpu() * luma).sum(0))]
+    if min(image.shape[-2:]) < SMALLEST_SIDE:
+        return Registration(Motion(), False, "few")
+    one, other = brightness(image), brightness(edit)
+    if not bool((one + other).isfinite().all()):
+        return Registration(Motion(), False, "finite")
+    levels, weights = [(one, other)], [None if changed is None else _unchanged(changed)]
     while 2 ** (len(levels) - 1) < COARSEST and min(levels[-1][0].shape) >= 64:
         levels.append((half(levels[-1][0]), half(levels[-1][1])))
-    weights = [None if changed is None else 1 - changed.float().cpu()]
-    while len(weights) < len(levels):
         weights.append(None if weights[-1] is None else half(weights[-1]))
     textures = [(normalised(one), normalised(other)) for one, other in levels]
-    best: tuple[tuple[float, ...], Votes] | None = None
-    rivals: list[tuple[tuple[float, ...], Votes]] = []
+    answers: list[tuple[Numbers, Votes]] = []
     for start in _starts(*textures[-1]):
-        found = tuple(2 ** (len(levels) - 1) * one for one in start) + (0.0, 0.0)
-        for level in range(len(levels) - 1, 0 if len(levels) > 1 else -1, -1):
-            found = _fit(*textures[level], found, 2**level, weights[level], iterations=8)
+        found = _coarsely(textures, weights, start)
         votes = count_votes(*_aligned(textures[0], found), weights[0])
-        rivals.append((found, votes))
-        if best is None or votes.agreeing > best[1].agreeing:
-            best = (found, votes)
+        answers.append((found, votes))
         if votes.agreeing > votes.textured / 2:
             break
-    assert best is not None
-    found = _refined(textures[0], best[0], weights[0])
-    votes = count_votes(*_aligned(textures[0], found), weights[0])
-    reason = _doubt(found, votes, rivals, image.shape[-2:])
-    if reason:
-        return Registration(Motion(), False, reason, votes.agreeing)
-    return Registration(Motion(found[:2], found[2:]), True, "", votes.agreeing)  # pyright: ignore
+    best = max(answers, key=lambda answer: answer[1].agreeing)
+    found, votes = _refined(textures[0], best[0], weights[0])
+    reason = _doubt(found, votes, answers, image.shape[-2:])
+    motion = Motion() if reason else Motion(found[:2], found[2:])
+    return Registration(motion, not reason, reason, votes.agreeing)
 
 
-def _aligned(textures: tuple[Tensor, Tensor], found: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def brightness(image: Tensor) -> Tensor:
+    """Of an image [3, H, W] in [0, 1], on the CPU in float32: [H, W]; infinite values give NaN."""
+    image = image.float().cpu()
+    values = (image.clamp(0, 1) * torch.tensor(LUMA)[:, None, None]).sum(0)
+    return values.where(image.isfinite().all(0), torch.tensor(torch.nan))
+
+
+def _unchanged(changed: Tensor) -> Tensor:
+    """What counts, [H, W]: not what is known to have changed, nor what is near it."""
+    grown = torch.nn.functional.max_pool2d(changed.float().cpu()[None], 2 * NEAR + 1, stride=1, padding=NEAR)[0]
+    return 1 - grown.clamp(0, 1)
+
+
+def _coarsely(
+    textures: list[tuple[Tensor, Tensor]], weights: list[Tensor | None], start: tuple[float, float]
+) -> Numbers:
+    """A motion from a start in pixels of the coarsest level, on all levels but the finest (on that if it is alone)."""
+    coarsest = len(textures) - 1
+    found: Numbers = (start[0] * 2**coarsest, start[1] * 2**coarsest, 0.0, 0.0)
+    for level in range(coarsest, min(1, coarsest) - 1, -1):
+        found = _fit(*textures[level], found, 2**level, weights[level], iterations=8)
+    return found
+
+
+def _aligned(textures: tuple[Tensor, Tensor], found: Numbers) -> tuple[Tensor, Tensor]:
     """The image's texture, and the edit's with a motion undone."""
     one, other = textures
-    return one, Motion(found[:2], found[2:]).undone(other)  # pyright: ignore[reportArgumentType]
+    return one, Motion(found[:2], found[2:]).undone(other)
 
 
 def _starts(one: Tensor, other: Tensor, count: int = 3) -> list[tuple[float, float]]:
@@ -160,13 +188,13 @@ def _starts(one: Tensor, other: Tensor, count: int = 3) -> list[tuple[float, flo
 def _fit(
     one: Tensor,
     other: Tensor,
-    found: tuple[float, ...],
+    found: Numbers,
     pixel: int,
     weight: Tensor | None,
     iterations: int,
     *,
     scales: bool = True,
-) -> tuple[float, ...]:
+) -> Numbers:
     """Robust Gauss-Newton on one level.
 
     Args:
@@ -182,7 +210,7 @@ def _fit(
     down = torch.arange(height, dtype=torch.float32)[:, None] - (height - 1) / 2
     right = torch.arange(width, dtype=torch.float32)[None] - (width - 1) / 2
     for _ in range(iterations):
-        motion = Motion((found[0] / pixel, found[1] / pixel), found[2:])  # pyright: ignore[reportArgumentType]
+        motion = Motion((found[0] / pixel, found[1] / pixel), found[2:])
         warped = motion.undone(other)
         error = warped - one
         mean = (warped + one) / 2
@@ -208,7 +236,10 @@ def _fit(
 def _weights(error: Tensor, weight: Tensor | None) -> Tensor:
     """How much each pixel counts: by the differences around it, so that what was replaced drops out as a whole."""
     around = box_mean(error.square(), 9).clamp_min(0).sqrt()
-    usual = 1.2 * around.flatten().quantile(0.35) + 1e-6
+    some = around[::2, ::2].flatten()
+    if weight is not None and bool((known := weight[::2, ::2].flatten() > 0.5).any()):
+        some = some[known]
+    usual = 1.2 * some.kthvalue(max(1, round(0.35 * len(some)))).values + 1e-6
     counts = (1 - (around / (3 * usual)).square()).clamp_min(0).square()
     border = min(BORDER, min(error.shape) // 4)
     counts[:border] = counts[-border:] = 0
@@ -225,38 +256,36 @@ def _solve(directions: list[Tensor], error: Tensor, counts: Tensor) -> list[floa
     return torch.linalg.solve(matrix, weighted @ error.flatten().double()).tolist()
 
 
-def _refined(textures: tuple[Tensor, Tensor], found: tuple[float, ...], weight: Tensor | None) -> tuple[float, ...]:
-    """On the finest level: the shift alone, and the scales where the blocks prove them."""
+def _refined(textures: tuple[Tensor, Tensor], found: Numbers, weight: Tensor | None) -> tuple[Numbers, Votes]:
+    """On the finest level, with its votes: the shift alone, and the scales where the blocks prove them."""
     one, other = textures
     shifted = _fit(one, other, (found[0], found[1], 0.0, 0.0), 1, weight, 6, scales=False)
     votes = count_votes(*_aligned(textures, shifted), weight)
-    proven = votes.slopes_are_proven(one.shape)
-    start = found if any(proven) else shifted
-    if not any(proven):
-        return shifted
-    found = _fit(one, other, start, 1, weight, 6)
-    return found
+    if not any(votes.slopes_are_proven(one.shape)):
+        return shifted, votes
+    scaled = _fit(one, other, found, 1, weight, 6)
+    return scaled, count_votes(*_aligned(textures, scaled), weight)
 
 
 def _doubt(
-    found: tuple[float, ...],
+    found: Numbers,
     votes: Votes,
-    rivals: list[tuple[tuple[float, ...], Votes]],
+    answers: list[tuple[Numbers, Votes]],
     shape: torch.Size,
 ) -> str:
     """Why an answer is not believed; empty if it is."""
+    if votes.agreeing < 8 or votes.agreeing < 0.15 * votes.textured:
+        return "few"
     height, width = shape
     if max(abs(found[0]), abs(found[1])) > LARGEST_SHIFT * max(height, width):
         return "far"
     if max(abs(found[2]), abs(found[3])) > LARGEST_SCALE:
         return "far"
-    if votes.agreeing < 8 or votes.agreeing < 0.15 * votes.textured:
-        return "few"
     if votes.agreeing < 0.6 * votes.counting:
         return "scatter"
     if votes.spread > 0.15:
         return "spread"
-    for other, of_other in rivals:
+    for other, of_other in answers:
         apart = max(abs(other[0] - found[0]), abs(other[1] - found[1]))
         if apart > 1 and of_other.agreeing >= 8 and of_other.agreeing > votes.agreeing / 2:
             return "two"

@@ -1,4 +1,4 @@
-"""Interpolation between pixels, by a matrix for each axis.
+"""Interpolation between pixels, of rows and columns in turn.
 
 Keys' kernel with a = -0.5 reproduces straight lines and parabolas at every fraction of a pixel. PyTorch's own has
 a = -0.75, which does not reproduce a straight line, and would bias a registration by 0.04 pixels.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .filters import reflected
+from .lines import Line, along
 
 
 A = -0.5
@@ -24,29 +24,22 @@ def keys_kernel(distance: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def sampling_matrix(positions: Tensor, size: int) -> Tensor:
-    """The matrix that samples a line of pixels at positions.
+def sampled(positions: Tensor, size: int) -> Line:
+    """A line of pixels at positions.
 
     Args:
         positions: [n], in pixels: 0 is the centre of the first. Beyond the ends the line is reflected.
         size: Pixels of the line.
-
-    Returns:
-        [n, size] in float32.
     """
     positions = positions.double()
-    first = positions.floor()
-    matrix = torch.zeros(len(positions), size, dtype=torch.float64)
-    rows = torch.arange(len(positions))
-    for offset in range(-1, 3):
-        index = first + offset
-        weights = keys_kernel(positions - index)
-        matrix.index_put_((rows, reflected(index.long(), size)), weights, accumulate=True)
-    return matrix.float()
+    index = positions.floor()[:, None] + torch.arange(-1, 3)
+    return Line.of(index.long(), keys_kernel(positions[:, None] - index), size)
 
 
 def resample(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """An image at a grid of positions.
+    """An image at a grid of positions, in float32.
+
+    What is not finite spoils what is interpolated from it, and nothing else.
 
     Args:
         image: [..., H, W].
@@ -56,9 +49,12 @@ def resample(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns:
         [..., h, w].
     """
-    vertical = sampling_matrix(rows, image.shape[-2]).to(image)
-    horizontal = sampling_matrix(columns, image.shape[-1]).to(image)
-    return vertical @ image @ horizontal.T
+    lines = sampled(rows, image.shape[-2]), sampled(columns, image.shape[-1])
+    finite = image.isfinite()
+    if bool(finite.all()):
+        return along(image, *lines)
+    result = along(image.where(finite, torch.zeros_like(image)), *lines)
+    return result.masked_fill(along((~finite).float(), *lines) != 0, torch.nan)
 
 
 def grid(size: int, shift: float, scale: float) -> Tensor:

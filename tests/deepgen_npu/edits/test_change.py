@@ -1,0 +1,174 @@
+"""What is marked as changed: on photographs with known edits for precision, on the demo's scenes for recall."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from deepgen_npu.edits.change import FINE_BELOW, connected, find_change
+from deepgen_npu.edits.colours import lab, length, without_drift
+from deepgen_npu.edits.registration import Motion, brightness, normalised
+from dev.synthetic_edits import (
+    GLOBAL,
+    LOCAL,
+    cut,
+    edited_under,
+    levels,
+    photograph,
+    rectangle,
+    redrawn,
+    resized,
+    size_to_cut,
+    tensor,
+)
+from training.edits import random_edit
+from training.scenes import CORE, pixels
+
+
+NAMES = ("chelsea.png", "astronaut.png", "coffee.png")
+REST = Motion((0.05, -0.06))
+"""What a registration may leave."""
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[np.ndarray]:
+    return [photograph(name) for name in NAMES]
+
+
+def visible(one: np.ndarray, other: np.ndarray, least: float = 6.0) -> np.ndarray:
+    """Where colours differ by more than that, in Lab."""
+    return (length(lab(tensor(one)) - lab(tensor(other))) > least).numpy()
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
+@pytest.mark.parametrize(("kind", "part"), [*((kind, 0.2) for kind in LOCAL), ("painted", 0.006)])
+def test_local_edits_are_found(photos, kind, part, number):
+    rng = np.random.default_rng(number + 10)
+    photo, other = photos[number], photos[(number + 1) % 3]
+    size = size_to_cut(photo, 320, 384)
+    image, mask = cut(photo, size), rectangle(size, part, rng)
+    edit = redrawn(edited_under(mask, cut(photo, size, REST), kind, resized(other, size)), rng)
+    change = find_change(tensor(image), tensor(edit))
+    marked = change.mask.numpy() > 0
+    wanted = mask & visible(image, edit)
+    assert (marked & wanted).sum() / wanted.sum() >= 0.95
+    far = ~ndimage.binary_dilation(mask, iterations=6)
+    assert (marked & far).sum() / far.sum() <= 0.03
+    assert not change.is_global
+    assert change.mask.shape == size and set(change.mask.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
+def test_nothing_is_marked_where_nothing_was_edited(photos, number):
+    size = size_to_cut(photos[number], 320, 384)
+    edit = redrawn(cut(photos[number], size, REST), np.random.default_rng(number))
+    change = find_change(tensor(cut(photos[number], size)), tensor(edit))
+    assert change.mask.mean() <= 0.01 and not change.is_global
+    assert change.kept_structure > 0.8
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
+@pytest.mark.parametrize("kind", GLOBAL)
+def test_global_edits_are_told(photos, kind, number):
+    size = size_to_cut(photos[number], 256, 384)
+    image, other = cut(photos[number], size), resized(photos[(number + 1) % 3], size)
+    edit = redrawn(GLOBAL[kind](image, other).clip(0, 1), np.random.default_rng(number))
+    assert find_change(tensor(image), tensor(edit)).is_global
+
+
+@pytest.mark.parametrize("enlarged", [1, 6], ids=["as drawn", "at 384"])
+@pytest.mark.parametrize("kind", ["recolour", "remove", "add"])
+def test_edits_of_scenes_of_two_colours_are_found(kind, enlarged):
+    """A drift of colours that is fitted freely would take such an edit for itself."""
+    rng = random.Random(3)
+    for _ in range(8):
+        edit = random_edit(rng, kind, CORE)
+        image, result = (
+            np.kron(pixels(scene) / 255, np.ones((enlarged, enlarged, 1))) for scene in (edit.sources[0], edit.target)
+        )
+        change = find_change(tensor(image), tensor(result))
+        wanted = visible(image, result)
+        assert (wanted & (change.mask.numpy() > 0)).sum() / wanted.sum() >= 0.9
+        assert not change.is_global
+
+
+def test_values_that_are_not_finite_make_it_global(photos):
+    image = tensor(cut(photos[0], (64, 96)))
+    edit = image.clone()
+    edit[0, 3, 3] = torch.nan
+    change = find_change(image, edit)
+    assert change.is_global and bool(change.mask.all()) and change.mask.shape == (64, 96)
+    assert find_change(image, image * 1e30).drift < 200
+
+
+@pytest.mark.parametrize("size", [(FINE_BELOW - 1, 301), (257, 301), (16, 40)], ids=str)
+def test_odd_sides_and_both_grids(photos, size):
+    image = tensor(cut(photos[1], size))
+    edit = image.clone()
+    edit[:, size[0] // 2 :, size[1] - 12 :] = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    change = find_change(image.half(), edit.half())
+    assert change.mask.shape == size
+    assert bool(change.mask[size[0] // 2 :, size[1] - 12 :].all())
+    assert change.mask[: size[0] // 2 - 8].sum() == 0
+    textures = normalised(brightness(image.half())), normalised(brightness(edit.half()))
+    shared = find_change(image.half(), edit.half(), textures)
+    assert torch.equal(shared.mask, change.mask) and shared.drift == change.drift
+
+
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.2, 0.4, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (60, 83)], ids=str)
+def test_connected_parts_are_those_of_scipy(shape, part):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(4)) < part
+    labels, count = ndimage.label(mask.numpy(), np.ones((3, 3)))
+    found = connected(mask)
+    assert int(found.max()) == count and torch.equal(found > 0, mask)
+    assert len(set(zip(labels.flat, found.flatten().tolist(), strict=True))) == len(np.unique(labels))
+
+
+def test_a_long_spiral_is_one_part():
+    mask = torch.zeros(65, 65, dtype=torch.bool)
+    for ring in range(0, 32, 2):
+        mask[ring, max(0, ring - 2) : 65 - ring] = True
+        mask[ring : 65 - ring, 64 - ring] = True
+        mask[64 - ring, ring : 65 - ring] = True
+        mask[ring + 2 : 65 - ring, ring] = True
+    assert int(connected(mask).max()) == ndimage.label(mask.numpy(), np.ones((3, 3)))[1] == 1
+
+
+def test_colours_are_those_of_lab():
+    colours = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5]]).T[:, None].float()
+    # By the definition of CIE, for sRGB and D65, to two digits.
+    wanted = [
+        [100, 0, 0],
+        [0, 0, 0],
+        [53.24, 80.09, 67.2],
+        [87.73, -86.18, 83.18],
+        [32.3, 79.19, -107.86],
+        [53.39, 0, 0],
+    ]
+    assert (lab(colours)[:, 0].T - torch.tensor(wanted)).abs().max() < 0.02
+
+
+def test_a_drift_is_measured_and_followed():
+    before = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(5)) * 60
+    offset = torch.tensor([3.0, -2.0, 1.0])[:, None, None]
+    after = before + offset
+    after[:, 10:20, 10:20] += 50
+    drifted, drift = without_drift(before, after, torch.ones(60, 80), 24.0)
+    assert drift == pytest.approx(14**0.5, abs=0.1)
+    assert (drifted - before - offset).abs().max() < 0.5
+
+
+def test_photographs_are_edited_under_the_mask_alone(photos):
+    """The synthetic edits are what the figures rest on."""
+    size = size_to_cut(photos[0])
+    image, mask = cut(photos[0], size), rectangle(size, 0.1, np.random.default_rng(0))
+    assert mask.mean() == pytest.approx(0.1, rel=0.02)
+    for kind in LOCAL:
+        edit = edited_under(mask, image, kind, resized(photos[1], size))
+        assert np.array_equal(levels(edit)[~mask], levels(image)[~mask])
+        assert visible(edit, image)[mask].mean() > 0.7
