@@ -13,7 +13,6 @@ REASONS = {
     "spread": "it is too blurred",
     "two": "there are two answers",
     "far": "it would be too far to be believed",
-    "finite": "it has NaN or infinity",
     "failed": "the comparison failed",
 }
 """Why a shift is unknown, by the reasons of `registration.Registration`."""

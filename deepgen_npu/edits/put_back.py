@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..images import unit_pixels
 from .boxes import Box
-from .change import find_change
+from .change import find_change, scaled
 from .composite import FEATHER, HIGH_PASS, blended, carried, clean, enlarged, inward, is_soft, outward
 from .kept import EditedRegion
 from .region import Region
@@ -77,7 +77,7 @@ def put_back(
     after = torch.where(torch.isfinite(after), after, before)  # NaN would spread to the pixels around
     alpha = torch.ones(box.height, box.width)
     if part is not None:
-        alpha = _of_mask(part, box.height / fit.rows)
+        alpha = _of_mask(part, scaled(FEATHER, before.shape) * box.height / fit.rows)
     if compared.changed is not None:
         alpha = clean(alpha * _scaled_mask(compared.changed, box.height, box.width, region.squares))
     _composite(image, box, after, compared, alpha, region.squares)
@@ -118,26 +118,27 @@ def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchange
         return Comparison(motion, None, None, found)
     touched = change.mask if known is None else torch.maximum(change.mask, known)
     field = carried(before, aligned, touched) - aligned
-    return Comparison(motion, field, outward(change.mask, FEATHER) if keep_unchanged else None, found)
+    changed = outward(change.mask, scaled(FEATHER, before.shape)) if keep_unchanged else None
+    return Comparison(motion, field, changed, found)
 
 
 def _reduced(mask: Tensor, height: int, width: int) -> Tensor:
     """A mask [H, W] at the size of the drawn image, grown: where the edit may have changed something."""
     small = F.adaptive_max_pool2d(mask[None, None], (height, width))
-    side = 2 * KNOWN_GROWTH + 1
-    return (F.max_pool2d(small, side, stride=1, padding=KNOWN_GROWTH)[0, 0] >= HIGH_PASS).float()
+    growth = round(scaled(KNOWN_GROWTH, small.shape))
+    return (F.max_pool2d(small, 2 * growth + 1, stride=1, padding=growth)[0, 0] >= HIGH_PASS).float()
 
 
-def _of_mask(mask: Tensor, scale: float) -> Tensor:
-    """How much of the edit a mask [H, W] lets through: exactly nothing outside of it.
+def _of_mask(mask: Tensor, sigma: float) -> Tensor:
+    """How much of the edit a mask [H, W] of the user lets through: exactly nothing outside of it.
 
     Args:
         mask: Of the user.
-        scale: Pixels of the image for each of the drawn image.
+        sigma: Of the feather inside of it, in pixels; a soft mask has one of its own.
     """
     if is_soft(mask):
         return clean(torch.where(mask < HIGH_PASS, torch.zeros_like(mask), mask))
-    return inward(mask, FEATHER * scale)
+    return inward(mask, sigma)
 
 
 def _scaled_mask(mask: Tensor, height: int, width: int, squares: bool) -> Tensor:

@@ -86,7 +86,7 @@ class Registration:
         motion: What was found; nothing if it is not certain.
         certain: Whether it may be undone.
         reason: Why it is not certain: ``few`` blocks agree, they ``scatter``, their ``spread`` is large, there are
-            ``two`` answers, it is ``far``, or values are not ``finite``. Empty if it is.
+            ``two`` answers, it is ``far``, or it ``failed``: values are not finite. Empty if it is.
         agreeing: Number of blocks that agree.
     """
 
@@ -114,7 +114,7 @@ def register(image: Tensor, edit: Tensor, changed: Tensor | None = None) -> Regi
         return Registration(Motion(), False, "few")
     one, other = brightness(image), brightness(edit)
     if not bool((one + other).isfinite().all()):
-        return Registration(Motion(), False, "finite")
+        return Registration(Motion(), False, "failed")
     levels, weights = [(one, other)], [None if changed is None else _unchanged(changed)]
     while 2 ** (len(levels) - 1) < COARSEST and min(levels[-1][0].shape) >= 64:
         levels.append((half(levels[-1][0]), half(levels[-1][1])))
