@@ -170,7 +170,8 @@ def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alp
         edit = enlarged(after, motion, box.height, box.width, rows)
         if field is not None:
             edit = edit + enlarged(field, Motion(), box.height, box.width, rows)
-        target[:, rows] = blended(target[:, rows], edit.clamp(0, 1), alpha[rows])
+        edit, part = edit.clamp(0, 1).to(target.device), alpha[rows].to(target.device)
+        target[:, rows] = blended(target[:, rows], edit, part)
 
 
 def _smaller(image: Tensor, box: Box) -> Tensor:
