@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +42,11 @@ LEAST_HIGH, LEAST_HIGH_PART = 4, 0.15
 """Pixels above `HIGH` that a change must have, and their part of the smallest area."""
 
 CLOSING, GROWING = 4, 4
-"""Radii, in pixels: gaps that are closed, and how far a change is grown, so that no seam runs through its soft rim."""
+"""Radii, in pixels: gaps that are closed, and how far a change is grown, so that no seam runs through its soft
+rim; for images of the size that DeepGen 1.0 draws."""
+
+USUAL_SIDE = 512
+"""Of such an image, in pixels; it is less for models that draw fewer."""
 
 GLOBAL_DRIFT, GLOBAL_PART, LEAST_STRUCTURE = 6.0, 0.65, 0.3
 """Of a global edit: colours drift by more, more of the image changed, or less of its structure was kept."""
@@ -73,6 +79,11 @@ class Change:
         """Whether all of the image was meant: night, a style, another picture."""
         repainted = self.drift > GLOBAL_DRIFT or self.part > GLOBAL_PART
         return repainted or self.kept_structure < LEAST_STRUCTURE or self.faded
+
+
+def scaled(pixels: float, shape: Sequence[int]) -> float:
+    """A length for images of the usual size in one of another shape [..., H, W], which may be smaller."""
+    return pixels * min(1.0, math.sqrt(shape[-2] * shape[-1]) / USUAL_SIDE)
 
 
 def find_change(
@@ -109,10 +120,12 @@ def find_change(
     if seen is not None:
         difference = _continued(difference, seen, pixel)
     changed = _components(difference > LOW, difference > HIGH, SMALLEST / pixel**2)
-    closing, growing = CLOSING // pixel, GROWING // pixel
+    closing, growing = (max(1, round(scaled(one, edit.shape) / pixel)) for one in (CLOSING, GROWING))
     mask = _grown(_shrunk(_grown(changed.float(), closing), closing), growing)
+    # Textures are compared over so many pixels in an image of any size.
+    near = _enlarged(_grown(mask, GROWING // pixel - growing), pixel, edit.shape[-2:])
     mask = _enlarged(mask, pixel, edit.shape[-2:])
-    unmarked, kept = textured & (mask == 0), 1.0
+    unmarked, kept = textured & (near == 0), 1.0
     if unmarked.float().mean() >= LEAST_TEXTURE:
         kept = float((correlation[unmarked] > 0.5).float().mean())
     return Change(mask, drift, float(changed.float().mean()), kept, lost_colour(before, after))

@@ -9,10 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .filters import gaussian
+from .registration import Motion
+from .resampling import resample
 
 
-ZERO = 1 / 512
-"""Parts below this are none, and above 1 - this they are all: half of the smallest step of 8 bits."""
+ALL_ROWS = slice(None)
+
+NONE, ALL = 1 / 255, 1 - 1 / 512
+"""Parts below the first are none, so that a mask that is saved in 8 bits, which SaveImage of ComfyUI rounds down, is
+black exactly where nothing changed; parts above the second are all."""
 
 SOFT_LOW, SOFT_HIGH, SOFT_PART = 0.02, 0.98, 0.02
 """A mask is soft if more than the last part of what it marks lies between the first two."""
@@ -32,8 +37,8 @@ CARRIED_PULL = 0.02
 
 def clean(alpha: Tensor) -> Tensor:
     """Parts so close to 0 or 1 that 8 bits cannot tell become exactly that."""
-    alpha = torch.where(alpha < ZERO, torch.zeros_like(alpha), alpha)
-    return torch.where(alpha > 1 - ZERO, torch.ones_like(alpha), alpha)
+    alpha = torch.where(alpha < NONE, torch.zeros_like(alpha), alpha)
+    return torch.where(alpha > ALL, torch.ones_like(alpha), alpha)
 
 
 def blended(image: Tensor, edit: Tensor, alpha: Tensor) -> Tensor:
@@ -113,3 +118,24 @@ def carried(image: Tensor, edit: Tensor, changed: Tensor) -> Tensor:
     mean = difference.sum((1, 2)) / left.sum()
     field = gaussian(difference, CARRIED_SIGMA) + CARRIED_PULL * mean[:, None, None]
     return edit + field / (gaussian(left, CARRIED_SIGMA) + CARRIED_PULL)
+
+
+def enlarged(edit: Tensor, motion: Motion, height: int, width: int, rows: slice = ALL_ROWS) -> Tensor:
+    """An edit at the size of its input, its motion undone, in one interpolation.
+
+    Args:
+        edit: [..., h, w] as drawn, without padding.
+        motion: Of the edit.
+        height: Of the input, in pixels.
+        width: Of the input, in pixels.
+        rows: Which rows of it are computed.
+
+    Returns:
+        [..., rows, width].
+    """
+    lines = []
+    for axis, size in enumerate((height, width)):
+        drawn = edit.shape[axis - 2]
+        positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (drawn / size) - 0.5
+        lines.append(positions + motion.shift[axis] + motion.scale[axis] * (positions - (drawn - 1) / 2))
+    return resample(edit, lines[0][rows], lines[1])

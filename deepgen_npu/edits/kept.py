@@ -45,7 +45,7 @@ class EditedRegion:
     def __str__(self) -> str:
         """A part of a sentence: ``shift (1.3, -2.6) px undone``."""
         if self.global_edit:
-            return "a global edit"
+            return f"a global edit (colours drift by {self.drift or 0:.1f} in CIE Lab)"
         if not self.certain:
             return f"shift unknown ({REASONS[self.reason]}), nothing moved"
         moved = [f"shift ({self.shift[0]:.1f}, {self.shift[1]:.1f}) px"] if any(self.shift) else []

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..images import unit_pixels
 from .boxes import Box
-from .change import find_change
-from .composite import FEATHER, HIGH_PASS, blended, carried, clean, inward, is_soft, outward
+from .change import find_change, scaled
+from .composite import FEATHER, HIGH_PASS, blended, carried, clean, enlarged, inward, is_soft, outward
 from .kept import EditedRegion
 from .region import Region
 from .registration import NOISE, Motion, register
-from .resampling import resample
 
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def put_back(
     after = torch.where(torch.isfinite(after), after, before)  # NaN would spread to the pixels around
     alpha = torch.ones(box.height, box.width)
     if part is not None:
-        alpha = _of_mask(part, box.height / fit.rows)
+        alpha = _of_mask(part, scaled(FEATHER, before.shape) * box.height / fit.rows)
     if compared.changed is not None:
         alpha = clean(alpha * _scaled_mask(compared.changed, box.height, box.width, region.squares))
     _composite(image, box, after, compared, alpha, region.squares)
@@ -119,26 +118,27 @@ def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchange
         return Comparison(motion, None, None, found)
     touched = change.mask if known is None else torch.maximum(change.mask, known)
     field = carried(before, aligned, touched) - aligned
-    return Comparison(motion, field, outward(change.mask, FEATHER) if keep_unchanged else None, found)
+    changed = outward(change.mask, scaled(FEATHER, before.shape)) if keep_unchanged else None
+    return Comparison(motion, field, changed, found)
 
 
 def _reduced(mask: Tensor, height: int, width: int) -> Tensor:
     """A mask [H, W] at the size of the drawn image, grown: where the edit may have changed something."""
     small = F.adaptive_max_pool2d(mask[None, None], (height, width))
-    side = 2 * KNOWN_GROWTH + 1
-    return (F.max_pool2d(small, side, stride=1, padding=KNOWN_GROWTH)[0, 0] >= HIGH_PASS).float()
+    growth = round(scaled(KNOWN_GROWTH, small.shape))
+    return (F.max_pool2d(small, 2 * growth + 1, stride=1, padding=growth)[0, 0] >= HIGH_PASS).float()
 
 
-def _of_mask(mask: Tensor, scale: float) -> Tensor:
-    """How much of the edit a mask [H, W] lets through: exactly nothing outside of it.
+def _of_mask(mask: Tensor, sigma: float) -> Tensor:
+    """How much of the edit a mask [H, W] of the user lets through: exactly nothing outside of it.
 
     Args:
         mask: Of the user.
-        scale: Pixels of the image for each of the drawn image.
+        sigma: Of the feather inside of it, in pixels; a soft mask has one of its own.
     """
     if is_soft(mask):
         return clean(torch.where(mask < HIGH_PASS, torch.zeros_like(mask), mask))
-    return inward(mask, FEATHER * scale)
+    return inward(mask, sigma)
 
 
 def _scaled_mask(mask: Tensor, height: int, width: int, squares: bool) -> Tensor:
@@ -167,25 +167,16 @@ def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alp
     step = max(1, BAND // box.width)
     for top in range(first, last, step):
         rows = slice(top, min(top + step, last))
-        edit = _sampled(after, motion, box, rows)
+        edit = enlarged(after, motion, box.height, box.width, rows)
         if field is not None:
-            edit = edit + _sampled(field, Motion(), box, rows)
-        target[:, rows] = blended(target[:, rows], edit.clamp(0, 1), alpha[rows])
+            edit = edit + enlarged(field, Motion(), box.height, box.width, rows)
+        edit, part = edit.clamp(0, 1).to(target.device), alpha[rows].to(target.device)
+        target[:, rows] = blended(target[:, rows], edit, part)
 
 
 def _smaller(image: Tensor, box: Box) -> Tensor:
     size = min(box.height, image.shape[-2]), min(box.width, image.shape[-1])
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-
-
-def _sampled(image: Tensor, motion: Motion, box: Box, rows: slice) -> Tensor:
-    """Some rows of a drawn image [3, h, w] at the size of the box, in one interpolation that undoes a motion, too."""
-    lines = []
-    for axis, size in enumerate((box.height, box.width)):
-        drawn = image.shape[axis + 1]
-        positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (drawn / size) - 0.5
-        lines.append(positions + motion.shift[axis] + motion.scale[axis] * (positions - (drawn - 1) / 2))
-    return resample(image, lines[0][rows], lines[1])
 
 
 def _in_pixels(found: EditedRegion, region: Region) -> EditedRegion:

@@ -56,7 +56,8 @@ class TestPipeline:
         assert not np.array_equal(*map(np.array, output.images))
         assert [region.drawn for region in output.kept[0].regions] == [(64, 64)] * 2
         (again,) = pipe("a cat", image, mask=np.array(mask) > 0, output_type="np", **SMALL).images
-        assert np.array_equal((again * 255).round(), np.array(output.images[0]))
+        # Two rows at once take other kernels: equal up to rounding.
+        assert np.abs((again * 255).round() - np.array(output.images[0])).max() <= 1
 
     def test_what_an_edit_left_alone_is_the_images(self, pipe, monkeypatch):
         image = photo(700, 640)

@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from deepgen_npu.edits import composite
-from deepgen_npu.edits.composite import ZERO, blended, carried, clean, inradius, inward, is_soft, outward
+from deepgen_npu.edits.composite import (
+    ALL,
+    NONE,
+    blended,
+    carried,
+    clean,
+    enlarged,
+    inradius,
+    inward,
+    is_soft,
+    outward,
+)
+from deepgen_npu.edits.registration import Motion
 
 
 def disc(radius: float, size: int = 96) -> torch.Tensor:
@@ -21,8 +33,8 @@ def all_levels(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def test_parts_that_eight_bits_cannot_tell_are_none_or_all():
-    alpha = torch.tensor([0.0, 1e-6, ZERO * 0.99, ZERO, 0.5, 1 - ZERO, 1 - ZERO * 0.99, 1.0])
-    assert clean(alpha).tolist() == [0, 0, 0, ZERO, 0.5, 1 - ZERO, 1, 1]
+    alpha = torch.tensor([0.0, 1e-6, NONE * 0.99, NONE, 0.5, ALL, (1 + ALL) / 2, 1.0])
+    assert clean(alpha).tolist() == pytest.approx([0, 0, 0, NONE, 0.5, ALL, 1, 1], abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -76,7 +88,7 @@ def test_a_feather_around_the_mask_keeps_all_of_it():
     assert alpha[48, 48 + 12] > 0.3 and alpha[48, 48 + 30] == 0
     across = alpha[48, 48:]
     assert bool((across.diff() <= 0).all())
-    assert not ((alpha > 0) & (alpha < ZERO)).any()
+    assert not ((alpha > 0) & (alpha < NONE)).any()
 
 
 def test_masks_are_blurred_where_they_are_as_a_whole_image_would_be():
@@ -123,3 +135,27 @@ def test_colours_are_carried_past_what_is_not_finite():
     assert (~result.isfinite()).sum() == 1
     assert result[:, 32, 32].tolist() == pytest.approx([0.5, 0.5, 0.5], abs=1e-3)
     assert not carried(image, edit * torch.nan, changed).isfinite().any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 160), (300, 431), (33, 57)])
+def test_an_edit_is_enlarged_and_moved_at_once(height, width):
+    """On a smooth image, of which each place is known: motion undone, at any size, in bands."""
+    motion = Motion((1.5, -2.0), (0.01, -0.02))
+
+    def scene(down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """By places in the image, 0 to 1 in both directions."""
+        return torch.sin(4 * down)[:, None] + torch.cos(5 * right)[None]
+
+    def drawn_at(size: int, shift: float, scale: float) -> torch.Tensor:
+        """Which place the pixels of the drawn image show: I(p) = E(p + t + k (p - c))."""
+        centre = (size - 1) / 2
+        pixels = (torch.arange(size, dtype=torch.float64) - shift + scale * centre) / (1 + scale)
+        return (pixels + 0.5) / size
+
+    drawn = scene(drawn_at(104, 1.5, 0.01), drawn_at(176, -2.0, -0.02))[None]
+    result = enlarged(drawn, motion, height, width)
+    down, right = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in (height, width))
+    assert result.shape == (1, height, width)
+    inner = slice(height // 20, -height // 20), slice(width // 20, -width // 20)  # beyond the edit it is reflected
+    assert (result[0] - scene(down, right))[inner].abs().max() < 1e-3
+    assert torch.equal(enlarged(drawn, motion, height, width, slice(7, 20)), result[:, 7:20])

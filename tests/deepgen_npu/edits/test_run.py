@@ -104,7 +104,9 @@ def test_an_edit_of_everything_is_kept_whole():
     assert edit.kept.part == 0 and edit.change_mask.min() == 1
     assert edit.kept.regions[0].global_edit and edit.kept.regions[0].shift == (0, 0)
     assert edit.image.shape == image.shape and edit.image.mean() < image.mean() * 0.5
-    assert str(edit.kept) == "kept 0.0 % of the pixels; a global edit"
+    drift = edit.kept.regions[0].drift
+    assert drift is not None and drift > 6
+    assert str(edit.kept) == f"kept 0.0 % of the pixels; a global edit (colours drift by {drift:.1f} in CIE Lab)"
 
 
 @pytest.mark.parametrize("keep_unchanged", [False, True])
