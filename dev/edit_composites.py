@@ -11,11 +11,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from deepgen_npu.edits.change import Change, find_change
-from deepgen_npu.edits.composite import FEATHER, blended, carried, outward
+from deepgen_npu.edits.composite import FEATHER, blended, carried, enlarged, outward
 from deepgen_npu.edits.fitting import Fit
 from deepgen_npu.edits.region import Region
 from deepgen_npu.edits.registration import NOISE, Motion, Registration, register
-from deepgen_npu.edits.resampling import resample
 from deepgen_npu.edits.run import EditedImage, edit_regions
 from dev.synthetic_edits import (
     LOCAL,
@@ -62,16 +61,6 @@ def zoomed(photo: np.ndarray, size: tuple[int, int], times: float) -> np.ndarray
     return np.stack(channels, -1).clip(0, 1)
 
 
-def enlarged(drawn: Tensor, motion: Motion, size: tuple[int, int]) -> Tensor:
-    """A drawn image [3, h, w] at a size, a motion undone, in one interpolation."""
-    lines = []
-    for axis, side in enumerate(size):
-        of_drawn = drawn.shape[axis + 1]
-        places = (torch.arange(side, dtype=torch.float64) + 0.5) * (of_drawn / side) - 0.5
-        lines.append(places + motion.shift[axis] + motion.scale[axis] * (places - (of_drawn - 1) / 2))
-    return resample(drawn, *lines)
-
-
 def seams(pairs: Iterable[Pair]) -> dict[str, list[float]]:
     """Steps along the mask's edge by kind, for each of `WAYS`: means of all photographs."""
     found: dict[str, list[list[float]]] = {}
@@ -91,13 +80,13 @@ def seams(pairs: Iterable[Pair]) -> dict[str, list[float]]:
 
 def composites(image: Tensor, seen: Tensor, drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """An edit put back in three ways, under the same mask; and alpha."""
-    large = image.shape[-2:]
+    height, width = image.shape[-2:]
     registration, change = compared(seen, drawn)
-    alpha = enlarged(outward(change.mask, FEATHER)[None], Motion(), large)[0].clamp(0, 1)
+    alpha = enlarged(outward(change.mask, FEATHER)[None], Motion(), height, width)[0].clamp(0, 1)
     aligned = registration.motion.undone(drawn)
-    field = enlarged(carried(seen, aligned, change.mask) - aligned, Motion(), large)
+    field = enlarged(carried(seen, aligned, change.mask) - aligned, Motion(), height, width)
     for motion, colours in ((Motion(), 0), (registration.motion, 0), (registration.motion, field)):
-        yield blended(image, (enlarged(drawn, motion, large) + colours).clamp(0, 1), alpha), alpha
+        yield blended(image, (enlarged(drawn, motion, height, width) + colours).clamp(0, 1), alpha), alpha
 
 
 def seam(composite: Tensor, right: np.ndarray, alpha: Tensor) -> float:
