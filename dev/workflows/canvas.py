@@ -20,8 +20,8 @@ from dev.workflows.wires import routes
 
 
 COLOR, MUTED_COLOR = "#3f789e", "#6b7075"
-HEAD, FOOT = 58, 18
-"""Of a group, above the titles of its nodes and below its nodes."""
+HEAD, HEAD_OF_SHELF, FOOT = 58, 36, 18
+"""Of a group, above the titles of its nodes, less where nothing but titles is seen; and below its nodes."""
 OUR_VERSION, CORE_VERSION = __version__, "0.3.64"
 
 BUILD = """
@@ -151,7 +151,8 @@ def frame(title: str, nodes: list[Node]) -> dict[str, Any]:
     boxes = [occupied(node) for node in nodes]
     left, top = (min(box[side] for box in boxes) for side in (0, 1))
     right, bottom = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
-    box = (left - 10, top - HEAD, right - left + 20, bottom - top + HEAD + FOOT)
+    head = HEAD_OF_SHELF if all(node.collapsed for node in nodes) else HEAD
+    box = (left - 10, top - head, right - left + 20, bottom - top + head + FOOT)
     return {"title": title, "color": MUTED_COLOR if title == MUTED_GROUP else COLOR, "box": box, "font_size": 20}
 
 

@@ -107,6 +107,27 @@ def save(key: str, box: Box, image: str, prefix: str) -> Node:
     return Node(key, "SaveImage", box, {"filename_prefix": prefix, "images": (image, 0)})
 
 
+def noise_mask(key: str, box: Box, latent: str, mask: tuple[str, int]) -> Node:
+    return Node(key, "SetLatentNoiseMask", box, {"samples": (latent, 0), "mask": mask})
+
+
+def crop_region(key: str, box: Box, image: str, mask: tuple[str, int]) -> Node:
+    return Node(key, "DeepGenCropRegion", box, {"image": (image, 0), "mask": mask})
+
+
+def put_back(key: str, box: Box, region: str, image: str) -> Node:
+    return Node(key, "DeepGenPutBack", box, {"region": (region, 2), "image": (image, 0)})
+
+
+def stitch(key: str, box: Box, image: str, direction: str) -> Node:
+    """An image and once more the same."""
+    return Node(key, "ImageStitch", box, {"direction": direction, "image1": (image, 0), "image2": (image, 0)})
+
+
+def mask_to_image(key: str, box: Box, mask: tuple[str, int]) -> Node:
+    return Node(key, "MaskToImage", box, {"mask": mask})
+
+
 def preview(key: str, box: Box, image: str) -> Node:
     return Node(key, "PreviewImage", box, {"images": (image, 0)})
 

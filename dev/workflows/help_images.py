@@ -29,6 +29,7 @@ from dev.workflows.graph import (
     Box,
     Node,
     collapsed,
+    crop_region,
     edit,
     encode,
     generate,
@@ -36,13 +37,15 @@ from dev.workflows.graph import (
     load,
     loader,
     lora,
+    noise_mask,
     preview,
+    put_back,
     sample,
     save,
     vae_decode,
     vae_encode,
 )
-from nodes.names import DEMO
+from nodes.names import DEMO, RESTORE
 
 
 TEXTS = json.loads(Path(__file__).with_name("help_image_texts.json").read_text(encoding="utf-8"))
@@ -52,7 +55,9 @@ WINDOW, MARGIN = (1300, 1000), 14
 LARGEST_FILE = 60_000
 
 LORA = "my_lora.safetensors"
-SOURCE, MASKED = "picture.png", "picture_with_mask.png"
+SOURCE, MASKED, LARGE = "picture.png", "picture_with_mask.png", "large_picture_with_mask.png"
+SIDE = 512
+"""Of the first two; the last has twice that, and a mask around one shape of four."""
 
 
 def demo(box: Box = (0, 0, 300, 0)) -> Node:
@@ -65,7 +70,6 @@ def decoded(key: str, x: int, y: int, latent: str) -> Node:
 
 def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
     """The graph of each node's help page."""
-    mask = {"samples": ("latent", 0), "mask": ("image", 1)}
     return {
         "DeepGenLoader": [
             demo(),
@@ -97,7 +101,7 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
             collapsed(demo((0, 0, 260, 0))),
             load("image", (0, 70, 260, 370), MASKED),
             collapsed(vae_encode("latent", (310, 0, 160, 0), "image")),
-            collapsed(Node("masked", "SetLatentNoiseMask", (310, 60, 220, 0), mask)),
+            collapsed(noise_mask("masked", (310, 60, 220, 0), "latent", ("image", 1))),
             collapsed(encode("encode", (310, 120, 220, 0), texts["both"])),
             sample("sample", (310, 200, 280, 0), "encode", latent_image=("masked", 0)),
             decoded("decode", 640, 0, "sample"),
@@ -108,6 +112,20 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
             lora("lora", (0, 70, 300, 0), lora_name=LORA),
             generate("make", (350, 0, 300, 370), texts["star"], pipeline=("lora", 0)),
             preview("see", (700, 0, 240, 300), "make"),
+        ],
+        # Also that of DeepGen Put Back.
+        "DeepGenCropRegion": [
+            collapsed(demo((0, 0, 260, 0))),
+            load("image", (0, 70, 260, 370), LARGE),
+            crop_region("crop", (310, 0, 240, 0), "image", ("image", 1)),
+            preview("see_crop", (310, 150, 240, 290), "crop"),
+            collapsed(encode("encode", (600, 0, 220, 0), texts["blue"], image=("crop", 0), size_mode=RESTORE)),
+            collapsed(vae_encode("latent", (600, 40, 160, 0), "crop")),
+            collapsed(noise_mask("masked", (600, 80, 220, 0), "latent", ("crop", 1))),
+            collapsed(ksampler("sample", (600, 120, 220, 0), "encode", "masked")),
+            decoded("decode", 600, 160, "sample"),
+            put_back("back", (600, 210, 260, 0), "crop", "decode"),
+            preview("see", (600, 340, 260, 280), "back"),
         ],
     }
 
@@ -131,11 +149,19 @@ def make_sources(server: ComfyServer, page: ComfyPage) -> None:
     (found,) = [image for output in run(page)["outputs"].values() for image in output["images"]]
     shutil.copy(server.output / found["filename"], server.input / SOURCE)
     image = Image.open(server.input / SOURCE).convert("RGBA")
-    alpha = Image.new("L", image.size, 255)
+    large = Image.new("RGBA", (2 * SIDE, 2 * SIDE))
+    for left in (0, SIDE):
+        for top in (0, SIDE):
+            large.paste(image, (left, top))
     # Transparent is what LoadImage gives as mask.
-    alpha.paste(0, (image.width // 2, 0, image.width, image.height))
-    image.putalpha(alpha)
-    image.save(server.input / MASKED)
+    for one, masked, file in (
+        (image, (SIDE // 2, 0, SIDE, SIDE), MASKED),
+        (large, (0, SIDE + SIDE // 4, SIDE // 2, 2 * SIDE - SIDE // 4), LARGE),
+    ):
+        alpha = Image.new("L", one.size, 255)
+        alpha.paste(0, masked)
+        one.putalpha(alpha)
+        one.save(server.input / file)
 
 
 def take(page: ComfyPage, nodes: list[Node]) -> Image.Image:

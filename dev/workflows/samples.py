@@ -7,7 +7,7 @@ fresh install. What only DeepGen 1.0 can do is muted, in a grey group. Long prom
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dev.workflows.graph import (
@@ -16,6 +16,7 @@ from dev.workflows.graph import (
     Node,
     cache,
     collapsed,
+    crop_region,
     edit,
     encode,
     generate,
@@ -23,8 +24,12 @@ from dev.workflows.graph import (
     load,
     loader,
     lora,
+    mask_to_image,
+    noise_mask,
     preview,
+    put_back,
     save,
+    stitch,
     vae_decode,
     vae_encode,
 )
@@ -38,19 +43,23 @@ MUTED_GROUP = "With DeepGen 1.0 (Ctrl+M)"
 COLUMN, WIDTH = 352, 312
 """Of the columns in which nodes stand. The front end opens a sample at a size that shows all of it. At that size its
 texts can be read on a laptop (1440 x 900) if the nodes take no more than 1740 x 1085: five columns of this height."""
-BOTTOM = 1035
+BOTTOM = 1038
 TOP, BELOW = 690, 740
 """Height of the upper node of a column, with room for a live preview below its widgets, and where the lower begins."""
-TOP_OF_THREE, BELOW_OF_THREE, HEIGHT_OF_THREE = 590, 640, 265
+TOP_OF_THREE, BELOW_OF_THREE, HEIGHT_OF_THREE = 638, 682, 270
 """The same where there is a row below these two (see `shelf`), and the height of the lower node."""
-SHELF = 275
-"""From node to node there."""
+SHELF, ROW = 275, 50
+"""From node to node there, and from row to row."""
+BOTTOM_OVER_ROWS = 900
+"""Where the columns end over two such rows."""
+IN_ROW = 5
 SHORT, TALL = (0, 0, 250, 330), (0, 0, 250, TOP)
 """Nodes there, once they are opened."""
 LOADER, NOTE = 190, 250
 """Height of the loader, and where the note below it begins."""
-SIDE, SOFT_EDGE = 512, 48
-"""What ImageCompositeMasked takes from the edit: the right half, with a soft edge."""
+SIDE, MARKED = 512, 256
+"""Of the images that a large one is stitched from, and of what a mask marks in the middle of one of them. With the
+context of `boxes.CONTEXT` that image is cut out as it is, so that the demo sees a scene that it knows."""
 
 
 @dataclass
@@ -111,20 +120,16 @@ def lower(column: int) -> Box:
 
 
 def mask_nodes(column: int) -> list[Node]:
-    """The right half of a square."""
-    half = {"value": 1, "width": SIDE // 2, "height": SIDE}
-    add = {"x": SIDE // 2, "y": 0, "operation": "add", "destination": ("nothing", 0), "source": ("soft", 0)}
+    """The middle of the last image of four, in a column from the top to 438."""
+    place = 2 * SIDE - (SIDE + MARKED) // 2
+    large = {"value": 0, "width": 2 * SIDE, "height": 2 * SIDE}
+    part = {"value": 1, "width": MARKED, "height": MARKED}
+    add = {"x": place, "y": place, "operation": "add", "destination": ("nothing", 0), "source": ("part", 0)}
     return [
-        Node("nothing", "SolidMask", at(column, 0, 120), {"value": 0, "width": SIDE, "height": SIDE}),
-        Node("half", "SolidMask", at(column, 190, 120), half),
-        Node("soft", "FeatherMask", at(column, 380, 150), {"left": SOFT_EDGE, "mask": ("half", 0)}),
-        Node("mask", "MaskComposite", at(column, 600, 140), add),
+        Node("nothing", "SolidMask", at(column, 0, 106), large),
+        Node("part", "SolidMask", at(column, 156, 106), part),
+        Node("mask", "MaskComposite", at(column, 312, 126), add),
     ]
-
-
-def composite(key: str, box: Box, image: str, edited: str, mask: tuple[str, int]) -> Node:
-    links = {"destination": (image, 0), "source": (edited, 0), "mask": mask}
-    return Node(key, "ImageCompositeMasked", box, {"x": 0, "y": 0, "resize_source": False, **links})
 
 
 def shelf(*nodes: Node, **titles: str) -> list[Node]:
@@ -134,9 +139,11 @@ def shelf(*nodes: Node, **titles: str) -> list[Node]:
         nodes: Whose places are given here; their sizes are those that they have once they are opened.
         titles: By the keys of nodes, what they do, in 20 letters at most: the front end shows no more.
     """
+    rows = -(-len(nodes) // IN_ROW)
     for number, node in enumerate(nodes):
+        row, place = divmod(number, IN_ROW)
         _, _, width, height = node.box
-        node.box = (COLUMN + number * SHELF, BOTTOM, width, height)
+        node.box = (COLUMN + place * SHELF, BOTTOM - (rows - 1 - row) * ROW, width, height)
         node.title = titles.get(node.key, "")
     return [collapsed(node) for node in nodes]
 
@@ -174,6 +181,58 @@ def modular() -> Sample:
         ksampler("sample_edit", box("sample_edit", 0, 490), "encode_edit"),
         vae_decode("decode_edit", box("sample_edit", 550, 60), "sample_edit"),
         save("save_edit", box("sample_edit", 670, BOTTOM - 670), "decode_edit", "deepgen_painting"),
+        width=note,
+    )
+
+
+def region_modular() -> Sample:
+    """A region of a large image, inpainted by ComfyUI's own sampler: six narrower columns, and two rows below."""
+    note, width, gap = 300, 248, 36
+
+    def box(column: int, y: int, height: int) -> Box:
+        return (note + gap + (column - 1) * (width + gap), y, width, height)
+
+    def down_from(column: int, y: int) -> Box:
+        return box(column, y, BOTTOM_OVER_ROWS - y)
+
+    return complete(
+        "deepgen_region_modular",
+        ["see_image", "save"],
+        "A large image",
+        generate("image", box(1, 0, 750), "an orange triangle in the middle on a white background"),
+        collapsed(stitch("row", box(1, 805, 150), "image", "right")),
+        collapsed(stitch("large", box(1, 855, 150), "row", "down")),
+        "Mark a part of it",
+        *[replace(node, box=box(2, *node.box[1::2])) for node in mask_nodes(0)],
+        preview("see_image", down_from(2, 488), "large"),
+        "Cut it out",
+        crop_region("crop", box(3, 0, 98), "large", ("mask", 0)),
+        preview("see_crop", box(3, 148, 252), "crop"),
+        "What to change",
+        encode("encode", down_from(3, 508), "Make it blue.", image=("crop", 0), size_mode=RESTORE),
+        "Inpaint",
+        vae_encode("latent", box(4, 0, 46), "crop"),
+        noise_mask("masked", box(4, 96, 46), "latent", ("crop", 1)),
+        ksampler("sample", box(4, 192, 490), "encode", "masked"),
+        "Put it back",
+        vae_decode("decode", box(5, 0, 46), "sample"),
+        put_back("back", box(5, 96, 78), "crop", "decode"),
+        save("save", box(5, 224, 330), "back", "deepgen_region"),
+        MUTED_GROUP,
+        *shelf(
+            load("own", SHORT),
+            crop_region("crop_own", (0, 0, width, 98), "own", ("own", 1)),
+            vae_encode("latent_own", (0, 0, width, 46), "crop_own"),
+            noise_mask("masked_own", (0, 0, width, 46), "latent_own", ("crop_own", 1)),
+            ksampler("sample_own", (0, 0, width, 490), "encode_own", "masked_own"),
+            vae_decode("decode_own", (0, 0, width, 46), "sample_own"),
+            put_back("back_own", (0, 0, width, 78), "crop_own", "decode_own"),
+            save("save_own", SHORT, "back_own", "deepgen_own_region"),
+            encode("encode_own", (0, 0, width, 440), PROMPTS["coat"], image=("crop_own", 0), size_mode=RESTORE),
+            own="Load Image and mask",
+            masked_own="Noise mask",
+            encode_own="Encode: winter coat",
+        ),
         width=note,
     )
 
@@ -268,29 +327,52 @@ SAMPLES = [
         ),
     ),
     complete(
-        "deepgen_edit_under_mask",
-        ["see_image", "see_edit", "save"],
+        "deepgen_keep_unchanged",
+        ["see_image", "save"],
         "Generate",
-        generate("image", upper(1), PROMPTS["circle and square"]),
+        generate("image", upper(1), "a blue triangle at the bottom on a white background"),
         preview("see_image", lower(1), "image"),
-        "Edit",
-        edit("edit", upper(2), "image", "Change the background to black.", size_mode=RESTORE),
-        preview("see_edit", lower(2), "edit"),
-        "Make a mask",
-        *mask_nodes(3),
-        "Keep what is outside",
-        composite("composite", at(4, 0, 160), "image", "edit", ("mask", 0)),
-        save("save", at(4, 210, 430), "composite", "deepgen_under_mask"),
+        "Edit and keep the rest",
+        edit("edit", upper(2), "image", "Make it red.", keep_unchanged=True),
+        save("save", lower(2), "edit", "deepgen_kept"),
+        "What has changed",
+        mask_to_image("change", at(3, 0, 26), ("edit", 1)),
+        preview("see_change", at(3, 70, 360), "change"),
         MUTED_GROUP,
         *shelf(
             load("own", SHORT),
-            edit("coat", TALL, "own", PROMPTS["coat"], size_mode=RESTORE),
-            composite("under", SHORT, "own", "coat", ("own", 1)),
-            save("save_under", SHORT, "under", "deepgen_under_own_mask"),
+            edit("coat", TALL, "own", PROMPTS["coat"], keep_unchanged=True),
+            save("save_own", SHORT, "coat", "deepgen_kept_own"),
             coat="Edit: winter coat",
-            under="Image Composite",
         ),
     ),
+    complete(
+        "deepgen_edit_under_mask",
+        ["see_image", "see_mask", "save"],
+        "Generate",
+        generate("image", upper(1), "a green circle in the middle on a black background"),
+        preview("see_one", lower(1), "image"),
+        "Stitch a large image",
+        stitch("row", at(2, 0, 150), "image", "right"),
+        stitch("large", at(2, 194, 150), "row", "down"),
+        preview("see_image", at(2, 388, 564), "large"),
+        "Mark what may change",
+        *mask_nodes(3),
+        mask_to_image("mask_image", at(3, 482, 26), ("mask", 0)),
+        preview("see_mask", at(3, 552, 400), "mask_image"),
+        "Edit under the mask",
+        edit("edit", upper(4), "large", "Make it orange.", mask=("mask", 0)),
+        save("save", lower(4), "edit", "deepgen_under_mask"),
+        MUTED_GROUP,
+        *shelf(
+            load("own", SHORT),
+            edit("coat", TALL, "own", PROMPTS["coat"], mask=("own", 1)),
+            save("save_under", SHORT, "coat", "deepgen_under_own_mask"),
+            own="Load Image and mask",
+            coat="Edit: winter coat",
+        ),
+    ),
+    region_modular(),
     modular(),
     complete(
         "deepgen_lora_and_cache",

@@ -25,10 +25,13 @@ NAMES = [path.stem for path in WORKFLOWS]
 RELEASES = sorted((ROOT / "tests" / "workflows" / "releases").glob("*/ui/*.json"))
 BEFORE_MODEL_OUTPUT = ROOT / "tests" / "workflows" / "releases" / "before_model_output"
 """From before the loader had a MODEL and ComfyUI's samplers could draw."""
-OURS = {"DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample", "DeepGenLoRA"}
+OURS = {
+    *("DeepGenLoader", "DeepGenTextToImage", "DeepGenEdit", "DeepGenEncode", "DeepGenSample", "DeepGenLoRA"),
+    *("DeepGenCropRegion", "DeepGenPutBack"),
+}
 CORE = {
     *("LoadImage", "SaveImage", "PreviewImage", "MarkdownNote", "VAEDecode", "VAEEncode", "KSampler"),
-    *("LazyCache", "SolidMask", "FeatherMask", "MaskComposite", "ImageCompositeMasked"),
+    *("LazyCache", "SolidMask", "MaskComposite", "MaskToImage", "ImageStitch", "SetLatentNoiseMask"),
 }
 MUTED = 2
 LORA = "sample.safetensors"
@@ -89,7 +92,7 @@ def write_lora(path: Path) -> None:
 
 
 def test_all_are_there():
-    assert len(NAMES) >= 8 and len(RELEASES) >= 5
+    assert len(NAMES) >= 10 and len(RELEASES) >= 5
     assert {path.stem for path in (ROOT / "tests" / "workflows").glob("*.json")} == set(NAMES)
     assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == set(NAMES)
     assert {path.suffix for path in (ROOT / "workflows").iterdir()} == {".json", ".jpg"}
