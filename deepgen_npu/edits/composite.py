@@ -37,8 +37,7 @@ CARRIED_PULL = 0.02
 
 def clean(alpha: Tensor) -> Tensor:
     """Parts so close to 0 or 1 that 8 bits cannot tell become exactly that."""
-    alpha = torch.where(alpha < NONE, torch.zeros_like(alpha), alpha)
-    return torch.where(alpha > ALL, torch.ones_like(alpha), alpha)
+    return alpha.masked_fill(alpha < NONE, 0.0).masked_fill_(alpha > ALL, 1.0)
 
 
 def blended(image: Tensor, edit: Tensor, alpha: Tensor) -> Tensor:

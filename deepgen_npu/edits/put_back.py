@@ -75,11 +75,14 @@ def put_back(
     known = None if mask is None else _reduced(region.box.cut(mask.float().cpu()), fit.rows, fit.columns)
     compared = _compare(before, after, known, keep_unchanged)
     after = torch.where(torch.isfinite(after), after, before)  # NaN would spread to the pixels around
-    alpha = torch.ones(box.height, box.width)
+    alpha = None
     if part is not None:
         alpha = _of_mask(part, scaled(FEATHER, before.shape) * box.height / fit.rows)
     if compared.changed is not None:
-        alpha = clean(alpha * _scaled_mask(compared.changed, box.height, box.width, region.squares))
+        changed = _scaled_mask(compared.changed, box.height, box.width, region.squares)
+        alpha = clean(changed if alpha is None else alpha * changed)
+    if alpha is None:
+        alpha = torch.ones(box.height, box.width)
     _composite(image, box, after, compared, alpha, region.squares)
     return alpha, _in_pixels(compared.found, region)
 
@@ -145,7 +148,8 @@ def _scaled_mask(mask: Tensor, height: int, width: int, squares: bool) -> Tensor
     """A mask [h, w] of the drawn image at the size of the image."""
     if squares:
         return F.interpolate(mask[None, None], (height, width), mode="nearest")[0, 0]
-    return F.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+    smaller = height < mask.shape[-2] or width < mask.shape[-1]  # only then it matters, and it takes time
+    return F.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=smaller)[0, 0].clamp(0, 1)
 
 
 def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alpha: Tensor, squares: bool) -> None:

@@ -84,8 +84,9 @@ class Result:
         """Put the edit of a region into it; arguments as for `put_back`."""
         alpha, found = put_back(region, self.image, shown, drawn, mask, keep_unchanged)
         target = region.box.cut(self.change_mask)
-        # The image's own part is what both edits left of it.
-        target.copy_(torch.where(target == 0, alpha, 1 - (1 - target) * (1 - alpha)))
+        if self._found:  # the image's own part is what both edits left of it
+            alpha = torch.where(target == 0, alpha, 1 - (1 - target) * (1 - alpha))
+        target.copy_(alpha)
         self._found.append(found)
 
     def finish(self) -> EditedImage:
