@@ -51,8 +51,9 @@ def reflected(index: Tensor, size: int) -> Tensor:
     return torch.where(period < size, period, 2 * size - 1 - period)
 
 
+@torch.no_grad()
 def along(image: Tensor, rows: Line, columns: Line) -> Tensor:
-    """Both directions of an image [..., H, W], in float32: [..., ``rows.size``, ``columns.size``].
+    """Both directions of an image [..., H, W], in float32: [..., ``rows.size``, ``columns.size``]. It has no gradient.
 
     Args:
         image: [..., H, W].

@@ -74,3 +74,11 @@ def test_half_precision_is_computed_in_single():
     image = torch.rand(3, 20, 20).half()
     assert resample(image, grid(20, 0.2, 0.0), grid(20, 0.2, 0.0)).dtype == torch.float32
     assert gaussian(image, 1.0).dtype == torch.float32
+
+
+def test_matrices_are_kept_for_all_modes():
+    """They are made once, perhaps in inference mode, and used in any."""
+    image = torch.rand(3, 21, 34)
+    with torch.inference_mode():
+        first = gaussian(image, 1.37)
+    assert torch.equal(gaussian(image.clone().requires_grad_(), 1.37), first)
