@@ -84,7 +84,7 @@ def main() -> None:
         with open_canvas(browser, server) as page:
             write_json(BLUEPRINTS / f"{BLUEPRINT}.json", make_blueprint(page), ascii=True)
         if arguments.templates_screenshot:
-            with browser.open(server, size=(1500, 1030)) as page:
+            with browser.open(server, size=(1500, 1340)) as page:
                 template_browser(page).save(arguments.templates_screenshot, quality=85, optimize=True)
 
 

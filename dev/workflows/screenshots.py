@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = "deepgen_generate_then_edit"
-HEIGHT = 600
+HEIGHT = 644
 SIDE_BY_SIDE = ("generate", "save_generated", "edit", "save_edited")
 """On a page there is more room beside a node than below it."""
 LONG, SHOWN_AT = 400, 0.55
