@@ -137,7 +137,7 @@ def _check_options(arguments: argparse.Namespace) -> list[str]:
         found = checks.Named(f"{len(names)} files")
         raise UsageError(checks.must_be("--input_image", f"at most {checks.MAX_REFERENCES} files", found))
     if arguments.follow_input == STRETCH and _is_in_place(arguments):
-        raise UsageError("--follow_input stretch cannot be combined with --mask or --keep_unchanged: leave it away.")
+        raise UsageError("--follow_input stretch cannot be combined with --mask or --keep_unchanged: leave it out.")
     return names
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 
 REASONS = {
-    "few": "too little is unchanged and has texture",
-    "scatter": "parts of it moved differently",
-    "spread": "it is too blurred",
-    "two": "there are two answers",
-    "far": "it would be too far to be believed",
+    "few": "too little unchanged texture",
+    "scatter": "parts moved differently",
+    "spread": "too blurred",
+    "two": "two shifts are as likely",
+    "far": "it would be too far",
     "failed": "the comparison failed",
 }
-"""Why a shift is unknown, by the reasons of `registration.Registration`."""
+"""Why a shift cannot be told, by the reasons of `registration.Registration`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EditedRegion:
         if self.global_edit:
             return f"a global edit (colours drift by {self.drift or 0:.1f} in CIE Lab)"
         if not self.certain:
-            return f"shift unknown ({REASONS[self.reason]}), nothing moved"
+            return f"not moved: a shift cannot be told ({REASONS[self.reason]})"
         moved = [f"shift ({self.shift[0]:.1f}, {self.shift[1]:.1f}) px"] if any(self.shift) else []
         if any(self.scale):
             moved.append(f"scale ({100 * self.scale[0]:.2f} %, {100 * self.scale[1]:.2f} %)")

@@ -39,6 +39,13 @@ SHOWN = {
     ],
     "deepgen_lora_and_cache": [("white", {("purple", "star", "centre")})],
 }
+# Of a large image with the same shape in each quarter, one is edited: shape, colour, and colour of the last.
+ONE_OF_FOUR = {
+    "deepgen_edit_under_mask": ("circle", "green", "orange"),
+    "deepgen_region_modular": ("triangle", "orange", "blue"),
+}
+MARKED = slice(640, 896)
+"""Rows and columns of its mask."""
 
 
 def sample(name: str, **changes) -> dict:
@@ -97,7 +104,8 @@ class TestSamplesOnAFreshInstall:
     """Unchanged: sizes, steps, guidance, prompts and the model's name are the sample's."""
 
     def test_all_are_judged(self):
-        assert set(SHOWN) | {"deepgen_edit_image", "deepgen_edit_under_mask"} == set(NAMES)
+        others = {"deepgen_edit_image", "deepgen_keep_unchanged", *ONE_OF_FOUR}
+        assert set(SHOWN) | others == set(NAMES)
 
     @pytest.mark.parametrize("name", SHOWN)
     def test_every_image_is_right(self, comfy_client, fresh_install, name):
@@ -112,16 +120,25 @@ class TestSamplesOnAFreshInstall:
         (edited,) = images(comfy_client, "deepgen_edit_image")
         assert edited.size == (512, 512) and ("yellow", "circle", "left") in things(edited)
 
-    def test_outside_of_the_mask_nothing_changes(self, comfy_client, fresh_install):
-        drawn, edited, result = (
-            np.asarray(image.convert("RGB")) for image in images(comfy_client, "deepgen_edit_under_mask")
-        )
-        both = {("red", "circle", "left"), ("blue", "square", "right")}
-        assert (recognise(drawn).background, things(drawn)) == ("white", both)
-        assert (recognise(edited).background, things(edited)) == ("black", both)
-        middle, soft = 256, 48
-        assert np.array_equal(result[:, :middle], drawn[:, :middle])
-        assert np.array_equal(result[:, middle + soft :], edited[:, middle + soft :])
+    @pytest.mark.parametrize("name", ONE_OF_FOUR)
+    def test_outside_of_the_mask_nothing_changes(self, comfy_client, fresh_install, name):
+        shape, colour, new = ONE_OF_FOUR[name]
+        seen = [image for image in images(comfy_client, name) if image.size == (1024, 1024)]
+        drawn, result = (np.asarray(image.convert("RGB")) for image in (seen[0], seen[-1]))
+        quarters = [result[top : top + 512, left : left + 512] for top in (0, 512) for left in (0, 512)]
+        expected = [{(each, shape, "centre")} for each in (colour, colour, colour, new)]
+        assert [things(quarter) for quarter in quarters] == expected
+        changed = (drawn != result).any(-1)
+        assert changed[MARKED, MARKED].mean() > 0.5
+        changed[MARKED, MARKED] = False
+        assert not changed.any()
+
+    def test_what_was_left_alone_is_kept(self, comfy_client, fresh_install):
+        drawn, edited, change = images(comfy_client, "deepgen_keep_unchanged")
+        assert things(drawn) == {("blue", "triangle", "bottom")} and things(edited) == {("red", "triangle", "bottom")}
+        kept = np.asarray(change.convert("L")) == 0
+        before, after = (np.asarray(image.convert("RGB")) for image in (drawn, edited))
+        assert kept.mean() > 0.4 and np.array_equal(before[kept], after[kept])
 
 
 class TestImages:

@@ -138,7 +138,7 @@ def test_nan_outside_of_a_mask_does_not_get_in(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "The edit could not be compared with the image and is used as it is (the edit has NaN or infinity)."
     ]
-    assert str(edit.kept).endswith("shift unknown (the comparison failed), nothing moved")
+    assert str(edit.kept).endswith("not moved: a shift cannot be told (the comparison failed)")
 
 
 def test_regions_are_edited_one_after_the_other():
@@ -237,5 +237,5 @@ def test_the_report():
     assert str(larger) == "scale (1.00 %, 2.00 %) undone"
     assert str(EditedRegion(certain=True)) == "no shift"
     unknown = EditedRegion(reason="few")
-    assert str(unknown) == "shift unknown (too little is unchanged and has texture), nothing moved"
+    assert str(unknown) == "not moved: a shift cannot be told (too little unchanged texture)"
     assert Kept(0.5, (found,)).as_dict()["regions"][0]["shift"] == (1.31, -2.62)
