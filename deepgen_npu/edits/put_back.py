@@ -161,7 +161,7 @@ def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alp
         after, field = F.interpolate(after[None], alpha.shape, mode="nearest")[0], None
     elif after.shape[-2] > box.height or after.shape[-1] > box.width:
         # A small image was drawn larger: smooth it first, then its pixels are the image's.
-        motion = motion.scaled(box.height / after.shape[-2], box.width / after.shape[-1])
+        motion = motion.scaled(min(1.0, box.height / after.shape[-2]), min(1.0, box.width / after.shape[-1]))
         after = _smaller(after, box)
         field = None if field is None else _smaller(field, box)
     touched = torch.where((alpha > 0).any(1))[0]

@@ -97,6 +97,18 @@ def test_a_shift_is_found_and_undone():
     assert float(reds[1].float().mean()) == pytest.approx(SIDE / 2, abs=1.5)
 
 
+@pytest.mark.parametrize("size", [(90, 300), (100, 100)])
+def test_a_shift_is_undone_where_an_image_was_drawn_larger(size):
+    """Along one side, or both: the red square ends where it was meant."""
+    image = textured()[:, : size[0], : size[1]]
+    fit = Fit.stretched(128, 256)
+    (edit,) = edit_regions(image, [Region.whole(*size, fit)], Painter(shift=(0, 4)), keep_unchanged=True)
+    assert edit.kept.regions[0].shift == pytest.approx((4 * size[1] / 256, 0), abs=0.2)
+    red = torch.tensor([0.9, 0.05, 0.1])[:, None, None]
+    columns = torch.where(((edit.image - red).abs().amax(0) < 0.04) & (edit.change_mask > 0.9))[1].float()
+    assert float(columns.mean()) == pytest.approx(size[1] / 2 - 0.5, abs=0.5)
+
+
 def test_an_edit_of_everything_is_kept_whole():
     image = textured()
     dark = Painter(gain=0.3)
