@@ -9,8 +9,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # What a part took is noted, and shown by `python -m dev.timed`.
 TIMED = $(PYTHON) -m dev.timed $@
 
-NODES := tests/nodes tests/workflows
-PACK := tests/words $(addprefix tests/published/test_, installing.py other_packs.py published_pack.py)
+NEXT_FRONT_END := tests/workflows/test_next_front_end.py
+NODES := tests/nodes $(filter-out $(NEXT_FRONT_END), $(wildcard tests/workflows/test_*.py))
+PACK := tests/words $(addprefix tests/published/test_, installing.py other_packs.py published_pack.py) $(NEXT_FRONT_END)
 IN_COMFYUI := $(NODES) $(PACK)
 
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
@@ -19,7 +20,7 @@ ON_ONE_PAIR := bench cli devices doctor files hostile_hub image_files images imp
 	property_arguments refused_downloads stopped_downloads \
 	property_image_files property_references publishing baseline requirements signals sizes verify \
 	quantize lora_option file kinds formats \
-	boxes change composite fitting lines masks registration run
+	boxes change composite editing fitting lines masks registration run
 
 .PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-nodes test-pack test-library test-ascend-pair \
 	test-torch-npu \
