@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checks import must_be, type_of
-from .edits.fitting import Fit
+from .edits.fitting import Fit, padded
 from .edits.masks import as_mask
 from .edits.region import Region, plan
 from .edits.run import EditedImage, edit_regions
@@ -147,7 +147,7 @@ class Drawing:
 
         One image for all rows is encoded once, and all rows are denoised together.
         """
-        others = [Fit.padded(one.height, one.width, height, width).apply(one) for one in self.references]
+        others = padded(self.references, height, width)
         noise = self.noise(height, width)
         if all(one is shown[0] for one in shown):
             return self.draw(self.prompts, [shown[0], *others], height, width, noise, self.copies)

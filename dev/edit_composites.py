@@ -10,11 +10,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from deepgen_npu.edits.change import Change, find_change
+from deepgen_npu.edits.change import compare, find_change
 from deepgen_npu.edits.composite import FEATHER, blended, carried, enlarged, outward
 from deepgen_npu.edits.fitting import Fit
 from deepgen_npu.edits.region import Region
-from deepgen_npu.edits.registration import NOISE, Motion, Registration, register
+from deepgen_npu.edits.registration import Motion, register
 from deepgen_npu.edits.run import EditedImage, edit_regions
 from dev.synthetic_edits import (
     LOCAL,
@@ -38,14 +38,6 @@ TIMES = 1.5
 """Sides of the photograph, in sides of the drawn image, for seams."""
 
 WAYS = ("not registered", "registered", "registered, colour carried in")
-
-
-def compared(image: Tensor, edit: Tensor) -> tuple[Registration, Change]:
-    """As an edit is compared with its input before it is put back."""
-    registration = register(image, edit)
-    motion = registration.motion if registration.motion.moves(*image.shape[-2:]) >= NOISE else Motion()
-    aligned = edit if motion == Motion() else motion.undone(edit)
-    return registration, find_change(image, aligned, seen=motion.seen(*image.shape[-2:]))
 
 
 def zoomed(photo: np.ndarray, size: tuple[int, int], times: float) -> np.ndarray:
@@ -81,7 +73,8 @@ def seams(pairs: Iterable[Pair]) -> dict[str, list[float]]:
 def composites(image: Tensor, seen: Tensor, drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """An edit put back in three ways, under the same mask; and alpha."""
     height, width = image.shape[-2:]
-    registration, change = compared(seen, drawn)
+    compared = compare(seen, drawn)
+    registration, change = compared.registration, compared.change
     alpha = enlarged(outward(change.mask, FEATHER)[None], Motion(), height, width)[0].clamp(0, 1)
     aligned = registration.motion.undone(drawn)
     field = enlarged(carried(seen, aligned, change.mask) - aligned, Motion(), height, width)

@@ -32,6 +32,7 @@ from deepgen_npu.edits.region import Region, plan
 from deepgen_npu.edits.run import EditedImage, edit_regions
 from deepgen_npu.images import unit_pixels
 from deepgen_npu.locations import DEMO_FOLDER
+from dev.markdown import head, row, say
 from training import cases
 from training.cases import Case
 from training.judge import compare, recognise
@@ -142,14 +143,8 @@ def tables(images: int, steps: int) -> tuple[list[str], list[str]]:
     """Both tables, and what is wrong."""
     pipe = load(DEMO_FOLDER)
     pipe.set_progress_bar_config(disable=True)
-    lines = [
-        "| edit | canvas | edits | right as drawn | right with the rest kept | global | moved | kept |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    masked = [
-        "| edit | canvas | edits | right as drawn | right in the canvas | pixels changed |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = head("edit", "canvas", "edits", "right as drawn", "right with the rest kept", "global", "moved", "kept")
+    masked = head("edit", "canvas", "edits", "right as drawn", "right in the canvas", "pixels changed")
     faults = []
     for kind in KINDS:
         wanted = [case for case in cases.editing(kind, images, SEED) if case.edit and len(case.edit.sources) == 1]
@@ -158,14 +153,14 @@ def tables(images: int, steps: int) -> tuple[list[str], list[str]]:
             for number, case in enumerate(wanted):
                 kept(pipe, case, scale, steps, one)
                 under_mask(pipe, case, wanted[number - 1], scale, steps, two)
-            print(f"{kind} x {scale}", file=sys.stderr, flush=True)
+            say(f"{kind} x {scale}")
             size = f"{scale * 64} x {scale * 64}"
             rates = [f"{100 * value / one.images:.0f} %" for value in (one.drawn, one.right)]
-            last = f"{one.is_global} | {one.moved} | {100 * one.kept / one.images:.1f} %"
-            lines.append(f"| {kind} | {size} | {one.images} | {' | '.join(rates)} | {last} |")
+            kept_part = f"{100 * one.kept / one.images:.1f} %"
+            lines.append(row(kind, size, one.images, *rates, one.is_global, one.moved, kept_part))
             rates = [f"{100 * value / two.images:.0f} %" for value in (two.drawn, two.right)]
             size = f"{scale * 128} x {scale * 64}"
-            masked.append(f"| {kind} | {size} | {two.images} | {' | '.join(rates)} | {two.wrong_pixels} |")
+            masked.append(row(kind, size, two.images, *rates, two.wrong_pixels))
             for name, counts in ((f"{kind}, kept", one), (f"{kind}, mask", two)):
                 if counts.wrong_pixels:
                     faults.append(f"{name}: {counts.wrong_pixels} pixels changed that must not.")

@@ -32,11 +32,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from deepgen_npu.edits.change import Change
+from deepgen_npu.edits.change import Change, compare
 from deepgen_npu.edits.colours import lab, length
 from deepgen_npu.edits.registration import Motion, register
 from deepgen_npu.tools.doctor import processor
-from dev.edit_composites import SMALL, WAYS, compared, levels_outside, seams, times
+from dev.edit_composites import SMALL, WAYS, levels_outside, seams, times
+from dev.markdown import head, row, say
 from dev.synthetic_edits import (
     GLOBAL,
     LOCAL,
@@ -68,7 +69,7 @@ MARGIN = 8
 
 def _told(table: str, count: int) -> Iterator[Pair]:
     for number, pair in enumerate(pairs(count)):
-        _say(f"{table}, {PHOTOGRAPHS[number]}")
+        say(f"{table}, {PHOTOGRAPHS[number]}")
         yield pair
 
 
@@ -108,11 +109,11 @@ def registration_table(count: int) -> list[str]:
             found = register(image, tensor(edit))
             number[kind] = number.get(kind, 0) + 1
             errors.setdefault(kind, []).extend([distance(found.motion, motion, size)] if found.certain else [])
-    lines = _head("", "pairs", "certain", "error of those, median", "largest")
+    lines = head("", "pairs", "certain", "error of those, median", "largest")
     for kind in ("third", "hard", "scaled", "moved", "60 %", "night"):
         some = errors[kind] or [float("nan")]
         numbers = (number[kind], len(errors[kind]), f"{np.median(some):.3f}", f"{max(some):.3f}")
-        lines.append(_row(kind, *numbers))
+        lines.append(row(kind, *numbers))
     return lines
 
 
@@ -120,7 +121,7 @@ def refusals_table(count: int) -> list[str]:
     """Pairs in which nothing can be registered."""
     images = [resized(pair[0], (448, 512)) for pair in pairs(count)]
     wrong = [register(tensor(one), tensor(other)).certain for one in images for other in images if one is not other]
-    return [*_head("", "pairs", "certain"), _row("different photographs", len(wrong), sum(wrong))]
+    return [*head("", "pairs", "certain"), row("different photographs", len(wrong), sum(wrong))]
 
 
 # Change masks
@@ -139,15 +140,15 @@ def change_table(count: int) -> list[str]:
                 # The shape of the edit moves with all else.
                 there = ndimage.shift(mask.astype(float), SMALL.shift, order=1, mode="nearest") > 0.5
                 edit = redrawn(edited_under(there, shifted, kind, other), rng)
-                _, change = compared(tensor(image), tensor(edit))
+                change = compare(tensor(image), tensor(edit)).change
                 right = edited_under(mask, still, kind, other)
                 found.setdefault((kind, part), []).append(scores(change, mask, image, right))
-    lines = _head("edit", "of the image", "recall", "lowest", "precision", "lowest", "false", "most", "called global")
+    lines = head("edit", "of the image", "recall", "lowest", "precision", "lowest", "false", "most", "called global")
     for (kind, part), some in found.items():
         recall, precision, wrong, called = map(np.array, zip(*some, strict=True))
         numbers = [f"{one:.3f}" for one in (recall.mean(), recall.min(), precision.mean(), precision.min())]
         numbers += [f"{wrong.mean():.2%}", f"{wrong.max():.2%}", f"{called.sum()} of {len(some)}"]
-        lines.append(_row(kind, f"{part:.0%}", *numbers))
+        lines.append(row(kind, f"{part:.0%}", *numbers))
     return lines
 
 
@@ -171,15 +172,15 @@ def global_table(count: int) -> list[str]:
             edit = change(cut(pair[0], size, SMALL), other).clip(0, 1)
             if kind == "black and white" and np.ptp(image, -1).max() < 1e-6:
                 continue  # a photograph that is grey already
-            found.setdefault(kind, []).append(compared(tensor(image), tensor(redrawn(edit, rng)))[1])
+            found.setdefault(kind, []).append(compare(tensor(image), tensor(redrawn(edit, rng))).change)
         found.setdefault("*nothing edited*", []).append(
-            compared(tensor(image), tensor(redrawn(cut(pair[0], size, SMALL), rng)))[1]
+            compare(tensor(image), tensor(redrawn(cut(pair[0], size, SMALL), rng))).change
         )
-    lines = _head("edit", "called global", "drift", "part marked", "structure kept elsewhere", "faded")
+    lines = head("edit", "called global", "drift", "part marked", "structure kept elsewhere", "faded")
     for kind, some in found.items():
         ranges = [_range([one.drift for one in some], 1), _range([one.part for one in some], 2)]
         kept, faded = _range([one.kept_structure for one in some], 2), sum(one.faded for one in some)
-        lines.append(_row(kind, f"{sum(one.is_global for one in some)} of {len(some)}", *ranges, kept, faded))
+        lines.append(row(kind, f"{sum(one.is_global for one in some)} of {len(some)}", *ranges, kept, faded))
     return lines
 
 
@@ -188,47 +189,33 @@ def global_table(count: int) -> list[str]:
 
 def seam_table(count: int) -> list[str]:
     """Steps along the mask's edge, without and with registration and colours carried in."""
-    lines = _head("edit", *WAYS)
-    return lines + [
-        _row(kind, *(f"{one:.2f}" for one in steps)) for kind, steps in seams(_told("seam", count)).items()
-    ]
+    lines = head("edit", *WAYS)
+    return lines + [row(kind, *(f"{one:.2f}" for one in steps)) for kind, steps in seams(_told("seam", count)).items()]
 
 
 def outside_table(count: int) -> list[str]:
     """Levels that change outside of the mask."""
-    lines = _head("", "pixels outside of the mask", "of them changed", "in per cent")
+    lines = head("", "pixels outside of the mask", "of them changed", "in per cent")
     for name, (pixels, changed) in levels_outside(_told("outside", count)).items():
-        lines.append(_row(name, pixels, changed, f"{100 * changed / pixels:.1f}"))
+        lines.append(row(name, pixels, changed, f"{100 * changed / pixels:.1f}"))
     return lines
 
 
 def time_table() -> list[str]:
     """Seconds of each part, for two sizes."""
-    lines = _head("image", "drawn at", "registration", "change mask", "all, put back")
+    lines = head("image", "drawn at", "registration", "change mask", "all, put back")
     for (height, width), drawn, seconds in times():
         numbers = (f"{one:.2f} s" for one in seconds)
-        lines.append(_row(f"{width} x {height}", f"{drawn[1]} x {drawn[0]}", *numbers))
+        lines.append(row(f"{width} x {height}", f"{drawn[1]} x {drawn[0]}", *numbers))
     return lines
 
 
 # Words
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _head(*cells: str) -> list[str]:
-    return [_row(*cells), f"|{'---|' * len(cells)}"]
-
-
 def _range(values: Iterable[float], digits: int) -> str:
     values = list(values)
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 TABLES: dict[str, tuple[tuple[str, Callable[[int], list[str]]], ...]] = {

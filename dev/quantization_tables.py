@@ -46,6 +46,7 @@ from deepgen_npu.quantization.formats import FORMATS
 from deepgen_npu.quantization.layers import summarise
 from deepgen_npu.tools.quantize import described, plan, quantize
 from deepgen_npu.tools.random_model import RandomModel
+from dev.markdown import head, row, say
 from dev.quantization_errors import (
     ERRORS,
     ROUNDED,
@@ -85,7 +86,7 @@ PLAIN = "unquantised"
 
 def memory_table(size: str) -> tuple[list[str], list[str]]:
     """Memory of a model by part and format in bfloat16 otherwise, and what is above its limit."""
-    lines = _head("format", *PARTS, "all", "on a card", "largest part there")
+    lines = head("format", *PARTS, "all", "on a card", "largest part there")
     faults = []
     for title in (None, *FORMATS):
         model = RandomModel.of_size(size, title=title)
@@ -94,7 +95,7 @@ def memory_table(size: str) -> tuple[list[str], list[str]]:
         on_card = {part: sizes[part] - on_host[part] for part in PARTS}
         largest = max(on_card, key=lambda part: on_card[part])
         numbers = [*sizes.values(), sum(sizes.values()), sum(on_card.values())]
-        lines.append(_row(title or PLAIN, *map(_gib, numbers), f"{largest}: {_gib(on_card[largest])}"))
+        lines.append(row(title or PLAIN, *map(_gib, numbers), f"{largest}: {_gib(on_card[largest])}"))
         if title is not None:
             faults += _above(f"All parts in {title}", sum(sizes.values()) / GIB, ALL_LIMIT, "GiB")
             faults += _above(f"The VLM in {title}", sizes["vlm"] / GIB, VLM_LIMIT, "GiB")
@@ -112,11 +113,11 @@ def _bytes_on_host(model: RandomModel, part: str) -> int:
 
 def published_files_table(size: str) -> list[str]:
     """Files of a model by part and format, without their headers."""
-    lines = _head("format", *PARTS, "all")
+    lines = head("format", *PARTS, "all")
     for title in (None, *FORMATS):
         model = RandomModel.of_size(size, title=title)
         sizes = [file_bytes(model, part) for part in PARTS]
-        lines.append(_row(title or PLAIN, *map(_gib, (*sizes, sum(sizes)))))
+        lines.append(row(title or PLAIN, *map(_gib, (*sizes, sum(sizes)))))
     return lines
 
 
@@ -130,7 +131,7 @@ def file_bytes(model: RandomModel, part: str) -> int:
 
 def demo_files_table(folder: Path) -> tuple[list[str], list[str]]:
     """Files of the quantised demo in ``folder``, a folder for each format; and what is above its limit."""
-    lines = _head("format", *PARTS, "all", "transformer and vlm, of unquantised")
+    lines = head("format", *PARTS, "all", "transformer and vlm, of unquantised")
     before = Checkpoint.open(DEMO_FOLDER)
     of_two = before.nbytes("transformer", "vlm")
     faults = []
@@ -138,7 +139,7 @@ def demo_files_table(folder: Path) -> tuple[list[str], list[str]]:
         checkpoint = Checkpoint.open(path)
         ratio = checkpoint.nbytes("transformer", "vlm") / of_two
         sizes = [checkpoint.nbytes(part) for part in PARTS]
-        lines.append(_row(title, *map(format_bytes, (*sizes, sum(sizes))), f"{ratio:.3f}"))
+        lines.append(row(title, *map(format_bytes, (*sizes, sum(sizes))), f"{ratio:.3f}"))
         if title != PLAIN:
             faults += _above(f"DiT and VLM of the demo in {title}", ratio, FILES_LIMIT, "of their files")
     return lines, faults
@@ -156,19 +157,19 @@ def write_demos(folder: Path) -> None:
 
 def errors_table(size: str) -> list[str]:
     """Errors of a layer of each shape that a model has."""
-    lines = _head("part", "layer", "shape", "layers", *ERRORS)
+    lines = head("part", "layer", "shape", "layers", *ERRORS)
     for layer, errors in errors_by_shape(size):
-        _say(f"{layer.part} {layer.shape}")
+        say(f"{layer.part} {layer.shape}")
         name, shape = f"`{summarise([layer.name])}`", "{} x {}".format(*layer.shape)
-        lines.append(_row(layer.part, name, shape, layer.count, *map(_percent, errors)))
+        lines.append(row(layer.part, name, shape, layer.count, *map(_percent, errors)))
     return lines
 
 
 def outliers_table(shape: tuple[int, int]) -> list[str]:
     """Errors of one shape, for weights and inputs with and without outliers."""
-    lines = _head("weight", "inputs", *ERRORS)
+    lines = head("weight", "inputs", *ERRORS)
     for weights, inputs, errors in errors_by_outliers(shape):
-        lines.append(_row(weights, inputs, *map(_percent, errors)))
+        lines.append(row(weights, inputs, *map(_percent, errors)))
     return lines
 
 
@@ -201,7 +202,7 @@ def draw(folder: Path, wanted: dict[str, list[Case]], steps: int, title: str) ->
     for kind, some in wanted.items():
         drawn.images[kind] = make_images(pipe, some, steps)
         drawn.right[kind] = [one.right for one in verdicts(drawn.images[kind], some)]
-        _say(f"{title}, {kind}: {drawn.percent([kind]):.1f} % after {time.monotonic() - start:.0f} s")
+        say(f"{title}, {kind}: {drawn.percent([kind]):.1f} % after {time.monotonic() - start:.0f} s")
     return drawn
 
 
@@ -217,7 +218,7 @@ def demo_table(folder: Path, wanted: dict[str, list[Case]], steps: int) -> tuple
         with rounding:
             made[title] = draw(folder / path, wanted, steps, title)
     plain = made[PLAIN]
-    lines = _head("", "images", *made)
+    lines = head("", "images", *made)
     faults = []
     edits = tuple(kind for kind in wanted if kind not in GROUPS)
     prompts = tuple(kind for kind in wanted if kind in GROUPS)
@@ -229,16 +230,16 @@ def demo_table(folder: Path, wanted: dict[str, list[Case]], steps: int) -> tuple
         ("**all**", tuple(wanted)),
     ):
         count = sum(len(wanted[kind]) for kind in kinds)
-        lines.append(_row(name, count, *(f"{one.percent(kinds):.1f}" for one in made.values())))
+        lines.append(row(name, count, *(f"{one.percent(kinds):.1f}" for one in made.values())))
         for title in (first, first + ROUNDED):
             lost = plain.percent(kinds) - made[title].percent(kinds)
             faults += _above(f"What the demo in {title} loses of {name}", lost, MOST_LOST, "points")
     others = [one for title, one in made.items() if title != PLAIN]
-    lines.append(_row("right unquantised, wrong here", "", "", *(changed(plain, one) for one in others)))
-    lines.append(_row("wrong unquantised, right here", "", "", *(changed(one, plain) for one in others)))
-    lines.append(_row("PSNR to unquantised, median [dB]", "", "", *(f"{_psnr(plain, one):.1f}" for one in others)))
+    lines.append(row("right unquantised, wrong here", "", "", *(changed(plain, one) for one in others)))
+    lines.append(row("wrong unquantised, right here", "", "", *(changed(one, plain) for one in others)))
+    lines.append(row("PSNR to unquantised, median [dB]", "", "", *(f"{_psnr(plain, one):.1f}" for one in others)))
     lines.append(
-        _row("PSNR that 19 of 20 images reach [dB]", "", "", *(f"{_psnr(plain, one, 5):.1f}" for one in others))
+        row("PSNR that 19 of 20 images reach [dB]", "", "", *(f"{_psnr(plain, one, 5):.1f}" for one in others))
     )
     return lines, faults
 
@@ -263,14 +264,6 @@ def _psnr(one: Drawn, other: Drawn, percentile: float = 50) -> float:
 # Words
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _head(*cells: str) -> list[str]:
-    return [_row(*cells), f"|{'---|' * len(cells)}"]
-
-
 def _gib(nbytes: int) -> str:
     return f"{nbytes / GIB:.2f}"
 
@@ -281,10 +274,6 @@ def _percent(value: float) -> str:
 
 def _above(name: str, value: float, limit: float, unit: str) -> list[str]:
     return [f"{name}: {value:.3f} {unit}, above the limit of {limit}."] if value > limit else []
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..deepgen_npu.checks import Named, must_be
 from ..deepgen_npu.edits.boxes import MARKED
 from ..deepgen_npu.edits.region import Region, plan_one
-from ..deepgen_npu.edits.run import Result
+from ..deepgen_npu.edits.run import edited
 from ..deepgen_npu.formatting import format_size
 from ..deepgen_npu.images import unit_pixels
 from ..deepgen_npu.sizes import TRAINED_SIDE, SizeRules
+from .edited import to_output
 from .inputs import EDITING_MULTIPLE, GENERATION_MULTIPLE, LONGEST_SIDE
 
 
@@ -107,16 +108,11 @@ class CroppedRegions:
         count = len(self.regions)
         if count not in (1, len(edits)):
             raise ValueError(f"image has {len(edits)} images but region is of {count}: use {count}.")
-        images, masks = [], []
+        found = []
         for number, edit in enumerate(edits):
             index = min(number, count - 1)
             region, mask = self.regions[index], self.masks[index]
-            result = Result.of(self.image[index].permute(2, 0, 1))
-            drawn = edit[..., :3].permute(2, 0, 1)
-            result.add(region, self.shown[index], drawn.expand(3, -1, -1), mask, keep_unchanged)
-            finished = result.finish()
-            which = f" {number + 1} of {len(edits)}" if len(edits) > 1 else ""
-            logger.info("DeepGen Put Back: image%s: %s.", which, finished.kept)
-            images.append(finished.image.permute(1, 2, 0))
-            masks.append(finished.change_mask)
-        return torch.stack(images), torch.stack(masks).to(self.image.device)
+            drawn = edit[..., :3].permute(2, 0, 1).expand(3, -1, -1)
+            image = self.image[index].permute(2, 0, 1)
+            found.append(edited(region, image, self.shown[index], drawn, mask, keep_unchanged))
+        return to_output(found, self.image.device, "DeepGen Put Back")

@@ -103,22 +103,27 @@ class DeepGenEdit(DeepGenNode):
         """Encode, sample and decode."""
         import torch
 
+        from ..deepgen_npu.edits.fitting import padded
         from . import stages
-        from .edit_in_place import Settings, edit_masked, edit_whole, padded, paired
+        from .edit_in_place import Settings, edit_masked, edit_whole, paired
         from .images import drawing_size, editing_fit, reference_groups
 
         if mask is not None:
             image, mask = paired(image, mask)
-        groups = reference_groups(image=image, image_2=image_2, image_3=image_3, image_4=image_4)
-        settings = Settings(prompt, negative_prompt, seed, steps, cfg)
-        if mask is not None:
-            size = drawing_size(pipeline.sizes, height, width, editing=True) if size_mode == CUSTOM else None
-            return io.NodeOutput(*edit_masked(pipeline, groups, image, mask, size, keep_unchanged, settings))
+        further = {"image_2": image_2, "image_3": image_3, "image_4": image_4}
+        if mask is not None or keep_unchanged:
+            # The regions of a large image are cut out later: here it counts only how many images there are.
+            others = [group[1:] for group in reference_groups(image=image[:, :1, :1], **further)]
+            settings = Settings(prompt, negative_prompt, seed, steps, cfg)
+            if mask is not None:
+                size = drawing_size(pipeline.sizes, height, width, editing=True) if size_mode == CUSTOM else None
+                return io.NodeOutput(*edit_masked(pipeline, others, image, mask, size, keep_unchanged, settings))
+            fit, _ = editing_fit(pipeline.sizes, image, size_mode, height, width)
+            return io.NodeOutput(*edit_whole(pipeline, others, image, fit, settings))
+        groups = reference_groups(image=image, **further)
         fit, displayed = editing_fit(pipeline.sizes, image, size_mode, height, width)
-        if keep_unchanged:
-            return io.NodeOutput(*edit_whole(pipeline, groups, image, fit, settings))
         if size_mode == PADDED:
-            groups = [padded(group, fit) for group in groups]
+            groups = [padded(group, fit.height, fit.width) for group in groups]
         conditionings = stages.encode(pipeline, prompt, negative_prompt, groups, fit.height, fit.width)
         latent = stages.sample(pipeline, conditionings, seed, steps, cfg)
         edited = stages.decode(pipeline, latent, *displayed, fit)

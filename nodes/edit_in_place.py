@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from ..deepgen_npu.edits.fitting import Fit
+from ..deepgen_npu.edits.fitting import Fit, padded
 from ..deepgen_npu.edits.masks import resized
 from ..deepgen_npu.edits.region import Region, plan
-from ..deepgen_npu.edits.run import EditedImage, Result, edit_regions
+from ..deepgen_npu.edits.run import edit_regions, edited
 from . import stages
+from .edited import to_output
 from .images import pixel_size
 from .progress import step_callback
 
@@ -49,11 +49,6 @@ def paired(image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return image.expand(total, -1, -1, -1), masks
 
 
-def padded(images: Sequence[Image.Image], fit: Fit) -> list[Image.Image]:
-    """Images padded to the size that is drawn, each as its own shape needs it."""
-    return [Fit.padded(one.height, one.width, fit.height, fit.width).apply(one) for one in images]
-
-
 @dataclass(frozen=True)
 class Settings:
     """What all edits of a node have in common: widgets of DeepGen Edit Image."""
@@ -66,13 +61,13 @@ class Settings:
 
 
 def edit_whole(
-    model: LazyPipeline, groups: list[list[Image.Image]], image: Tensor, fit: Fit, settings: Settings
+    model: LazyPipeline, others: list[list[Image.Image]], image: Tensor, fit: Fit, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """Edit images, and keep what the edits left alone.
 
     Args:
         model: The loader's output.
-        groups: For each image, itself and further references.
+        others: For each image, further references.
         image: IMAGE [b, H, W, C].
         fit: How the images lie in what the model draws.
         settings: See there.
@@ -81,19 +76,19 @@ def edit_whole(
         IMAGE [b, H, W, 3 or 4] and MASK [b, H, W].
     """
     region = Region.whole(image.shape[1], image.shape[2], fit, squares=pixel_size(model.sizes) > 1)
-    shown = [[fit.apply(group[0]), *padded(group[1:], fit)] for group in groups]
-    drawn = _draw(model, shown, fit, settings)
-    edits = []
-    for pixels, (seen, *_), edit in zip(image, shown, drawn, strict=True):
-        result = Result.of(pixels.permute(2, 0, 1))
-        result.add(region, seen, edit, None, keep_unchanged=True)
-        edits.append(result.finish())
-    return _output(edits, image)
+    pictures = list(image.permute(0, 3, 1, 2))
+    shown = [region.shown(pixels) for pixels in pictures]
+    further = [padded(each, fit.height, fit.width) for each in others]
+    groups = [[seen, *each] for seen, each in zip(shown, further, strict=True)]
+    drawn = _draw(model, groups, fit.height, fit.width, settings)
+    found = zip(pictures, shown, drawn, strict=True)
+    edits = [edited(region, pixels, seen, edit, None, keep_unchanged=True) for pixels, seen, edit in found]
+    return to_output(edits, image.device)
 
 
 def edit_masked(
     model: LazyPipeline,
-    groups: list[list[Image.Image]],
+    others: list[list[Image.Image]],
     image: Tensor,
     masks: Tensor,
     size: tuple[int, int] | None,
@@ -104,7 +99,7 @@ def edit_masked(
 
     Args:
         model: The loader's output.
-        groups: For each image, itself and further references.
+        others: For each image, further references.
         image: IMAGE [b, H, W, C].
         masks: [b, H, W].
         size: (height, width) of the model at which each region is drawn; None for what suits it.
@@ -120,40 +115,29 @@ def edit_masked(
         logger.info("DeepGen: the mask has %d regions, which are edited one after the other.", runs)
     callback = step_callback(model.patcher, settings.steps, runs) if runs else None
     edits = []
-    for place, (pixels, mask, regions, group) in enumerate(zip(image, masks, plans, groups, strict=True)):
+    for place, (pixels, mask, regions, further) in enumerate(zip(image, masks, plans, others, strict=True)):
 
-        def draw(shown: Sequence[Image.Image], height: int, width: int, place=place, others=group[1:]) -> Tensor:
-            fit = Fit.stretched(height, width)
-            references = [[one, *padded(others, fit)] for one in shown]
-            return _draw(model, references, fit, settings, place, callback)
+        def draw(shown: Sequence[Image.Image], height: int, width: int, place=place, further=further) -> Tensor:
+            groups = [[one, *padded(further, height, width)] for one in shown]
+            return _draw(model, groups, height, width, settings, place, callback)
 
         edits += edit_regions(pixels.permute(2, 0, 1), regions, draw, mask, keep_unchanged)
-    return _output(edits, image)
+    return to_output(edits, image.device)
 
 
 def _draw(
     model: LazyPipeline,
     groups: list[list[Image.Image]],
-    fit: Fit,
+    height: int,
+    width: int,
     settings: Settings,
     place: int | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Edits [b, 3, h, w] in [0, 1], in pixels of the model; ``place`` and ``callback`` as for `stages.sample`."""
     texts = settings.prompt, settings.negative_prompt
-    conditionings = stages.encode(model, *texts, groups, fit.height, fit.width)
+    conditionings = stages.encode(model, *texts, groups, height, width)
     latent = stages.sample(
         model, conditionings, settings.seed, settings.steps, settings.cfg, place=place, callback=callback
     )
     return stages.decode_pixels(model, latent)
-
-
-def _output(edits: Sequence[EditedImage], image: Tensor) -> tuple[Tensor, Tensor]:
-    """IMAGE and MASK, on the device of the input."""
-    for number, edit in enumerate(edits, 1):
-        which = f"image {number} of {len(edits)}: " if len(edits) > 1 else ""
-        logger.info("DeepGen: %s%s.", which, edit.kept)
-        if not edit.kept.regions:
-            logger.info("DeepGen: paint what may change, in the mask editor of Load Image.")
-    images = torch.stack([edit.image.permute(1, 2, 0) for edit in edits])
-    return images, torch.stack([edit.change_mask for edit in edits]).to(image.device)

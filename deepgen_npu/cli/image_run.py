@@ -15,7 +15,7 @@ from .. import checks, image_files
 from ..checkpoint.folder import Checkpoint, resolve_model
 from ..checkpoint.prompt_check import check_prompts_for
 from ..dtypes import dtype_name
-from ..edits.fitting import Fit
+from ..edits.fitting import Fit, padded
 from ..errors import UsageError
 from ..formatting import format_bytes, format_size
 from ..locations import downloaded_model
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         images = [in_form(edit.image[None], "pil")[0] for edit in edits]
         kept = [edit.kept for edit in edits]
     else:
-        shown = [_fit(one, size).apply(one) for one in references] if arguments.follow_input == PAD else references
+        shown = padded(references, *size) if arguments.follow_input == PAD else references
         drawn = drawing.draw(texts[0], shown, *size, noise(*size), count)
         images = in_form(fit.content(drawn), "pil")
     parameters |= {"device": str(device), "dtype": dtype_name(pipe.dtype), "vae_tiling": arguments.vae_tiling}
@@ -158,11 +158,9 @@ def _size(
         given = zip((arguments.height, arguments.width), rules.match_aspect(1, 1, editing), strict=True)
         height, width = (trained if side is None else side for side, trained in given)
         size = rules.check(height, width, editing)
-    return size, _fit(references[0], size) if arguments.follow_input == PAD else Fit.stretched(*size)
-
-
-def _fit(image: Image.Image, size: tuple[int, int]) -> Fit:
-    return Fit.padded(image.height, image.width, *size)
+    if arguments.follow_input == PAD:
+        return size, Fit.padded(references[0].height, references[0].width, *size)
+    return size, Fit.stretched(*size)
 
 
 def _noise(arguments: argparse.Namespace, pipe: DeepGenPipeline, device: torch.device) -> Callable[[int, int], Tensor]:

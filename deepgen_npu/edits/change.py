@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .colours import PLAIN_WEIGHT, lab, length, lost_colour, without_drift
 from .filters import gaussian, half
-from .registration import brightness, normalised
+from .registration import NOISE, Motion, Registration, brightness, normalised, register
 from .votes import local_correlation
 
 
@@ -79,6 +79,34 @@ class Change:
         """Whether all of the image was meant: night, a style, another picture."""
         repainted = self.drift > GLOBAL_DRIFT or self.part > GLOBAL_PART
         return repainted or self.kept_structure < LEAST_STRUCTURE or self.faded
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An edit against its image.
+
+    Attributes:
+        registration: How far it has moved.
+        motion: What of that is to be undone.
+        aligned: The edit [3, H, W] with that undone.
+        change: What it changed.
+    """
+
+    registration: Registration
+    motion: Motion
+    aligned: Tensor
+    change: Change
+
+
+def compare(image: Tensor, edit: Tensor, changed: Tensor | None = None) -> Comparison:
+    """Compare an image with its edit; arguments as for `registration.register`."""
+    registration = register(image, edit, changed)
+    shape = image.shape[-2:]
+    motion = registration.motion
+    if motion.moves(*shape) < NOISE:
+        motion = Motion()  # resampling for so little would cost sharpness
+    aligned = motion.undone(edit)
+    return Comparison(registration, motion, aligned, find_change(image, aligned, seen=motion.seen(*shape)))
 
 
 def scaled(pixels: float, shape: Sequence[int]) -> float:

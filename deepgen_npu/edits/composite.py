@@ -22,9 +22,6 @@ black exactly where nothing changed; parts above the second are all."""
 SOFT_LOW, SOFT_HIGH, SOFT_PART = 0.02, 0.98, 0.02
 """A mask is soft if more than the last part of what it marks lies between the first two."""
 
-HIGH_PASS = 0.1
-"""Values of a soft mask below this are 0: nearly black is not meant."""
-
 FEATHER = 4.0
 """Sigma of the feather in pixels of the drawn image; it is enlarged with it."""
 

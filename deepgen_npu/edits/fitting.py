@@ -5,6 +5,7 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,3 +80,8 @@ class Fit:
     def content(self, drawn: Tensor) -> Tensor:
         """The image in a drawn one: [..., height, width] to [..., rows, columns]."""
         return drawn[..., self.top : self.top + self.rows, self.left : self.left + self.columns]
+
+
+def padded(images: Sequence[Image.Image], height: int, width: int) -> list[Image.Image]:
+    """Images padded to the size that is drawn, in pixels, each as its own shape needs it."""
+    return [Fit.padded(one.height, one.width, height, width).apply(one) for one in images]

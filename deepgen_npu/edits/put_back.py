@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..images import unit_pixels
-from .boxes import Box
-from .change import find_change, scaled
-from .composite import FEATHER, HIGH_PASS, blended, carried, clean, enlarged, inward, is_soft, outward
+from .boxes import MARKED, Box
+from .change import compare, scaled
+from .composite import FEATHER, blended, carried, clean, enlarged, inward, is_soft, outward
 from .kept import EditedRegion
 from .region import Region
-from .registration import NOISE, Motion, register
+from .registration import Motion
 
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ BAND = 1 << 20
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is known of an edit, all in pixels of the drawn image, padding cut off.
+class Findings:
+    """What is to be done with an edit, all in pixels of the drawn image, padding cut off.
 
     Attributes:
         motion: Of the edit, to be undone.
@@ -71,65 +71,62 @@ def put_back(
     box, fit = region.box, region.fit
     before = fit.content(unit_pixels(shown))
     after = fit.content(drawn.float().cpu())
-    part = None if mask is None else region.mask(mask.float().cpu())
-    known = None if mask is None else _reduced(region.box.cut(mask.float().cpu()), fit.rows, fit.columns)
-    compared = _compare(before, after, known, keep_unchanged)
+    part = None if mask is None else region.mask(mask).float().cpu()
+    known = None if mask is None else _reduced(box.cut(mask).float().cpu(), fit.rows, fit.columns)
+    findings = _find(before, after, known, keep_unchanged)
     after = torch.where(torch.isfinite(after), after, before)  # NaN would spread to the pixels around
     alpha = None
     if part is not None:
         alpha = _of_mask(part, scaled(FEATHER, before.shape) * box.height / fit.rows)
-    if compared.changed is not None:
-        changed = _scaled_mask(compared.changed, box.height, box.width, region.squares)
+    if findings.changed is not None:
+        changed = _scaled_mask(findings.changed, box.height, box.width, region.squares)
         alpha = clean(changed if alpha is None else alpha * changed)
     if alpha is None:
         alpha = torch.ones(box.height, box.width)
-    _composite(image, box, after, compared, alpha, region.squares)
-    return alpha, _in_pixels(compared.found, region)
+    _composite(image, box, after, findings, alpha, region.squares)
+    return alpha, _in_pixels(findings.found, region)
 
 
-def _compare(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Comparison:
+def _find(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Findings:
     """Motion, colours and change of an edit; a plain edit where that fails, since nothing may lose it."""
     try:
         if not bool(torch.isfinite(after).all()):
             raise FloatingPointError("the edit has NaN or infinity")
-        return _compared(before, after, known, keep_unchanged)
+        return _findings(before, after, known, keep_unchanged)
     except Exception as error:  # whatever it is, the edit is worth more
         logger.warning("The edit could not be compared with the image and is used as it is (%s).", error)
-        return Comparison(Motion(), None, None, EditedRegion(reason="failed"))
+        return Findings(Motion(), None, None, EditedRegion(reason="failed"))
 
 
-def _compared(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Comparison:
-    registration = register(before, after, known)
-    motion = registration.motion
-    if motion.moves(*before.shape[-2:]) < NOISE:
-        motion = Motion()  # resampling for so little would cost sharpness
+def _findings(before: Tensor, after: Tensor, known: Tensor | None, keep_unchanged: bool) -> Findings:
+    compared = compare(before, after, known)
+    registration, motion, change = compared.registration, compared.motion, compared.change
     (down, right), (taller, wider) = motion.shift, motion.scale
     found = EditedRegion(
         shift=(right, down),
         scale=(wider, taller),
         certain=registration.certain,
         reason=registration.reason,
+        drift=change.drift,
+        global_edit=change.is_global,
     )
-    aligned = after if motion == Motion() else motion.undone(after)
-    change = find_change(before, aligned, seen=motion.seen(*before.shape[-2:]))
-    found = replace(found, drift=change.drift, global_edit=change.is_global)
     if change.is_global:
         # There is no unchanged rest whose colours could be carried in, nor one to be kept. A user's mask still counts.
         if known is None:
             found = replace(found, shift=(0.0, 0.0), scale=(0.0, 0.0))
             motion = Motion()
-        return Comparison(motion, None, None, found)
+        return Findings(motion, None, None, found)
     touched = change.mask if known is None else torch.maximum(change.mask, known)
-    field = carried(before, aligned, touched) - aligned
+    field = carried(before, compared.aligned, touched) - compared.aligned
     changed = outward(change.mask, scaled(FEATHER, before.shape)) if keep_unchanged else None
-    return Comparison(motion, field, changed, found)
+    return Findings(motion, field, changed, found)
 
 
 def _reduced(mask: Tensor, height: int, width: int) -> Tensor:
     """A mask [H, W] at the size of the drawn image, grown: where the edit may have changed something."""
     small = F.adaptive_max_pool2d(mask[None, None], (height, width))
     growth = round(scaled(KNOWN_GROWTH, small.shape))
-    return (F.max_pool2d(small, 2 * growth + 1, stride=1, padding=growth)[0, 0] >= HIGH_PASS).float()
+    return (F.max_pool2d(small, 2 * growth + 1, stride=1, padding=growth)[0, 0] >= MARKED).float()
 
 
 def _of_mask(mask: Tensor, sigma: float) -> Tensor:
@@ -140,7 +137,7 @@ def _of_mask(mask: Tensor, sigma: float) -> Tensor:
         sigma: Of the feather inside of it, in pixels; a soft mask has one of its own.
     """
     if is_soft(mask):
-        return clean(torch.where(mask < HIGH_PASS, torch.zeros_like(mask), mask))
+        return clean(torch.where(mask < MARKED, torch.zeros_like(mask), mask))
     return inward(mask, sigma)
 
 
@@ -152,10 +149,10 @@ def _scaled_mask(mask: Tensor, height: int, width: int, squares: bool) -> Tensor
     return F.interpolate(mask[None, None], (height, width), mode="bilinear", antialias=smaller)[0, 0].clamp(0, 1)
 
 
-def _composite(image: Tensor, box: Box, after: Tensor, compared: Comparison, alpha: Tensor, squares: bool) -> None:
+def _composite(image: Tensor, box: Box, after: Tensor, findings: Findings, alpha: Tensor, squares: bool) -> None:
     """Blend the enlarged edit into the box of an image [C, H, W], band by band, where alpha [h, w] is not 0."""
     target = box.cut(image)[:3]
-    motion, field = compared.motion, compared.field
+    motion, field = findings.motion, findings.field
     if squares and motion == Motion():
         after = after if field is None else after + field
         after, field = F.interpolate(after[None], alpha.shape, mode="nearest")[0], None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -46,10 +45,10 @@ class Region:
 
     def mask(self, mask: Tensor) -> Tensor:
         """A mask [H, W] of the image in the box, without what belongs to other regions."""
-        own = torch.zeros_like(mask)
-        part = self.marked
-        own[part.top : part.bottom, part.left : part.right] = part.cut(mask)
-        return self.box.cut(own)
+        own, part, box = mask.new_zeros(self.box.height, self.box.width), self.marked, self.box
+        rows = slice(part.top - box.top, part.bottom - box.top)
+        own[rows, part.left - box.left : part.right - box.left] = part.cut(mask)
+        return own
 
 
 def plan(

@@ -77,6 +77,8 @@ class Motion:
 
     def undone(self, image: Tensor) -> Tensor:
         """The edit [..., H, W] as if it had not moved."""
+        if self == Motion():
+            return image
         height, width = image.shape[-2:]
         rows, columns = grid(height, self.shift[0], self.scale[0]), grid(width, self.shift[1], self.scale[1])
         return resample(image, rows, columns)

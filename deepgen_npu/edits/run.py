@@ -64,6 +64,15 @@ def edit_regions(
     return [result.finish() for result in results]
 
 
+def edited(
+    region: Region, image: Tensor, shown: Image.Image, drawn: Tensor, mask: Tensor | None, keep_unchanged: bool
+) -> EditedImage:
+    """The only region of an image [C, H, W], drawn already; arguments as for `put_back`. The image is copied."""
+    result = Result.of(image)
+    result.add(region, shown, drawn, mask, keep_unchanged)
+    return result.finish()
+
+
 class Result:
     """An image while edits are put into it."""
 
