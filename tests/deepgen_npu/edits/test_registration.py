@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepgen_npu.edits.registration import NOISE, Motion, Registration, register
+from deepgen_npu.edits.registration import NOISE, Motion, Numbers, Registration, _doubt, register
+from deepgen_npu.edits.votes import Votes
 from dev.synthetic_edits import (
     cut,
     distance,
@@ -123,6 +124,24 @@ def test_two_answers_are_none(photos):
     result = register(tensor(image), tensor(edit))
     assert not result.certain or result.motion.moves(*size) < 0.2
     assert result.reason in ("", "two", "scatter", "few")
+
+
+def test_each_doubt_is_named():
+    found, rival, beside = ((3.0, 4.0, 0.0, 0.0), (-5.0, 2.0, 0.0, 0.0), (3.5, 4.5, 0.0, 0.0))
+
+    def votes(agreeing: int, residual: float = 0.0, others: int = 0, textured: int = 0) -> Votes:
+        residuals = torch.tensor([[residual, 0.0]] * agreeing + [[2.0, 0.0]] * others)
+        return Votes(torch.zeros_like(residuals), residuals, max(textured, agreeing + others))
+
+    def doubt(motion: Numbers, own: Votes, *answers: tuple[Numbers, Votes]) -> str:
+        return _doubt(motion, own, [(motion, own), *answers], torch.Size((384, 512)))
+
+    assert doubt(found, votes(30)) == doubt(found, votes(30), (rival, votes(15)), (beside, votes(29))) == ""
+    assert doubt(found, votes(30), (rival, votes(16))) == "two"
+    assert doubt(found, votes(7)) == doubt(found, votes(30, textured=201)) == "few"
+    assert doubt((18.5, 0.0, 0.0, 0.0), votes(30)) == doubt((0.0, 0.0, 0.0, 0.06), votes(30)) == "far"
+    assert doubt(found, votes(30, others=21)) == "scatter"
+    assert doubt(found, votes(30, residual=0.15)) == "spread"
 
 
 @pytest.mark.parametrize("number", range(3))

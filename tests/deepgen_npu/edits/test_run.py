@@ -97,16 +97,17 @@ def test_a_shift_is_found_and_undone():
     assert float(reds[1].float().mean()) == pytest.approx(SIDE / 2, abs=1.5)
 
 
-@pytest.mark.parametrize("size", [(90, 300), (100, 100)])
+@pytest.mark.parametrize("size", [(90, 300), (300, 90), (100, 100)])
 def test_a_shift_is_undone_where_an_image_was_drawn_larger(size):
     """Along one side, or both: the red square ends where it was meant."""
     image = textured()[:, : size[0], : size[1]]
     fit = Fit.stretched(128, 256)
-    (edit,) = edit_regions(image, [Region.whole(*size, fit)], Painter(shift=(0, 4)), keep_unchanged=True)
-    assert edit.kept.regions[0].shift == pytest.approx((4 * size[1] / 256, 0), abs=0.2)
+    (edit,) = edit_regions(image, [Region.whole(*size, fit)], Painter(shift=(2, 4)), keep_unchanged=True)
+    assert edit.kept.regions[0].shift == pytest.approx((4 * size[1] / 256, 2 * size[0] / 128), abs=0.2)
     red = torch.tensor([0.9, 0.05, 0.1])[:, None, None]
-    columns = torch.where(((edit.image - red).abs().amax(0) < 0.04) & (edit.change_mask > 0.9))[1].float()
-    assert float(columns.mean()) == pytest.approx(size[1] / 2 - 0.5, abs=0.5)
+    places = torch.where(((edit.image - red).abs().amax(0) < 0.04) & (edit.change_mask > 0.9))
+    middle = [float(place.float().mean()) for place in places]
+    assert middle == pytest.approx([side / 2 - 0.5 for side in size], abs=0.6)
 
 
 def test_an_edit_of_everything_is_kept_whole():
@@ -164,6 +165,18 @@ def test_regions_are_edited_one_after_the_other():
         assert torch.equal(edit.image[:, mask == 0], image[:, mask == 0])
         assert all(edit.image[0, row, column] > 0.85 for row, column in ((130, 130), (130, 730), (730, 430)))
     assert str(edits[0].kept).startswith("kept 98.6 % of the pixels around 3 regions; region 1: ")
+
+
+def test_a_region_sees_what_the_one_before_became():
+    image, mask = textured(), torch.zeros(SIDE, SIDE)
+    mask[100:150, 100:150] = mask[100:150, 175:225] = 1
+    first, second = plan(mask, RULES)
+    assert first.box.left + 128 * 5 // 8 > second.box.left, "it has a part of what was painted"
+    painter = Painter()
+    edit_regions(image, [first, second], painter, mask)
+    before, seen = (unit_pixels(one) for one in (second.shown(image), painter.seen[1]))
+    assert (seen - before).abs()[:, 48:80, :4].max() > 0.3
+    assert torch.equal(seen[:, :, 20:], before[:, :, 20:])
 
 
 def test_a_region_is_the_edit_of_the_crop_alone():
