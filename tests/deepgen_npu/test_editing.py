@@ -11,6 +11,7 @@ from golden import TINY
 from PIL import Image, ImageDraw
 
 from deepgen_npu import DeepGenPipeline, cli
+from deepgen_npu.editing import Drawing
 from deepgen_npu.edits.fitting import Fit
 from deepgen_npu.image_files import open_image
 
@@ -112,6 +113,55 @@ class TestPipeline:
     def test_what_cannot_work_is_refused(self, pipe, arguments, error, words):
         with pytest.raises(error, match=words):
             pipe("a cat", **arguments, **CALL)
+
+
+class Recorder:
+    """Stages that note what they get."""
+
+    def __init__(self):
+        self.encoded, self.rows = [], []
+
+    def encode(self, prompt, image, negative_prompt, height, width, num_images_per_prompt):
+        self.encoded.append((list(prompt), image, num_images_per_prompt))
+        return None
+
+    def denoise(self, conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end):
+        self.rows.append(latents[:, 0].tolist())
+        return latents
+
+    def decode(self, latents, output_type):
+        return latents[:, :, None, None].expand(-1, 3, 64, 64)
+
+
+class TestDrawing:
+    @pytest.fixture
+    def recorder(self) -> Recorder:
+        return Recorder()
+
+    @pytest.fixture
+    def drawing(self, recorder) -> Drawing:
+        return Drawing(
+            recorder, ["a", "b"], "", [photo(64, 64)], 2, lambda height, width: torch.arange(4.0)[:, None], 2, 4.0
+        )
+
+    def test_one_image_is_encoded_once_for_all(self, drawing, recorder):
+        image = photo(64, 64)
+        assert drawing([image] * 4, 64, 64).shape == (4, 3, 64, 64)
+        ((prompts, images, copies),) = recorder.encoded
+        assert (prompts, copies, len(images)) == (["a", "b"], 2, 2) and images[0] is image
+        assert recorder.rows == [[0, 1, 2, 3]]
+
+    def test_each_of_several_images_has_its_prompt_and_its_noise(self, drawing, recorder):
+        shown = [photo(64, 64) for _ in range(4)]
+        assert drawing(shown, 64, 64)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+        assert [(prompts, copies) for prompts, _, copies in recorder.encoded] == [
+            (["a"], 1),
+            (["b"], 1),
+            (["a"], 1),
+            (["b"], 1),
+        ]
+        assert all(images[0] is one for (_, images, _), one in zip(recorder.encoded, shown, strict=True))
+        assert recorder.rows == [[0], [1], [2], [3]]
 
 
 class TestCommandLine:
