@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ WAYS = ("not registered", "registered", "registered, colour carried in")
 def zoomed(photo: np.ndarray, size: tuple[int, int], times: float) -> np.ndarray:
     """The middle of a photograph, as `cut`, at so many times the pixels."""
     large = tuple(round(side * times) for side in size)
-    offsets = [
+    offsets: Any = [  # SciPy takes one for each axis; its annotation says float
         (1 / times - 1) / 2 + (of_photo - side) / 2 for of_photo, side in zip(photo.shape[:2], size, strict=True)
     ]
     channels = [
@@ -88,7 +89,8 @@ def seam(composite: Tensor, right: np.ndarray, alpha: Tensor) -> float:
     smooth = ndimage.gaussian_filter(error, (0, 3, 3))
     steps = np.sqrt(sum(np.square(one).sum(0) for one in np.gradient(smooth, axis=(1, 2))) / 3)
     mask = (alpha > 0.5).numpy()
-    near = ndimage.binary_dilation(mask, iterations=12) & ~ndimage.binary_erosion(mask, iterations=12, border_value=1)
+    inside = ndimage.binary_erosion(mask, iterations=12, border_value=1)
+    near = ndimage.binary_dilation(mask, iterations=12) & np.logical_not(inside)
     return float(steps[near].mean())
 
 

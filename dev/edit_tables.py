@@ -156,7 +156,7 @@ def scores(change: Change, mask: np.ndarray, image: np.ndarray, right: np.ndarra
     """Recall, precision, part of the rest that is marked, and whether it was called global."""
     marked = change.mask.numpy() > 0
     wanted = mask & (length(lab(tensor(image)) - lab(tensor(right))) > 6).numpy()
-    far = ~ndimage.binary_dilation(mask, iterations=MARGIN)
+    far = np.logical_not(ndimage.binary_dilation(mask, iterations=MARGIN))
     recall = (marked & wanted).sum() / max(wanted.sum(), 1)
     precision = 1 - (marked & far).sum() / max(marked.sum(), 1)
     return float(recall), float(precision), float((marked & far).sum() / far.sum()), change.is_global

@@ -10,6 +10,7 @@ import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def cut(photo: np.ndarray, size: tuple[int, int], motion: Motion | None = None) 
     motion = motion or Motion()
     sides = list(zip(size, photo.shape[:2], motion.shift, motion.scale, strict=True))
     slopes = [1 / (1 + scale) for *_, scale in sides]
-    offsets = [
+    offsets: Any = [  # SciPy takes one for each axis; its annotation says float
         (scale * (side - 1) / 2 - shift) / (1 + scale) + (of_photo - side) / 2
         for side, of_photo, shift, scale in sides
     ]

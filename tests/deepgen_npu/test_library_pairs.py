@@ -36,7 +36,7 @@ def test_what_uses_the_libraries_runs_on_both_pairs(path):
 
 def test_the_tests_of_the_model_run_on_both_pairs():
     must = (
-        *("golden", "pipeline", "checkpoint", "random_checkpoint", "demo_checkpoint", "encoding_cache", "transformer"),
+        *("golden", "pipeline", "checkpoint", "random_checkpoint", "encoding_cache", "transformer"),
         *("vision_tower", "vision_language", "simulated", "download"),
     )
     assert not FILES & {f"test_{name}" for name in must}
