@@ -40,6 +40,7 @@ from dev.edit_composites import SMALL, WAYS, levels_outside, seams, times
 from dev.markdown import head, row, say
 from dev.synthetic_edits import (
     GLOBAL,
+    HARD,
     LOCAL,
     PHOTOGRAPHS,
     Pair,
@@ -81,21 +82,20 @@ def registration_edits(
 ) -> Iterator[tuple[str, Motion, np.ndarray]]:
     """Kind, motion and edit, for all kinds."""
     photo, other = pair[0], resized(pair[1], size)
-    hard = {"drift": 0.12, "blur": 0.8, "noise": 3, "quality": 90}
     for motion in map(Motion, SHIFTS):
         image = cut(photo, size, motion)
         third = edited_under(rectangle(size, 1 / 3, rng), image, "replaced", other)
         yield "third", motion, third
-        yield "hard", motion, redrawn(third, rng, **hard)
+        yield "hard", motion, redrawn(third, rng, **HARD)
         inner = np.pad(rectangle((size[0] - 16, size[1] - 16), 1 / 3, rng), 8)
         part = moved(image, inner, 8, -6)
-        yield "moved", motion, redrawn(part, rng, **hard)
+        yield "moved", motion, redrawn(part, rng, **HARD)
         most = edited_under(rectangle(size, 0.6, rng), image, "replaced", other)
-        yield "60 %", motion, redrawn(most, rng, **{**hard, "blur": 1.2})
+        yield "60 %", motion, redrawn(most, rng, **{**HARD, "blur": 1.2})
         yield "night", motion, redrawn(GLOBAL["night"](image, other), rng)
     for motion in SCALED:
         third = edited_under(rectangle(size, 1 / 3, rng), cut(photo, size, motion), "replaced", other)
-        yield "scaled", motion, redrawn(third, rng, **hard)
+        yield "scaled", motion, redrawn(third, rng, **HARD)
 
 
 def registration_table(count: int) -> list[str]:

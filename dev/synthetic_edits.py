@@ -22,6 +22,9 @@ from deepgen_npu.edits.registration import Motion
 
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "rocket.jpg", "coffee.png", "motorcycle_left.png", "camera.png")
+HARD = {"drift": 0.12, "blur": 0.8, "noise": 3, "quality": 90}
+"""For `redrawn`: colours that are harder to see through than those of most edits."""
+
 ROOM = 32
 """Pixels of a photograph that lie outside of what is cut from it, on both sides together: content comes in there."""
 

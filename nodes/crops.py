@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..deepgen_npu.checks import Named, must_be
 from ..deepgen_npu.edits.boxes import MARKED
+from ..deepgen_npu.edits.filters import box_max
 from ..deepgen_npu.edits.region import Region, plan_one
 from ..deepgen_npu.edits.run import edited
 from ..deepgen_npu.formatting import format_size
@@ -80,10 +81,9 @@ class CroppedRegions:
         for region, mask in zip(self.regions, self.masks, strict=True):
             fit, part = region.fit, (region.mask(mask) >= MARKED).float()
             whole = torch.zeros(fit.height, fit.width)
-            inner = F.adaptive_max_pool2d(part[None, None], (fit.rows, fit.columns))[0, 0]
+            inner = F.adaptive_max_pool2d(part[None], (fit.rows, fit.columns))[0]
             whole[fit.top : fit.top + fit.rows, fit.left : fit.left + fit.columns] = inner
-            latents = F.max_pool2d(whole[None, None], LATENT)
-            latents = F.max_pool2d(latents, 3, stride=1, padding=1)[0, 0]
+            latents = box_max(F.max_pool2d(whole[None], LATENT)[0], 3)
             found.append(latents.repeat_interleave(LATENT, 0).repeat_interleave(LATENT, 1))
         return torch.stack(found)
 

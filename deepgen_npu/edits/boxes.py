@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .change import connected
+from .filters import box_max
+from .masks import reduced
 
 
 MARKED = 0.1
@@ -23,9 +24,6 @@ MOST_REGIONS = 8
 
 MOST_PARTS = 64
 """A mask with more separate parts, such as noise, is grown until they touch."""
-
-LARGEST_SIDE = 256
-"""To which a mask is reduced before its parts are counted."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,14 @@ def boxes_of(mask: Tensor, least: int, context: float = CONTEXT) -> list[Box]:
         context: See `CONTEXT`.
     """
     height, width = mask.shape
-    times = max(1, -(-max(height, width) // LARGEST_SIDE))
     marked = mask >= MARKED
-    small = F.max_pool2d(marked.float()[None, None], times, ceil_mode=True)[0, 0] > 0 if times > 1 else marked
+    small, times = reduced(marked)
     if not bool(small.any()):
         return []
-    labels = connected(small)
+    labels = connected(small > 0)
     while int(labels.max()) > MOST_PARTS:
-        small = F.max_pool2d(small.float()[None, None], 5, stride=1, padding=2)[0, 0] > 0
-        labels = connected(small)
+        small = box_max(small, 5)
+        labels = connected(small > 0)
 
     def widen(box: Box) -> Box:
         return with_context(box, height, width, least, context)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .colours import PLAIN_WEIGHT, lab, length, lost_colour, without_drift
-from .filters import gaussian, half
+from .filters import box_max, gaussian, half
 from .registration import NOISE, Motion, Registration, brightness, normalised, register
 from .votes import local_correlation
 
@@ -106,7 +106,7 @@ def compare(image: Tensor, edit: Tensor, changed: Tensor | None = None) -> Compa
     if motion.moves(*shape) < NOISE:
         motion = Motion()  # resampling for so little would cost sharpness
     aligned = motion.undone(edit)
-    return Comparison(registration, motion, aligned, find_change(image, aligned, seen=motion.seen(*shape)))
+    return Comparison(registration, motion, aligned, find_change(image, aligned, motion.seen(*shape)))
 
 
 def scaled(pixels: float, shape: Sequence[int]) -> float:
@@ -114,18 +114,12 @@ def scaled(pixels: float, shape: Sequence[int]) -> float:
     return pixels * min(1.0, math.sqrt(shape[-2] * shape[-1]) / USUAL_SIDE)
 
 
-def find_change(
-    image: Tensor,
-    edit: Tensor,
-    textures: tuple[Tensor, Tensor] | None = None,
-    seen: tuple[slice, slice] | None = None,
-) -> Change:
+def find_change(image: Tensor, edit: Tensor, seen: tuple[slice, slice] | None = None) -> Change:
     """Compare an image with its edit, whose motion was undone.
 
     Args:
         image: [3, H, W] in [0, 1].
         edit: The same. If a value of it is not finite, everything counts as changed.
-        textures: Of both (`registration.normalised`), [H, W], if they are there.
         seen: Rows and columns that the edit shows (`Motion.seen`); beyond, what is beside it counts. None for all.
 
     Returns:
@@ -134,9 +128,7 @@ def find_change(
     if not bool(edit.isfinite().all()):
         return Change(torch.ones(edit.shape[-2:]), 0.0, 1.0, 0.0)
     image, edit = (one.float().cpu().clamp(0, 1) for one in (image, edit))
-    if textures is None:
-        textures = normalised(brightness(image)), normalised(brightness(edit))
-    correlation, textured = local_correlation(*textures)
+    correlation, textured = local_correlation(*(normalised(brightness(one)) for one in (image, edit)))
     weights = torch.where(textured, correlation.clamp_min(0), torch.full_like(correlation, PLAIN_WEIGHT))
     pixel = 1 if min(weights.shape) < FINE_BELOW else 2
     before, after = (lab(_smoothed(one, pixel)) for one in (image, edit))
@@ -211,7 +203,7 @@ def connected(mask: Tensor) -> Tensor:
     while True:
         labels = part[own]
         # Numbers are exact: an image has less than 2^53 pixels.
-        around = F.max_pool2d(labels.double()[None, None], 3, stride=1, padding=1)[0, 0].long()
+        around = box_max(labels.double(), 3).long()
         touches = mask & (around > labels)
         if not bool(touches.any()):
             break
@@ -228,7 +220,7 @@ def _grown(mask: Tensor, radius: int) -> Tensor:
     for step in range(radius):
         # A square and a cross in turn are nearly a disc.
         if step % 2:
-            mask = F.max_pool2d(mask[None, None], 3, stride=1, padding=1)[0, 0]
+            mask = box_max(mask, 3)
         else:
             rows = F.max_pool2d(mask[None, None], (3, 1), stride=1, padding=(1, 0))[0, 0]
             columns = F.max_pool2d(mask[None, None], (1, 3), stride=1, padding=(0, 1))[0, 0]

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .filters import gaussian
+from .boxes import Box, tight
+from .filters import box_max, gaussian
+from .masks import reduced
 from .registration import Motion
 from .resampling import resample
 
@@ -72,22 +74,22 @@ def inward(mask: Tensor, sigma: float) -> Tensor:
 def _blurred(mask: Tensor, sigma: float) -> Tensor:
     """A Gaussian mean of a mask [H, W], computed only where it is not 0: a photo is large, a mask often is not."""
     result = torch.zeros_like(mask)
-    rows, columns = (torch.where(mask.amax(axis) > 0)[0] for axis in (1, 0))
-    if len(rows):
+    box = tight(mask > 0, Box(0, 0, *mask.shape))
+    if box is not None:
         reach = math.ceil(4 * sigma) + 1
-        part = tuple(slice(max(0, int(one[0]) - reach), int(one[-1]) + 1 + reach) for one in (rows, columns))
+        rows, columns = (box.top, box.bottom), (box.left, box.right)
+        part = tuple(slice(max(0, first - reach), last + reach) for first, last in (rows, columns))
         result[part] = gaussian(mask[part], sigma)
     return result
 
 
 def inradius(mask: Tensor) -> float:
-    """About the radius of the largest disc in a mask [H, W], in pixels; told on at most 256 pixels a side."""
-    times = max(1, -(-max(mask.shape) // 256))
-    small = F.max_pool2d(mask[None, None].float(), times, ceil_mode=True) if times > 1 else mask[None, None].float()
+    """About the radius of the largest disc in a mask [H, W], in pixels; told on the mask reduced."""
+    small, times = reduced(mask)
     padded = F.pad(small, (1, 1, 1, 1))
     radius = 0
     while bool(padded.any()):
-        padded = -F.max_pool2d(-padded, 3, stride=1, padding=1)
+        padded = -box_max(-padded, 3)
         radius += 1
     return float(radius * times)
 

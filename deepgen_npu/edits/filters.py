@@ -1,4 +1,7 @@
-"""Means of neighbourhoods. All take images [..., H, W], reflect them at their edges, and compute in float32."""
+"""Means and maxima of neighbourhoods, of images [..., H, W].
+
+Means reflect the image at its edges and are computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .lines import Line, along
@@ -21,6 +25,13 @@ def box_mean(image: Tensor, side: int) -> Tensor:
     """The mean of ``side`` x ``side`` pixels, an odd number."""
     height, width = image.shape[-2:]
     return along(image, _box(height, side), _box(width, side))
+
+
+def box_max(image: Tensor, side: int) -> Tensor:
+    """The largest of ``side`` x ``side`` pixels, an odd number. What is beyond the edges does not count."""
+    height, width = image.shape[-2:]
+    pooled = F.max_pool2d(image.reshape(-1, height, width), side, stride=1, padding=side // 2)
+    return pooled.reshape(image.shape)
 
 
 def half(image: Tensor) -> Tensor:

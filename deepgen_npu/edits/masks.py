@@ -12,6 +12,10 @@ from ..checks import Named, must, must_be, type_of
 from ..rgb import to_mask
 
 
+LARGEST_SIDE = 256
+"""To which a mask is reduced before its parts or its thickness are told, in pixels."""
+
+
 def as_mask(mask: Image.Image | np.ndarray | Tensor, height: int, width: int) -> Tensor:
     """A mask at the size of an image: [height, width] in float32.
 
@@ -41,6 +45,13 @@ def as_mask(mask: Image.Image | np.ndarray | Tensor, height: int, width: int) ->
     if not (low >= 0 and high <= 1):
         raise ValueError(must("mask", "have numbers from 0 to 1", Named(f"{low:g} to {high:g}")))
     return resized(values[None], height, width)[0]
+
+
+def reduced(mask: Tensor) -> tuple[Tensor, int]:
+    """A mask [H, W] of at most `LARGEST_SIDE` pixels a side, each the largest of a square; and the side of that."""
+    times = max(1, -(-max(mask.shape) // LARGEST_SIDE))
+    mask = mask.float()
+    return F.max_pool2d(mask[None], times, ceil_mode=True)[0] if times > 1 else mask, times
 
 
 def resized(masks: Tensor, height: int, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from ..images import unit_pixels
 from .boxes import MARKED, Box
 from .change import compare, scaled
 from .composite import FEATHER, blended, carried, clean, enlarged, inward, is_soft, outward
+from .filters import box_max
 from .kept import EditedRegion
 from .region import Region
 from .registration import Motion
@@ -124,9 +125,9 @@ def _findings(before: Tensor, after: Tensor, known: Tensor | None, keep_unchange
 
 def _reduced(mask: Tensor, height: int, width: int) -> Tensor:
     """A mask [H, W] at the size of the drawn image, grown: where the edit may have changed something."""
-    small = F.adaptive_max_pool2d(mask[None, None], (height, width))
+    small = F.adaptive_max_pool2d(mask[None], (height, width))[0]
     growth = round(scaled(KNOWN_GROWTH, small.shape))
-    return (F.max_pool2d(small, 2 * growth + 1, stride=1, padding=growth)[0, 0] >= MARKED).float()
+    return (box_max(small, 2 * growth + 1) >= MARKED).float()
 
 
 def _of_mask(mask: Tensor, sigma: float) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .filters import box_mean, gaussian, half
+from .filters import box_max, box_mean, gaussian, half
 from .resampling import grid, resample
 from .votes import SIDE as BLOCK
 from .votes import Votes, count_votes
@@ -99,16 +99,19 @@ class Registration:
 
     Attributes:
         motion: What was found; nothing if it is not certain.
-        certain: Whether it may be undone.
         reason: Why it is not certain: ``few`` blocks agree, they ``scatter``, their ``spread`` is large, there are
             ``two`` answers, it is ``far``, or it ``failed``: values are not finite. Empty if it is.
         agreeing: Number of blocks that agree.
     """
 
     motion: Motion
-    certain: bool
     reason: str = ""
     agreeing: int = 0
+
+    @property
+    def certain(self) -> bool:
+        """Whether the motion may be undone."""
+        return not self.reason
 
 
 def normalised(values: Tensor) -> Tensor:
@@ -126,10 +129,10 @@ def register(image: Tensor, edit: Tensor, changed: Tensor | None = None) -> Regi
         changed: [H, W] in [0, 1], what is known to have changed, such as a user's mask; None if nothing is known.
     """
     if min(image.shape[-2:]) < SMALLEST_SIDE:
-        return Registration(Motion(), False, "few")
+        return Registration(Motion(), "few")
     one, other = brightness(image), brightness(edit)
     if not bool((one + other).isfinite().all()):
-        return Registration(Motion(), False, "failed")
+        return Registration(Motion(), "failed")
     levels, weights = [(one, other)], [None if changed is None else _unchanged(changed)]
     while 2 ** (len(levels) - 1) < COARSEST and min(levels[-1][0].shape) >= 64:
         levels.append((half(levels[-1][0]), half(levels[-1][1])))
@@ -146,7 +149,7 @@ def register(image: Tensor, edit: Tensor, changed: Tensor | None = None) -> Regi
     found, votes = _refined(textures[0], best[0], weights[0])
     reason = _doubt(found, votes, answers, image.shape[-2:])
     motion = Motion() if reason else Motion(found[:2], found[2:])
-    return Registration(motion, not reason, reason, votes.agreeing)
+    return Registration(motion, reason, votes.agreeing)
 
 
 def brightness(image: Tensor) -> Tensor:
@@ -158,8 +161,7 @@ def brightness(image: Tensor) -> Tensor:
 
 def _unchanged(changed: Tensor) -> Tensor:
     """What counts, [H, W]: not what is known to have changed, nor what is near it."""
-    grown = torch.nn.functional.max_pool2d(changed.float().cpu()[None], 2 * NEAR + 1, stride=1, padding=NEAR)[0]
-    return 1 - grown.clamp(0, 1)
+    return 1 - box_max(changed.float().cpu(), 2 * NEAR + 1).clamp(0, 1)
 
 
 def _coarsely(
@@ -190,7 +192,7 @@ def _starts(one: Tensor, other: Tensor, count: int = 3) -> list[tuple[float, flo
     down = torch.arange(-reach_down, reach_down + 1)
     right = torch.arange(-reach_right, reach_right + 1)
     near = correlation[down % size[0]][:, right % size[1]]
-    peaks = torch.nn.functional.max_pool2d(near[None, None], 5, stride=1, padding=2)[0, 0] == near
+    peaks = box_max(near, 5) == near
     values = torch.where(peaks, near, near.new_full((), -torch.inf)).flatten()
     starts = [(0.0, 0.0)]
     for index in values.topk(min(count, len(values))).indices.tolist():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dev.comfyui.graphs import Graph, array, core, edit, encoding, ksampler, load_image, loader, save
-from nodes.names import DEMO, PADDED, RESTORE
+from nodes.names import CUSTOM, DEMO, PADDED, RESTORE
 
 
 MARKED = (slice(1200, 1500), slice(2000, 2500))
@@ -96,13 +96,12 @@ class TestMasks:
             changed[place] = False
         assert not changed.any()
 
-    @pytest.mark.parametrize("keep_unchanged", [False, True])
-    @pytest.mark.parametrize("mode", [PADDED, "follow image", "width and height", "size of image"])
+    @pytest.mark.parametrize(
+        ("mode", "keep_unchanged"),
+        [*((mode, False) for mode in (PADDED, "follow image", CUSTOM, "size of image")), (CUSTOM, True)],
+    )
     def test_the_size_is_the_images_in_every_size_mode(self, comfy_client, mode, keep_unchanged):
-        if mode != "width and height" and keep_unchanged:
-            return
-        graph = small(["image", 1], size_mode=mode, keep_unchanged=keep_unchanged)
-        (found,) = self.run(comfy_client, {**graph, **save_mask("edit", 1)})
+        (found,) = self.run(comfy_client, small(["image", 1], size_mode=mode, keep_unchanged=keep_unchanged))
         self.assert_kept(found, self.marked)
 
     def test_the_change_mask_is_black_where_nothing_changed(self, comfy_client):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from deepgen_npu.edits.filters import box_mean, gaussian, half
+from deepgen_npu.edits.filters import box_max, box_mean, gaussian, half
 from deepgen_npu.edits.lines import BLOCK, reflected
 from deepgen_npu.edits.resampling import grid, keys_kernel, resample
 
@@ -25,6 +25,14 @@ def test_means_are_those_of_scipy(shape):
         assert np.abs(gaussian(image, sigma).numpy() - wanted).max() < 1e-6
     wanted = ndimage.uniform_filter(image.double().numpy(), 5, axes=axes)
     assert np.abs(box_mean(image, 5).numpy() - wanted).max() < 1e-6
+
+
+@pytest.mark.parametrize("side", [1, 3, 17])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (2, 3, 40, 9)], ids=str)
+def test_maxima_are_those_of_scipy(shape, side):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 1
+    wanted = ndimage.maximum_filter(image.numpy(), side, mode="constant", cval=-np.inf, axes=(-2, -1))
+    assert np.array_equal(box_max(image, side).numpy(), wanted)
 
 
 def test_half_is_the_mean_of_four_pixels():

@@ -11,6 +11,7 @@ import torch
 from deepgen_npu.edits.registration import NOISE, Motion, Numbers, Registration, _doubt, register
 from deepgen_npu.edits.votes import Votes
 from dev.synthetic_edits import (
+    HARD,
     cut,
     distance,
     edited_under,
@@ -24,10 +25,6 @@ from dev.synthetic_edits import (
 )
 from training.edits import random_edit
 from training.scenes import CORE, pixels
-
-
-HARD = {"drift": 0.12, "blur": 0.8, "noise": 3, "quality": 90}
-"""Harder than the colours of most edits."""
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deepgen_npu.edits.fitting import Fit
 from deepgen_npu.edits.kept import EditedRegion, Kept
+from deepgen_npu.edits.put_back import _reduced
 from deepgen_npu.edits.region import Region, plan
 from deepgen_npu.edits.run import edit_regions
 from deepgen_npu.images import in_form, unit_pixels
@@ -134,6 +135,17 @@ def test_outside_of_a_mask_nothing_changes(dtype, keep_unchanged):
     assert np.array_equal(levels(edit.image)[outside], levels(image)[outside])
     assert edit.change_mask[outside].max() == 0 and edit.change_mask.max() == 1
     assert not torch.equal(edit.image, image)
+
+
+@pytest.mark.parametrize(("side", "growth"), [(512, 8), (64, 1)])
+def test_what_is_near_a_mask_is_not_taken_for_the_image(side, growth):
+    """An edit may reach a little further than the mask; what is drawn smaller, as little as that shows."""
+    mask = torch.zeros(1000, 1000)
+    mask[500, 500] = 1
+    known = _reduced(mask, side, side)
+    rows, columns = (torch.where(known.amax(axis))[0] for axis in (1, 0))
+    assert known.sum() == (2 * growth + 1) ** 2 and known.unique().tolist() == [0, 1]
+    assert int(rows.median()) == int(columns.median()) == side // 2
 
 
 def test_nan_outside_of_a_mask_does_not_get_in(caplog):
