@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class EncodingCache:
-    """An LRU cache of tensors on the CPU, limited by their bytes.
+    """An LRU cache of tensors on the CPU, limited by their bytes. Threads may share it.
 
     Args:
         max_bytes: With 0 nothing is stored.
@@ -22,31 +23,36 @@ class EncodingCache:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
         """The tensors that `put` stored for this key; None if it has none, or no longer has them."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
 
     def put(self, key: Hashable, tensors: tuple[Tensor, ...]) -> None:
         """Store copies on the CPU, so that no device memory is held. What alone exceeds the limit is not stored."""
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.max_bytes:
             return
-        self.nbytes -= _nbytes(self._kept.pop(key, ()))
-        self._kept[key] = tuple(tensor.to("cpu", copy=True) for tensor in tensors)
-        self.nbytes += size
-        while self.nbytes > self.max_bytes:
-            self.nbytes -= _nbytes(self._kept.popitem(last=False)[1])
+        copies = tuple(tensor.to("cpu", copy=True) for tensor in tensors)
+        with self._lock:
+            self.nbytes -= _nbytes(self._kept.pop(key, ()))
+            self._kept[key] = copies
+            self.nbytes += size
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= _nbytes(self._kept.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Remove everything."""
-        self._kept.clear()
-        self.nbytes = 0
+        with self._lock:
+            self._kept.clear()
+            self.nbytes = 0
 
 
 def _nbytes(tensors: tuple[Tensor, ...]) -> int:

@@ -116,7 +116,7 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
         raise FileError(f"{where} is not valid JSON ({reason}).") from None
     if not isinstance(value, dict):
         raise FileError(must_be(where, "a JSON object", Named(type(value).__name__)))
-    if _deeper_than(value, MAX_JSON_DEPTH):
+    if deeper_than(value, MAX_JSON_DEPTH):
         raise FileError(f"{where} is not valid JSON (it is nested deeper than {MAX_JSON_DEPTH} levels).")
     return value
 
@@ -134,7 +134,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _deeper_than(value: object, levels: int) -> bool:
+def deeper_than(value: object, levels: int) -> bool:
+    """Whether lists and dicts nest deeper than so many levels."""
     row: list[object] = [value]
     for _ in range(levels):
         row = [
@@ -146,6 +147,17 @@ def _deeper_than(value: object, levels: int) -> bool:
         if not row:
             return False
     return any(isinstance(one, (dict, list)) for one in row)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A block whose errors of the system name this file where they name none: those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

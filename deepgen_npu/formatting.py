@@ -21,6 +21,11 @@ def format_bytes(nbytes: int) -> str:
     return f"{nbytes} bytes"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 image``, ``1,000 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_download(nbytes: int) -> str:
     """The size of a download as hubs show it and as file managers do: ``13.5 GB (12.6 GiB)``."""
     return f"{nbytes / 10**9:.1f} GB ({nbytes / 2**30:.1f} GiB)"

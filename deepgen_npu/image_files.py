@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -17,7 +19,7 @@ from . import files
 from .checks import Named, must, must_be
 from .files import FileError, Rehearsed, as_json, kind_of, made, read_bytes, reason_of, replacing, require_room
 from .formatting import format_size
-from .rgb import to_mask, to_rgb
+from .rgb import to_mask, to_rgb, upright_size
 
 
 READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -97,6 +99,85 @@ def open_image(
             raise FileError(f"{where} cannot be read as an image ({reason.rstrip('.')}).") from None
 
 
+class Size(NamedTuple):
+    """Of an image, in pixels."""
+
+    width: int
+    height: int
+
+
+def read_size(path: Path) -> Size:
+    """The size of the image in a file as `open_image` would return it, by its header.
+
+    Raises:
+        FileError: As `open_image`, but for damage behind the header, which is not noticed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with files.open_regular(path) as file, Image.open(file, formats=_known(READ)) as image:
+                # Pillow turns TIFF when it loads it.
+                if image.format == "TIFF" or (image.format == "PNG" and _has_text_behind_pixels(file)):
+                    image.load()
+                width, height = upright_size(image)
+        except FileNotFoundError:
+            raise FileError(f"{path} does not exist.") from None
+        except FileError:
+            raise
+        except Image.DecompressionBombError:
+            raise FileError(must(str(path), f"have at most {MAX_PIXELS} pixels", Named("more"))) from None
+        except Exception as error:  # of damaged files, anything
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise FileError(f"{path} cannot be read as an image ({reason.rstrip('.')}).") from None
+    if width * height > MAX_PIXELS:
+        raise FileError(must(str(path), f"have at most {MAX_PIXELS} pixels", Named(format_size(width, height))))
+    return Size(width, height)
+
+
+_MOST_CHUNKS = 1 << 16
+"""A PNG with more parts is simply decoded."""
+
+
+def _has_text_behind_pixels(file: Any) -> bool:
+    """Whether a PNG may say behind its pixels how it is turned: decoding it takes a hundred times as long as this."""
+    place = file.tell()
+    file.seek(8)
+    behind = False
+    try:
+        for _ in range(_MOST_CHUNKS):
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if kind == b"IEND":
+                return False
+            if behind and kind != b"IDAT":
+                return True
+            behind = kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+        return True
+    except struct.error:  # it is cut off
+        return False
+    finally:
+        file.seek(place)
+
+
+def read_parameters(path: Path) -> dict[str, Any] | None:
+    """What the text ``deepgen`` of a PNG says; empty of a PNG without one, None of what is damaged or no PNG.
+
+    Raises:
+        FileNotFoundError: When there is nothing of that name.
+    """
+    try:
+        with warnings.catch_warnings(), files.open_regular(path) as file:
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=["PNG"]) as image:
+                image.load()  # texts may come behind the pixels
+                found = json.loads(getattr(image, "text", {}).get("deepgen", "{}"))
+    except FileNotFoundError:
+        raise
+    except Exception:  # of a foreign or a damaged file, anything
+        return None
+    return found if isinstance(found, dict) else {}
+
+
 def output_paths(name: str, count: int, option: str = "") -> list[Path]:
     """Where the images of a run go: the name itself, or, where there are several, the name with numbers from 1.
 
@@ -170,16 +251,26 @@ def save_somewhere(image: Image.Image, path: Path, parameters: Mapping[str, Any]
 
 
 def _write(image: Image.Image, path: Path, parameters: Mapping[str, Any]) -> None:
+    path.write_bytes(encoded(image, WRITTEN[path.suffix.lower()], parameters))
+
+
+def encoded(image: Image.Image, kind: str, parameters: Mapping[str, Any]) -> memoryview:
+    """The bytes of an image file.
+
+    Args:
+        image: As RGB.
+        kind: Format, one of the values of `WRITTEN`.
+        parameters: Of the run, for a PNG's text ``deepgen``.
+    """
     options = {}
-    kind = WRITTEN[path.suffix.lower()]
     if kind == "PNG":
         text = PngImagePlugin.PngInfo()
         text.add_itxt("deepgen", as_json(parameters))
         options["pnginfo"] = text
     # Pillow itself does not notice a disk that accepts only a part of the last bytes.
-    encoded = io.BytesIO()
-    image.save(encoded, kind, **options)
-    path.write_bytes(encoded.getbuffer())
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getbuffer()
 
 
 def _try_name(path: Path, option: str) -> None:

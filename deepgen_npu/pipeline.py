@@ -22,7 +22,7 @@ from .denoising import denoise
 from .devices import random_noise
 from .editing import Drawing, EditPlan, Mask, plan_edit
 from .edits.kept import Kept
-from .formatting import format_size
+from .formatting import counted, format_size
 from .images import as_list, from_pixels, in_form
 from .memory import Workload, run_with_memory_retry
 from .model import autoencoder
@@ -361,5 +361,5 @@ class DeepGenPipeline(Components):
         if not isinstance(latents, Tensor):
             raise TypeError(checks.must_be("latents", "a torch.Tensor", checks.type_of(latents)))
         if tuple(latents.shape) != shape:
-            images = f"{batch} {'image' if batch == 1 else 'images'} of {format_size(width, height)}"
+            images = f"{counted(batch, 'image')} of {format_size(width, height)}"
             raise ValueError(checks.must("latents", f"have the shape {list(shape)} for {images}", list(latents.shape)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from PIL import Image
 
 from .checks import Named, must
@@ -71,11 +73,28 @@ def to_mask(image: Image.Image) -> Image.Image:
     return to_rgb(image).convert("L")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image once it is turned as its EXIF says; nothing is decoded.
+
+    What a PNG says behind its pixels is known once it is loaded.
+    """
+    # That of PNG decodes the image first.
+    turn = _turn(image, Image.Image.getexif)
+    sideways = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+    return (image.height, image.width) if sideways else (image.width, image.height)
+
+
+def _turn(
+    image: Image.Image, exif: Callable[[Image.Image], Image.Exif] = lambda image: image.getexif()
+) -> Image.Transpose | None:
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        return _TURNS.get(exif(image).get(_ORIENTATION))
     except Exception:  # Pillow raises anything at broken EXIF, which is then ignored
-        turn = None
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
 
 

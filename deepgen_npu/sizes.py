@@ -13,6 +13,10 @@ from .errors import CheckpointError
 from .model.architecture import VISION_SCALE
 
 
+PAD, STRETCH = "pad", "stretch"
+"""How ``follow_input`` fits an image into a size that the model draws."""
+
+
 TRAINED_SIDE = 512
 """DeepGen 1.0 was trained at the area of 512 x 512 only (deepgenteam/deepgen issue 3)."""
 

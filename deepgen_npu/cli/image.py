@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 
 from .. import checks
+from ..sizes import PAD, STRETCH
 from . import options
 from .options import (
     DEFAULT_PROMPT,
-    PAD,
-    STRETCH,
     add_lora_option,
     add_model_option,
     add_placement_options,

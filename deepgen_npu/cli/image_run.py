@@ -15,22 +15,20 @@ from .. import checks, image_files
 from ..checkpoint.folder import Checkpoint, resolve_model
 from ..checkpoint.prompt_check import check_prompts_for
 from ..dtypes import dtype_name
-from ..edits.fitting import Fit, padded
 from ..errors import UsageError
 from ..formatting import format_bytes, format_size
+from ..image_request import ImageRequest
 from ..locations import downloaded_model
 from ..lora.file import check_choices
-from .options import PAD, STRETCH, complain
+from ..sizes import STRETCH
+from .options import complain
 
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor
 
-    from ..edits.kept import Kept
     from ..pipeline import DeepGenPipeline
-    from ..sizes import SizeRules
 
 
 class Laps:
@@ -72,10 +70,18 @@ def run(arguments: argparse.Namespace) -> int:
     references = [image_files.open_image(Path(name).expanduser(), "--input_image") for name in names]
     mask = image_files.open_mask(Path(arguments.mask).expanduser(), "--mask") if arguments.mask else None
     checkpoint = Checkpoint.open(resolve_model(arguments.model_path or downloaded_model()))
-    size, fit = _size(arguments, checkpoint.sizes, references)
+    request = ImageRequest(
+        checkpoint.sizes,
+        references,
+        mask,
+        arguments.keep_unchanged,
+        arguments.follow_input,
+        arguments.height,
+        arguments.width,
+    )
+    size = request.size
     check_prompts_for(checkpoint, arguments.prompt, arguments.negative_prompt, editing=bool(references))
     check_choices(arguments.lora, checkpoint.configs["transformer"])
-    in_place = _is_in_place(arguments)
     parameters = {
         "model": checkpoint.folder.name,
         "prompt": arguments.prompt,
@@ -91,36 +97,32 @@ def run(arguments: argparse.Namespace) -> int:
         "guidance_scale": arguments.guidance_scale,
         "loras": [one.as_dict() for one in arguments.lora],
     }
-    saved = (references[0].height, references[0].width) if in_place else (fit.rows, fit.columns)
-    image_files.rehearse(outputs, *saved, parameters, "--output_image")
+    image_files.rehearse(outputs, *request.result_size, parameters, "--output_image")
 
     from ..devices import synchronize
-    from ..editing import Drawing, EditPlan
-    from ..images import in_form
+    from ..editing import Drawing
 
-    plan = None
-    if in_place:  # what there is to draw is known before the weights are read
-        given = None if arguments.height is None and arguments.width is None else size
-        plan = EditPlan.of(checkpoint.sizes, references[0], mask, arguments.keep_unchanged, given)
-        if len(plan.regions) > 1:
-            print(f"The mask has {len(plan.regions)} regions, which are edited one after the other.")
+    plan = request.plan  # what there is to draw is known before the weights are read
+    if plan is not None and len(plan.regions) > 1:
+        print(f"The mask has {len(plan.regions)} regions, which are edited one after the other.")
     pipe, device = _load(checkpoint, arguments)
-    steps, count = arguments.num_inference_steps, arguments.num_images
+    steps = arguments.num_inference_steps
     print(f"Starting inference on {device} ({steps} steps)...")
     laps = Laps(lambda: synchronize(device))
-    texts = [arguments.prompt], arguments.negative_prompt
-    noise = _noise(arguments, pipe, device)
-    drawing = Drawing(pipe, *texts, references[1:], count, noise, steps, arguments.guidance_scale, None, laps.add)
-    kept: Sequence[Kept | None] = [None] * count
+    drawing = Drawing(
+        pipe,
+        [arguments.prompt],
+        arguments.negative_prompt,
+        references[1:],
+        arguments.num_images,
+        _noise(arguments, pipe, device),
+        steps,
+        arguments.guidance_scale,
+        on_stage=laps.add,
+    )
+    images, kept = zip(*request.draw(drawing), strict=True)
     if plan is not None:
-        edits = plan.run(drawing)
         laps.add("put back")
-        images = [in_form(edit.image[None], "pil")[0] for edit in edits]
-        kept = [edit.kept for edit in edits]
-    else:
-        shown = padded(references, *size) if arguments.follow_input == PAD else references
-        drawn = drawing.draw(texts[0], shown, *size, noise(*size), count)
-        images = in_form(fit.content(drawn), "pil")
     parameters |= {"device": str(device), "dtype": dtype_name(pipe.dtype), "vae_tiling": arguments.vae_tiling}
     each = [parameters | ({"kept": one.as_dict()} if one else {}) for one in kept]
     reports = [f"{path.name}: {one}\n" for path, one in zip(outputs, kept, strict=True) if one]
@@ -136,31 +138,9 @@ def _check_options(arguments: argparse.Namespace) -> list[str]:
     if len(names) > checks.MAX_REFERENCES:
         found = checks.Named(f"{len(names)} files")
         raise UsageError(checks.must_be("--input_image", f"at most {checks.MAX_REFERENCES} files", found))
-    if arguments.follow_input == STRETCH and _is_in_place(arguments):
+    if arguments.follow_input == STRETCH and (arguments.mask or arguments.keep_unchanged):
         raise UsageError("--follow_input stretch cannot be combined with --mask or --keep_unchanged: leave it out.")
     return names
-
-
-def _is_in_place(arguments: argparse.Namespace) -> bool:
-    return bool(arguments.mask) or arguments.keep_unchanged
-
-
-def _size(
-    arguments: argparse.Namespace, rules: SizeRules, references: Sequence[Image.Image]
-) -> tuple[tuple[int, int], Fit]:
-    """(height, width) to draw at, and where the image lies in that."""
-    editing = bool(references)
-    if arguments.follow_input == STRETCH:
-        size = rules.match_aspect(references[0].height, references[0].width)
-    elif arguments.follow_input or (_is_in_place(arguments) and arguments.height is None and arguments.width is None):
-        size = rules.least_padding(references[0].height, references[0].width)
-    else:
-        given = zip((arguments.height, arguments.width), rules.match_aspect(1, 1, editing), strict=True)
-        height, width = (trained if side is None else side for side, trained in given)
-        size = rules.check(height, width, editing)
-    if arguments.follow_input == PAD:
-        return size, Fit.padded(references[0].height, references[0].width, *size)
-    return size, Fit.stretched(*size)
 
 
 def _noise(arguments: argparse.Namespace, pipe: DeepGenPipeline, device: torch.device) -> Callable[[int, int], Tensor]:

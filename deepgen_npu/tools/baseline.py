@@ -7,11 +7,9 @@ versions and device.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoint.folder import PARTS, Checkpoint, StoredTensor
 from ..checks import Named, must, must_be, one_of
 from ..dtypes import CHOICES, dtype_name
 from ..files import (
@@ -27,7 +24,6 @@ from ..files import (
     Rehearsed,
     as_json,
     new_folder,
-    open_regular,
     read_bytes,
     read_json,
     reason_of,
@@ -35,7 +31,6 @@ from ..files import (
 )
 from ..formatting import format_size
 from ..image_files import open_image, save_image
-from ..lora.file import LoraChoice, check_choices
 from .runs import RunSettings
 
 
@@ -46,8 +41,6 @@ _FILES = ("reference.json", "latents.safetensors", "picture.png")
 _MAX_LATENTS_BYTES = 256 << 20
 """The latents of 6144 x 6144 pixels have 36 MiB in float32."""
 _MAX_FACTS_BYTES = 1 << 20
-_SAMPLE_BYTES = 64
-"""From the start of each tensor."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Baseline:
         image: What they decode to.
         settings: What to run again.
         model: Its name, for people.
-        fingerprint: See `fingerprint`.
+        fingerprint: See `fingerprint.fingerprint`.
         dtype: Of the weights.
         machine: Versions and device, for people.
     """
@@ -191,47 +184,3 @@ def rehearse(folder: Path, settings: RunSettings | None = None) -> None:
             raise Rehearsed
     except OSError as error:
         raise FileError(f"--save {folder} cannot be written: {reason_of(error)}.") from None
-
-
-def fingerprint(checkpoint: Checkpoint, drawn: str = "", loras: Iterable[LoraChoice] = ()) -> str:
-    """A short name of a model's content, independent of its folder and of how its files are split.
-
-    It covers configs, prompt template and, for each tensor, name, dtype, shape and first bytes: enough to distinguish
-    any two trainings without reading 12.6 GiB.
-
-    Args:
-        checkpoint: The model.
-        drawn: What the weights are drawn from, for a model without files.
-        loras: What is merged into the weights.
-
-    Returns:
-        64 hexadecimal digits (SHA-256).
-    """
-    digest = hashlib.sha256(drawn.encode())
-
-    def add(content: Any) -> None:
-        digest.update(json.dumps(content, sort_keys=True).encode())
-
-    add({name: dict(config) for name, config in checkpoint.stored_configs.items()})
-    add(dict(checkpoint.prompt_template))
-    for part in PARTS:
-        for name, tensor in sorted(checkpoint.tensors[part].items()):
-            add([part, name, tensor.dtype, list(tensor.shape)])
-            if not drawn:
-                digest.update(_sample(tensor))
-    chosen = list(loras)
-    for choice, file in zip(chosen, check_choices(chosen, checkpoint.configs["transformer"]), strict=True):
-        add(["lora", choice.strength])
-        for change in sorted(file.changes, key=lambda one: one.name):
-            alpha = {} if change.alpha is None else {"alpha": change.alpha}
-            add([change.layer.modules, change.scale])
-            for part, tensor in sorted({**change.tensors, **alpha}.items()):
-                add([part, tensor.dtype, list(tensor.shape)])
-                digest.update(_sample(tensor))
-    return digest.hexdigest()
-
-
-def _sample(tensor: StoredTensor) -> bytes:
-    with open_regular(tensor.file) as file:
-        file.seek(tensor.offset)
-        return file.read(min(_SAMPLE_BYTES, tensor.nbytes))

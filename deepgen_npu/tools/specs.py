@@ -23,7 +23,7 @@ from ..lora.file import LoraChoice, check_choices
 from ..npu_setup import MEASURED
 from ..pipeline import DeepGenPipeline
 from . import doctor
-from .baseline import fingerprint
+from .fingerprint import fingerprint
 from .random_model import RandomModel
 from .runs import RunSettings
 
@@ -79,7 +79,7 @@ class ModelSpec:
         return " + ".join([model, *map(str, self.loras)])
 
     def fingerprint(self) -> str:
-        """See `baseline.fingerprint`."""
+        """See `fingerprint.fingerprint`."""
         return fingerprint(self.checkpoint, self.random.recipe if self.random else "", self.loras)
 
     def settings(self, arguments: argparse.Namespace) -> RunSettings:

@@ -1,4 +1,4 @@
-"""A hub for downloads in the tests' own process; `test_download` has another, for processes of their own."""
+"""Batches, and a hub that the tests' own process downloads from; `test_download` has one for other processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from batch_files import batch, quick  # noqa: F401
 from hub_server import DATA, Hub, serve
 
 from deepgen_npu.hub.download import MODEL_ID

@@ -38,6 +38,12 @@ def test_light_modules_import_nothing_heavy(module):
     assert run(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
+@pytest.mark.parametrize("module", ["deepgen_npu.cli.batch_run", "deepgen_npu.tools.batch.survey"])
+def test_rows_are_checked_without_torch(module):
+    heavy = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "ray", "pyarrow")
+    assert run(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
 def test_public_names_are_there():
     import deepgen_npu
 

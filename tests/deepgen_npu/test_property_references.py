@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from deepgen_npu import cli
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.tools import specs
-from deepgen_npu.tools.baseline import Baseline, fingerprint
+from deepgen_npu.tools.baseline import Baseline
+from deepgen_npu.tools.fingerprint import fingerprint
 from deepgen_npu.tools.runs import RunSettings
 
 

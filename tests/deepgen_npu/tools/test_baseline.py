@@ -20,7 +20,8 @@ from tensors import load_file
 from deepgen_npu import cli
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.tools import runs
-from deepgen_npu.tools.baseline import Baseline, fingerprint, rehearse
+from deepgen_npu.tools.baseline import Baseline, rehearse
+from deepgen_npu.tools.fingerprint import fingerprint
 from deepgen_npu.tools.runs import RunSettings
 
 
