@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import npu_setup
 from ..errors import DeepGenError
-from . import checkpoint, image, options, signals, tools
+from . import batch, checkpoint, image, options, signals, tools
 from .options import Parser, complain, in_lines
 
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     image.add_arguments(edit, editing=True)
     checkpoint.add_commands(commands)
     tools.add_commands(commands)
+    batch.add_commands(commands)
     return _run(parser, argv)
 
 

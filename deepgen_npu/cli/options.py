@@ -17,9 +17,10 @@ from ..formatting import split_commands
 from ..lora.file import LoraChoice, strength
 
 
+AUTO = "auto"
+"""As many as there are."""
+
 DEFAULT_PROMPT = "a photo of a blue pizza and a yellow baseball glove"
-PAD, STRETCH = "pad", "stretch"
-"""How ``--follow_input`` fits an input into a size that the model draws."""
 
 Value = TypeVar("Value")
 
