@@ -20,7 +20,9 @@ ON_ONE_PAIR := bench cli devices doctor files hostile_hub image_files images imp
 	property_arguments refused_downloads stopped_downloads \
 	property_image_files property_references publishing baseline requirements signals sizes verify \
 	quantize lora_option file kinds formats \
-	boxes change composite demo_checkpoint editing fitting lines masks registration run
+	boxes change composite demo_checkpoint editing fitting lines masks registration run \
+	cards cluster connection pool resources worker \
+	batch contact_sheet fingerprints folder image_headers local manifest names progress rows survey tables
 
 .PHONY: help demo demo-checkpoint format fast test lint test-comfyui test-nodes test-pack test-library test-ascend-pair \
 	test-torch-npu \
