@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from dev.stand_in_worker import wait_for_others
 
 
 ROOT = Path(__file__).parents[1]
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same in IPv6, and ::1, as the kernel writes them."""
 
 _SIMULATED = """\
 import os, sys
@@ -37,6 +41,19 @@ def write_torch_npu(folder: Path, version: str) -> str:
     (folder / "torch_npu").mkdir()
     (folder / "torch_npu" / "__init__.py").write_text(_SIMULATED, encoding="utf-8")
     return os.pathsep.join([str(folder), str(ROOT / "tests"), str(ROOT)])
+
+
+def listening(mark: str) -> set[str]:
+    """Addresses, as the kernel writes them, at which processes listen that have a text in their environment."""
+    sockets = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                for one in (folder / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        sockets.add(os.readlink(one))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
 class Together(Worker):

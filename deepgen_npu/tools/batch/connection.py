@@ -27,6 +27,10 @@ from .pool import short
 from .resources import AUTO, ClusterSettings, address_of, own_node
 
 
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0 a cluster listens on the loopback interface alone, as by itself on Windows and macOS. It is read when Ray is
+imported. The address of that interface, passed to Ray, would become that of the machine."""
+
 LONGEST_TEMPORARY = 40
 """Characters of a folder for Ray: the names of its sockets, of at most 107 bytes, have about 65 below it."""
 
@@ -39,8 +43,10 @@ def import_ray(settings: ClusterSettings) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     mode = os.environ.get("RAY_AUTH_MODE")
+    if address_of(settings) is None:
+        os.environ[LOOPBACK] = "0"
     if address_of(settings) is None and mode in (None, "token"):
-        # A cluster listens on all interfaces. Without a token in the environment, Ray writes one into the home folder.
+        # Of other users of this machine. Without a token in the environment, Ray writes one into the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     elif mode is None and has_token():

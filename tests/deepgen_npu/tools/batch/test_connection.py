@@ -51,7 +51,7 @@ def environment(monkeypatch, tmp_path):
     for name in list(os.environ):
         if name.startswith("RAY_"):
             monkeypatch.delenv(name)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", connection.LOOPBACK):
         monkeypatch.setenv(name, "")  # so that what is set is taken back
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -73,7 +73,7 @@ def test_what_is_started_here_has_a_token_of_this_run(monkeypatch):
     import_ray(HERE)
     token = os.environ["RAY_AUTH_TOKEN"]
     assert os.environ["RAY_AUTH_MODE"] == "token" and len(token) == 64
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == os.environ[connection.LOOPBACK] == "0"
     import_ray(HERE)  # Ray has read it
     assert os.environ["RAY_AUTH_TOKEN"] == token
 
@@ -87,7 +87,7 @@ def test_whoever_wants_no_token_gets_none(monkeypatch):
 
 def test_a_cluster_of_others_gets_the_token_of_this_account(tmp_path):
     import_ray(ELSEWHERE)
-    assert "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", connection.LOOPBACK} & set(os.environ)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("secret")
     import_ray(ELSEWHERE)
