@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,28 +75,50 @@ def open_image(
     except FileError as error:
         raise FileError(f"{option} {error}".strip()) from None
 
-    def too_large(found: str) -> FileError:
-        return FileError(must(where, f"have at most {MAX_PIXELS} pixels", Named(found)))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about harmless damage and large images
+    with _decoding(where):
         try:
             with Image.open(io.BytesIO(content), formats=_known(READ)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise too_large(format_size(*image.size))
+                _require_few_pixels(where, *image.size)
                 image.load()
                 return convert(image)
-        except FileError:
-            raise
         except UnidentifiedImageError:
             raise FileError(
                 f"{where} cannot be read as an image: it is not {', '.join(_known(READ))}, or it is damaged."
             ) from None
+
+
+@contextlib.contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    """A block in which Pillow warns of nothing (harmless damage, large images) and its errors are in words.
+
+    Args:
+        where: The file, for errors.
+
+    Raises:
+        FileError: For whatever goes wrong.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except FileError:
+            raise
+        except FileNotFoundError:
+            raise FileError(f"{where} does not exist.") from None
         except Image.DecompressionBombError:
-            raise too_large("more") from None
+            raise _too_large(where, "more") from None
         except Exception as error:  # decoders of damaged files raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise FileError(f"{where} cannot be read as an image ({reason.rstrip('.')}).") from None
+
+
+def _require_few_pixels(where: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_large(where, format_size(width, height))
+
+
+def _too_large(where: str, found: str) -> FileError:
+    return FileError(must(where, f"have at most {MAX_PIXELS} pixels", Named(found)))
 
 
 class Size(NamedTuple):
@@ -112,26 +134,17 @@ def read_size(path: Path) -> Size:
     Raises:
         FileError: As `open_image`, but for damage behind the header, which is not noticed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with files.open_regular(path) as file, Image.open(file, formats=_known(READ)) as image:
-                # Pillow turns TIFF when it loads it.
-                if image.format == "TIFF" or (image.format == "PNG" and _has_text_behind_pixels(file)):
-                    image.load()
-                width, height = upright_size(image)
-        except FileNotFoundError:
-            raise FileError(f"{path} does not exist.") from None
-        except FileError:
-            raise
-        except Image.DecompressionBombError:
-            raise FileError(must(str(path), f"have at most {MAX_PIXELS} pixels", Named("more"))) from None
-        except Exception as error:  # of damaged files, anything
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise FileError(f"{path} cannot be read as an image ({reason.rstrip('.')}).") from None
-    if width * height > MAX_PIXELS:
-        raise FileError(must(str(path), f"have at most {MAX_PIXELS} pixels", Named(format_size(width, height))))
-    return Size(width, height)
+    with (
+        _decoding(str(path)),
+        files.open_regular(path) as file,
+        Image.open(file, formats=_known(READ)) as image,
+    ):
+        # Pillow turns TIFF when it loads it.
+        if image.format == "TIFF" or (image.format == "PNG" and _has_text_behind_pixels(file)):
+            image.load()
+        size = Size(*upright_size(image))
+        _require_few_pixels(str(path), *size)
+        return size
 
 
 _MOST_CHUNKS = 1 << 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import random
@@ -18,7 +17,7 @@ from PIL import Image
 
 from deepgen_npu.tools.batch.cluster import Cluster
 from deepgen_npu.tools.batch.folder import OutputFolder
-from deepgen_npu.tools.batch.manifest import ERROR, OK, Entry
+from deepgen_npu.tools.batch.manifest import ERROR, Entry
 from deepgen_npu.tools.batch.names import image_files
 from deepgen_npu.tools.batch.rows import Row
 from deepgen_npu.tools.batch.survey import Job
@@ -60,24 +59,9 @@ class StandIn:
             return Entry(row.number, row.id, ERROR, error="a bad row", node=socket.gethostname())
         if row.prompt == "full":
             raise OSError(28, "No space left on device", str(self.output))
-        names = image_files(row.id, 1)
-        OutputFolder(self.output).save_image(
-            image, names[0], {"batch": {"id": row.id, "fingerprint": job.fingerprint}}
-        )
-        return Entry(
-            row.number,
-            row.id,
-            OK,
-            files=[str(name) for name in names],
-            seeds=[row.seed],
-            width=64,
-            height=64,
-            seconds=round(seconds, 3),
-            sha256=[hashlib.sha256(image.tobytes()).hexdigest()],
-            fingerprint=job.fingerprint,
-            node=socket.gethostname(),
-            device="stand-in",
-        )
+        (name,) = image_files(row.id, 1)
+        OutputFolder(self.output).save_image(image, name, {"batch": {"id": row.id, "fingerprint": job.fingerprint}})
+        return job.line([image], seconds=round(seconds, 3), node=socket.gethostname(), device="stand-in")
 
 
 class StandInWorker(Worker):

@@ -143,6 +143,11 @@ def _devices(arguments: argparse.Namespace) -> int | None:
     """How many draw at once; None if only the cluster knows."""
     if not _uses_ray(arguments):
         return 1
+    return _worker_count(arguments)
+
+
+def _worker_count(arguments: argparse.Namespace) -> int | None:
+    """Of workers of Ray; None for as many as there is room for."""
     return None if arguments.workers in (None, AUTO) else arguments.workers
 
 
@@ -177,9 +182,9 @@ def _drawer(
         return Local(load)
     from ..tools.batch.cluster import Cluster, ClusterSettings
 
-    wanted = None if arguments.workers in (None, AUTO) else arguments.workers
+    count = _worker_count(arguments)
     cluster = ClusterSettings(
-        wanted, arguments.address, arguments.device, arguments.worker_resources, arguments.attempts
+        count, arguments.address, arguments.device, arguments.worker_resources, arguments.attempts
     )
     return Cluster(cluster, settings, folder, tell)
 

@@ -31,6 +31,9 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """With 0 a cluster listens on the loopback interface alone, as by itself on Windows and macOS. It is read when Ray is
 imported. The address of that interface, passed to Ray, would become that of the machine."""
 
+SHORT_TEMPORARY = "/tmp"
+"""Where there is always room for a short name, outside of Windows."""
+
 LONGEST_TEMPORARY = 40
 """Characters of a folder for Ray: the names of its sockets, of at most 107 bytes, have about 65 below it."""
 
@@ -119,7 +122,7 @@ def temporary_folder() -> Iterator[str]:
     """For the sessions of a cluster of our own: short, since it has sockets."""
     usual = tempfile.gettempdir()
     fits = len(usual) < LONGEST_TEMPORARY or os.name == "nt"
-    folder = tempfile.mkdtemp(prefix="dgray-", dir=usual if fits else "/tmp")
+    folder = tempfile.mkdtemp(prefix="dgray-", dir=usual if fits else SHORT_TEMPORARY)
     try:
         yield folder
     finally:

@@ -21,9 +21,8 @@ from ...image_request import ImageRequest
 from ...memory import OutOfDeviceMemory
 from ...pipeline import DeepGenPipeline
 from .. import doctor
-from .fingerprints import pixels_hash
 from .folder import OutputFolder
-from .manifest import ERROR, OK, Entry
+from .manifest import ERROR, Entry
 from .names import image_files
 from .rows import Row
 from .survey import Job
@@ -42,11 +41,16 @@ class RunError(DeepGenError, RuntimeError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A row with its images read, or why they cannot be."""
+    """A row with its images read, or why they cannot be.
+
+    Attributes:
+        row: The row.
+        request: With its images; None if they cannot be read.
+        error: Why not.
+    """
 
     row: Row
-    references: Sequence[Image.Image] = field(default=(), repr=False)
-    mask: Image.Image | None = field(default=None, repr=False)
+    request: ImageRequest | None = None
     error: str = ""
 
 
@@ -97,15 +101,16 @@ class Painter:
         """
         try:
             references = [open_image(Path(name)) for name in row.images]
-            loaded = Loaded(row, references, open_mask(Path(row.mask)) if row.mask else None)
-            request = self._request(loaded)
+            mask = open_mask(Path(row.mask)) if row.mask else None
+            asked = row.keep_unchanged, row.follow_input, row.height, row.width
+            request = ImageRequest(self.pipe.sizes, references, mask, *asked)
             if self._has_second_card and not request.in_place:
                 # It stays in the pipeline's cache. Without memory for it, drawing finds none either, and counts that.
                 with contextlib.suppress(OutOfDeviceMemory):
                     self.pipe.encode_prompt(row.prompt, request.shown or None, row.negative_prompt, *request.size)
         except (*ROW_ERRORS, OSError) as error:
             return Loaded(row, error=str(error) or type(error).__name__)
-        return loaded
+        return Loaded(row, request)
 
     def draw(self, loaded: Loaded) -> Drawn:
         """Draw the images of a row, each from its own seed, one at a time. They share one encoding.
@@ -113,14 +118,14 @@ class Painter:
         Raises:
             RunError: When several rows have not found enough memory.
         """
-        if loaded.error:
+        if loaded.request is None:
             return Drawn(error=loaded.error)
         start = time.perf_counter()
-        request, row = self._request(loaded), loaded.row
+        request, row = loaded.request, loaded.row
         images, kept = [], []
         try:
             for seed in row.seeds:
-                ((image, found),) = request.draw(self._drawing(loaded, seed))
+                ((image, found),) = request.draw(self._drawing(row, request.references[1:], seed))
                 images.append(image)
                 kept.append(None if found is None else found.as_dict())
         except ROW_ERRORS as error:
@@ -138,27 +143,13 @@ class Painter:
             OSError: When they cannot be written: the fault of the run.
         """
         row = job.row
-        facts: dict[str, Any] = {"node": socket.gethostname(), "device": self.device, "extra": row.extra}
+        place: dict[str, Any] = {"node": socket.gethostname(), "device": self.device}
         if drawn.error:
-            return Entry(row.number, row.id, ERROR, error=drawn.error, **facts)
-        names = image_files(row.id, row.n)
-        for number, (image, name) in enumerate(zip(drawn.images, names, strict=True)):
+            return Entry(row.number, row.id, ERROR, error=drawn.error, extra=row.extra, **place)
+        for number, (image, name) in enumerate(zip(drawn.images, image_files(row.id, row.n), strict=True)):
             self.folder.save_image(image, name, self._text(job, drawn, number))
-        return Entry(
-            row.number,
-            row.id,
-            OK,
-            files=[str(name) for name in names],
-            seeds=row.seeds,
-            width=drawn.images[0].width,
-            height=drawn.images[0].height,
-            seconds=round(drawn.seconds, 3),
-            sha256=[pixels_hash(image) for image in drawn.images],
-            fingerprint=job.fingerprint,
-            kept=drawn.kept if any(drawn.kept) else (),
-            references=job.references,
-            **facts,
-        )
+        kept = drawn.kept if any(drawn.kept) else ()
+        return job.line(drawn.images, seconds=round(drawn.seconds, 3), kept=kept, **place)
 
     def facts(self) -> dict[str, Any]:
         """Where and with what it draws, for ``run.json``."""
@@ -175,19 +166,12 @@ class Painter:
         devices = {name: part.device for name, part in self.pipe.memory().items()}
         return devices["vlm"] != devices["transformer"]
 
-    def _request(self, loaded: Loaded) -> ImageRequest:
-        row = loaded.row
-        asked = row.keep_unchanged, row.follow_input, row.height, row.width
-        return ImageRequest(self.pipe.sizes, loaded.references, loaded.mask, *asked)
-
-    def _drawing(self, loaded: Loaded, seed: int) -> Drawing:
-        row = loaded.row
-
+    def _drawing(self, row: Row, others: Sequence[Image.Image], seed: int) -> Drawing:
         def noise(height: int, width: int) -> Tensor:
             return self.pipe.prepare_latents(1, height, width, seed=seed)
 
         texts = [row.prompt], row.negative_prompt
-        return Drawing(self.pipe, *texts, loaded.references[1:], 1, noise, row.num_inference_steps, row.guidance_scale)
+        return Drawing(self.pipe, *texts, others, 1, noise, row.num_inference_steps, row.guidance_scale)
 
     def _count_memory(self, error: BaseException) -> None:
         if not isinstance(error, (OutOfDeviceMemory, MemoryError)):

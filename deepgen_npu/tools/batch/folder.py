@@ -97,7 +97,7 @@ class OutputFolder:
             file.close()  # another batch has ended meanwhile, and removed it
         # Locks of the system do not reach other machines everywhere, and some file systems have none.
         holder = _holder(file)
-        if holder and (mine is None or not holder.endswith(f" of {socket.gethostname()}")):
+        if holder and (mine is None or _is_of_another_machine(holder)):
             file.close()
             raise UsageError(
                 f"{self.path} is in use by {holder}: wait for it, or remove {self._lock} if it has ended."
@@ -189,7 +189,7 @@ def _is_held(path: Path) -> bool:
     except OSError:
         return True
     if mine:
-        return bool(holder) and not holder.endswith(f" of {socket.gethostname()}")
+        return _is_of_another_machine(holder)
     return mine is False or bool(holder)
 
 
@@ -201,3 +201,7 @@ def _holder(file: IO[str]) -> str:
         return f"process {int(found['pid'])} of {found['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def _is_of_another_machine(holder: str) -> bool:
+    return bool(holder) and not holder.endswith(f" of {socket.gethostname()}")

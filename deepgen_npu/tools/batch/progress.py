@@ -126,11 +126,10 @@ def _time(survey: Survey, devices: int | None) -> str:
         source, seconds = REPORT, _REPORT_SECONDS / _REPORT_PIXELS * survey.pixels
     else:
         source = f"{seconds / survey.images:.2g} s an image, as so far in this folder"
-    each = "a device" if devices is None else "one device" if devices == 1 else f"{devices} devices"
-    shared = (
-        f"{duration(seconds / (devices or 1))} on {each}" if devices else f"{duration(seconds)} divided by devices"
-    )
-    return f"Time: about {shared} ({source})."
+    where = "divided by devices"
+    if devices is not None:
+        seconds, where = seconds / devices, "on one device" if devices == 1 else f"on {devices} devices"
+    return f"Time: about {duration(seconds)} {where} ({source})."
 
 
 def faults(survey: Survey) -> str:

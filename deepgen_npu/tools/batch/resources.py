@@ -12,7 +12,7 @@ from ... import npu_setup
 from ...checkpoint.folder import Checkpoint, resolve_model
 from ...checks import Named, must, must_be
 from ...errors import UsageError
-from ...formatting import command
+from ...formatting import command, counted
 from .cards import CPU, CUDA, NPU, RESOURCE, cards_of_a_worker, visible_ids
 from .pool import IN_FLIGHT
 
@@ -150,8 +150,7 @@ def room(nodes: list[dict[str, Any]], asked: Mapping[str, float]) -> int:
 
 def _no_room(nodes: list[dict[str, Any]], settings: ClusterSettings, asked: Mapping[str, float]) -> NoReturn:
     have = {name: sum(node["Resources"].get(name, 0) for node in nodes if node["Alive"]) for name in asked}
-    count = settings.workers or 1
-    wanted = f"have room for {count} {'worker' if count == 1 else 'workers'} of {json.dumps(asked)}"
+    wanted = f"have room for {counted(settings.workers or 1, 'worker')} of {json.dumps(asked)}"
     advice = ""
     if RESOURCE[NPU] in asked:
         # What Ray finds by itself depends on chance where a node has GPUs, too, or declares its NPUs as such.

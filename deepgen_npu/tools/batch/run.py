@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from ...formatting import counted
 from ...image_files import open_image
-from .fingerprints import pixels_hash
 from .folder import OutputFolder
 from .manifest import ERROR, OK, Entry, Manifest
 from .names import image_files
@@ -150,18 +149,5 @@ def finished(job: Job, folder: OutputFolder) -> Entry | None:
         images = [open_image(folder.path / name) for name in names]
     except ValueError:
         return None
-    return Entry(
-        row.number,
-        row.id,
-        OK,
-        files=[str(name) for name in names],
-        seeds=row.seeds,
-        width=images[0].width,
-        height=images[0].height,
-        sha256=[pixels_hash(image) for image in images],
-        fingerprint=job.fingerprint,
-        attempts=0,
-        kept=[(folder.stored(name) or {}).get("kept") for name in names] if row.mask or row.keep_unchanged else (),
-        references=job.references,
-        extra=row.extra,
-    )
+    kept = [(folder.stored(name) or {}).get("kept") for name in names] if row.mask or row.keep_unchanged else ()
+    return job.line(images, attempts=0, kept=kept)

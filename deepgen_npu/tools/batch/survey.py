@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoint.folder import Checkpoint
 from ...checkpoint.prompt_check import PromptCheck
@@ -16,12 +16,15 @@ from ...files import FileError
 from ...formatting import counted
 from ...image_files import read_size
 from ...image_request import ImageRequest
-from .fingerprints import FileState, References, differences, fingerprint
+from .fingerprints import FileState, References, differences, fingerprint, pixels_hash
 from .folder import OutputFolder
-from .manifest import History, Known
+from .manifest import OK, Entry, History, Known
 from .names import TakenNames, image_files
 from .rows import BadRow, Defaults, Row, read_rows
 
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DONE, KEPT, TO_MAKE, BAD, KEPT_ERROR, ELSEWHERE = range(6)
 """Of a row: in the manifest; its files are there, but no line; to be drawn; cannot be; could not be and is left so; of
@@ -43,6 +46,29 @@ class Job:
     fingerprint: str
     references: Mapping[str, FileState]
     stale: tuple[str, ...] = ()
+
+    def line(self, images: Sequence[Image.Image], **facts: Any) -> Entry:
+        """The line of the manifest for the row's images.
+
+        Args:
+            images: In the order of their seeds.
+            facts: What else it says.
+        """
+        row = self.row
+        return Entry(
+            row.number,
+            row.id,
+            OK,
+            files=[str(name) for name in image_files(row.id, row.n)],
+            seeds=row.seeds,
+            width=images[0].width,
+            height=images[0].height,
+            sha256=[pixels_hash(image) for image in images],
+            fingerprint=self.fingerprint,
+            references=self.references,
+            extra=row.extra,
+            **facts,
+        )
 
 
 @dataclass

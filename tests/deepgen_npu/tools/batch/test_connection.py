@@ -118,7 +118,7 @@ def test_a_long_temporary_folder_is_left_for_a_short_one(monkeypatch, tmp_path):
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with temporary_folder() as folder:
-        assert folder.startswith("/tmp/")
+        assert os.path.dirname(folder) == connection.SHORT_TEMPORARY
     monkeypatch.setattr(connection, "LONGEST_TEMPORARY", 1000)
     with temporary_folder() as folder:
         assert folder.startswith(str(long))
