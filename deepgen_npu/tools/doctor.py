@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, npu_setup
+from .. import __version__, auto_dtype, npu_setup
 from ..checks import must_be
 from ..formatting import format_bytes
 from ..npu_setup import Problem, package_version
@@ -70,6 +70,13 @@ for kind in kinds:
             card["free"], card["total"] = backend.mem_get_info(index)
         except Exception as error:
             card["error"] = str(error).strip().split("\\n")[0]
+        try:
+            if kind == "npu":
+                card["bfloat16"] = bool(backend.is_bf16_supported())
+            else:
+                card["capability"], card["rocm"] = backend.get_device_capability(index), bool(torch.version.hip)
+        except Exception:
+            pass
         found.append(card)
 print("\\n" + json.dumps(found))
 """
@@ -101,7 +108,8 @@ class Report:
         cards: Device files of NPUs.
         environment: Values of `npu_setup.VARIABLES`; None for unset ones.
         wanted: The device that has to exist.
-        devices: What torch found: ``device``, ``name``, ``free`` and ``total`` bytes, ``error``.
+        devices: What torch found: ``device``, ``name``, ``free`` and ``total`` bytes, ``error``, and the ``dtype``
+            that ``auto`` is there, with its reason in ``why``; None where that is not known.
         torch_error: Why torch does not load; None when it does.
         findings: Problems and advice.
     """
@@ -207,7 +215,20 @@ def probe(environment: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | N
         return [], f"torch did not answer within {PROBE_SECONDS} s"
     if child.returncode != 0:
         return [], _errors(child.stderr) or f"the process ended with status {child.returncode}"
-    return json.loads(child.stdout.strip().splitlines()[-1]), None
+    found = json.loads(child.stdout.strip().splitlines()[-1])
+    return [_with_dtype(**device) for device in found], None
+
+
+def _with_dtype(
+    bfloat16: bool | None = None, capability: Sequence[int] | None = None, rocm: bool = False, **device: Any
+) -> dict[str, Any]:
+    """A device with what the dtype ``auto`` is there, from what the probe asked it."""
+    best, name = None, device["name"]
+    if name is not None and device["device"].startswith("npu"):
+        best = auto_dtype.on_npu(name, bfloat16)
+    elif name is not None and capability is not None:
+        best = auto_dtype.on_cuda(name, (capability[0], capability[1]), rocm)
+    return {**device, "dtype": best and best.dtype, "why": best and best.why}
 
 
 def _errors(traceback: str) -> str:
@@ -302,7 +323,9 @@ def as_text(found: Report) -> str:
     lines += _table([(name, installed or "-") for name, installed in found.packages.items()])
     lines += _table([("CANN", found.cann or "-"), ("Ascend driver", found.driver or "-")])
     lines += ["", "Devices"]
-    lines += _table([(device["device"], _memory(device)) for device in found.devices])
+    for device in found.devices:
+        lines += _table([(device["device"], _memory(device))])
+        lines += _table([("", f"dtype auto is {device['dtype']}: {device['why']}")]) if device.get("dtype") else []
     if found.cards:
         lines += _table([("card files", ", ".join(found.cards))])
     lines += _table([("cpu", found.processor)])

@@ -39,7 +39,9 @@ class Backend:
         if self.cards[index][2] is None:
             raise RuntimeError("the card is busy\\nsecond line")
         return self.cards[index][2:]
+    def get_device_capability(self, index): return (7, 5)
 cuda = Backend("cuda")
+class version: hip = None
 """
 # torch loads an installed torch_npu by itself, and wraps its error.
 AUTOLOAD = """
@@ -164,10 +166,27 @@ def test_a_healthy_host_shows_its_cards_and_their_free_memory(tmp_path):
     assert re.search(r"npu:1 +Ascend910B3, 15.50 GiB of 64.00 GiB free", outcome.stdout)
     assert re.search(r"torch_npu +2.9.0.post2", outcome.stdout)
     assert "ADVICE" not in outcome.stdout
+    assert "dtype auto is bfloat16: Ascend910B3 is a 910B (Atlas A2), which has bfloat16" in outcome.stdout
 
     outcome = run("doctor", "--device", "npu:2", environment=environment)
     assert outcome.returncode == 1
     assert "PROBLEM: npu:2 does not exist: this machine has npu:0, npu:1" in outcome.stdout
+
+
+def test_the_dtype_of_each_card(tmp_path):
+    """torch_npu is asked first; a GPU by its compute capability; a card without a name has none."""
+    answers = f"{TORCH_NPU}torch.npu.is_bf16_supported = lambda: False\n"
+    cards = [["npu", "Ascend310P3", GIB, GIB], ["cuda", "T4", GIB, GIB]]
+    environment = host(tmp_path, torch_npu=answers, CARDS=json.dumps(cards))
+    found, error = doctor.probe(environment)
+    assert error is None
+    assert [(card["dtype"], card["why"]) for card in found] == [
+        ("float16", "torch_npu says that Ascend310P3 has no bfloat16"),
+        ("float16", "T4 (compute capability 7.5) has no bfloat16"),
+    ]
+    assert doctor._with_dtype(device="npu:0", name=None) == {
+        "device": "npu:0", "name": None, "dtype": None, "why": None
+    }  # fmt: skip
 
 
 def test_a_card_that_does_not_answer_hides_no_other(tmp_path):
