@@ -17,6 +17,7 @@ from .devices import resolve_device, resolve_dtype
 from .dtypes import dtype_of_part
 from .encoding_cache import EncodingCache
 from .errors import CheckpointError
+from .graphs import CaptureGraph, Graphs
 from .lora.adapters import Adapters
 from .placement import ModelOffload, Placement, StayInPlace, device_of
 from .prompts import PromptTemplate
@@ -85,10 +86,14 @@ class Components:
             transformer.config, vae.config, vlm.config.vision_config.to_dict()
         )
         self.vae_scale_factor = self.sizes.vae_factor
-        self.capture_graph = False
-        """Capture the denoising step of each run in a graph of the device (NPU, CUDA) and replay it.
+        self.capture_graph: CaptureGraph = False
+        """Capture the denoising step in a graph of the device (NPU, CUDA) and replay it.
 
-        The output is identical; if capture is unavailable, a warning is logged."""
+        The output is identical; if capture is unavailable, a warning is logged. ``"auto"`` captures where a
+        measurement on this machine, at the first run of a size, finds it to be identical and faster. Graphs are kept
+        for the next run of the same size, until the weights move."""
+        self.graphs = Graphs()
+        """Graphs of earlier runs. They hold the activations of a step; ``clear()`` frees them."""
         self.encodings = EncodingCache()
         """Cache of encoded prompts and references. It is off until its ``max_bytes`` is set."""
         self._cfg_transformers: list[SD3Transformer2DModel] = []
@@ -225,7 +230,7 @@ class Components:
         """
         devices = device_map(resolve_device(device), text_encoder_device)
         self._require_support(devices)
-        self._cfg_transformers = []
+        self._forget_copies()
         for part, model in self._models.items():
             model.to(devices[part])
         self.placement = StayInPlace(self._models)
@@ -238,7 +243,7 @@ class Components:
         """
         target = resolve_device(device)
         self._require_support(device_map(target))
-        self._cfg_transformers = []
+        self._forget_copies()
         self.placement = ModelOffload(self._models, target)
         self.placement.release()
 
@@ -258,6 +263,11 @@ class Components:
             raise ValueError(must_be("device", f"another device than {here}, which the DiT is on", str(target)))
         require_support(quantized_layers(self.transformer).values(), target)
         self._cfg_transformers = [copy_to(self.transformer, target)]
+
+    def _forget_copies(self) -> None:
+        """Of the DiT: on a second device, and in graphs."""
+        self._cfg_transformers = []
+        self.graphs.clear()
 
     def _require_support(self, devices: Mapping[str, torch.device]) -> None:
         for part, model in self._models.items():

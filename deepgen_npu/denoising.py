@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .conditioning import Conditioning, InitImage
+from .graphs import CaptureGraph, Graphs
 from .guidance import GuidedVelocity
 
 
@@ -27,8 +28,9 @@ def denoise(
     guidance_scale: float,
     on_step: OnStep | None = None,
     on_progress: Callable[[], object] | None = None,
-    capture_graph: bool = False,
+    capture_graph: CaptureGraph = False,
     init_image: InitImage | None = None,
+    graphs: Graphs | None = None,
 ) -> Tensor:
     """Integrate the flow from noise to data with the scheduler's steps.
 
@@ -45,6 +47,7 @@ def denoise(
         on_progress: Called after each step.
         capture_graph: Capture the DiT's evaluation in a graph of the device and replay it (see `graphs`).
         init_image: An image to start from (img2img, inpainting), on the same device.
+        graphs: Of earlier runs with this DiT, where the graph of this one is kept. None keeps none.
 
     Returns:
         [b, C, h, w].
@@ -56,7 +59,10 @@ def denoise(
     if init_image:
         latents = init_image.noised(noise, sigmas[0])  # [b, C, h, w]
     height, width = latents.shape[-2:]
-    velocity_of = GuidedVelocity(transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph)
+    graphs = Graphs() if graphs is None else graphs
+    velocity_of = GuidedVelocity(
+        transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph, graphs
+    )
     for step, timestep in enumerate(timesteps):  # timestep: []
         velocity = velocity_of(latents, step)  # [b, C, h, w]
         previous = latents
@@ -68,6 +74,7 @@ def denoise(
             latents = on_step(step, timestep, latents, x0)  # [b, C, h, w]
         if on_progress is not None:
             on_progress()
+    velocity_of.end()
     return latents
 
 

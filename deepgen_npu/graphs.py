@@ -2,16 +2,28 @@
 
 At 512 x 512 a step is short and has a thousand operators, so the device waits for the host, which launches them one
 by one. A replay is one launch. It runs the same kernels on the same shapes: the result is bit-identical.
+
+A graph reads what a run fixes (context, references) where it was when it was captured. So it is kept with these
+tensors after the run, and the next run of the same shapes copies its own into them. It is dropped when weights move.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+
+from .dtypes import dtype_name
+from .graph_choice import captured_where_better
+from .model.transformer import Prepared
 
 
 logger = logging.getLogger(__name__)
@@ -19,8 +31,17 @@ logger = logging.getLogger(__name__)
 Step = Callable[[Tensor, Tensor], Tensor]
 """(latents [b, C, h, w], modulation [rows, vectors, width]) to velocity [rows, C, h, w]."""
 
+CaptureGraph = bool | Literal["auto"]
+"""Whether steps are captured. ``auto``: where that was measured to be equal and faster (see `graph_choice`)."""
+
+MOST_KEPT = 2
+"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step."""
+
 _GRAPHS = {"npu": "NPUGraph", "cuda": "CUDAGraph"}
 """Name of the graph class by kind of device."""
+
+_TOKENS_ALIKE = 128
+"""A measurement of ``auto`` holds for contexts up to the next multiple of so many tokens; an image has 1024."""
 
 _WARM_UP = 2
 """Evaluations before the capture: the first ones choose kernels and allocate workspaces."""
@@ -70,3 +91,122 @@ class _Captured:
         self._modulation.copy_(modulation)
         self._graph.replay()
         return self._velocity
+
+
+class _Weights:
+    """Which parameters and buffers a model had, and where each lay."""
+
+    def __init__(self, model: Module):
+        self._tensors = [(weakref.ref(tensor), _address(tensor)) for tensor in _tensors_of(model)]
+
+    def are_those_of(self, model: Module) -> bool:
+        """Whether nothing has moved or been exchanged since."""
+        tensors = list(_tensors_of(model))
+        return len(tensors) == len(self._tensors) and all(
+            known() is tensor and address == _address(tensor)
+            for (known, address), tensor in zip(self._tensors, tensors, strict=True)
+        )
+
+
+def _tensors_of(model: Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def _address(tensor: Tensor) -> object:
+    """Where a tensor lies; of one that is made of others (ComfyUI's quantised ones), where they lie."""
+    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return tensor.data_ptr()
+    return [_address(getattr(tensor, name)) for name in flatten()[0]]
+
+
+@dataclass
+class _Kept:
+    step: Step
+    prepared: Prepared
+    weights: _Weights
+
+
+class Graphs:
+    """The graphs of a model that no run uses at present."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+
+    def take(self, key: Hashable, model: Module) -> _Kept | None:
+        """The graph of a key, which then belongs to the caller. Of runs at the same time each has its own."""
+        kept = self._kept.pop(key, None)
+        return kept if kept is not None and kept.weights.are_those_of(model) else None
+
+    def put(self, key: tuple[Hashable, ...], kept: _Kept) -> None:
+        """Keep a graph. The first entry of its key is its device."""
+        self._kept[key] = kept
+        of_device = [one for one in self._kept if isinstance(one, tuple) and one[0] == key[0]]
+        for one in of_device[:-MOST_KEPT]:
+            self._kept.pop(one, None)
+
+    def clear(self) -> None:
+        """Drop all graphs, and with them their memory: the weights are about to move, or memory is short."""
+        self._kept.clear()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+class StepOfRun:
+    """The step of one run: a graph of an earlier run, captured with the first latents, or launched by the host.
+
+    Args:
+        graphs: Of the model.
+        capture_graph: Whether to capture.
+        step: The step itself.
+        prepared: What it reads besides its arguments and the weights.
+        model: Whose weights it reads.
+    """
+
+    def __init__(self, graphs: Graphs, capture_graph: CaptureGraph, step: Step, prepared: Prepared, model: Module):
+        self._graphs, self._capture_graph = graphs, capture_graph
+        self._step, self._prepared, self._model = step, prepared, model
+        self._chosen: Step | None = None if capture_graph else step
+        self._key: tuple[Hashable, ...] = ()
+        self._kept: _Kept | None = None
+
+    def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:
+        """The velocity [rows, C, h, w]; arguments as of a `Step`."""
+        if self._chosen is None:
+            self._chosen = self._choose(latents, modulation)
+        return self._chosen(latents, modulation)
+
+    def _choose(self, latents: Tensor, modulation: Tensor) -> Step:
+        device = latents.device
+        if self._capture_graph == "auto" and device.type not in _GRAPHS:
+            return self._step
+        shapes = {"latents": latents, "modulation": modulation, **self._prepared.tensors()}
+        shapes = {name: [dtype_name(tensor.dtype), *tensor.shape] for name, tensor in shapes.items()}
+        self._key = (device, *((name, tuple(shape)) for name, shape in shapes.items()))
+        kept = self._graphs.take(self._key, self._model)
+        if kept is not None:
+            self._kept = kept
+            kept.prepared.copy_from(self._prepared)
+            return kept.step
+        if self._capture_graph == "auto":
+            step = self._captured_where_better(latents, modulation, shapes)
+        else:
+            step = capture(self._step, latents, modulation)
+        if step is not self._step:
+            self._kept = _Kept(step, self._prepared, _Weights(self._model))
+        return step
+
+    def _captured_where_better(self, latents: Tensor, modulation: Tensor, shapes: dict[str, list[Any]]) -> Step:
+        dtype, rows, tokens, width = shapes["context"]
+        # Prompts of any length would be as many measurements.
+        rounded = {"context": [dtype, rows, -(-tokens // _TOKENS_ALIKE) * _TOKENS_ALIKE, width]}
+        weights = {"weights": sorted({dtype_name(tensor.dtype) for tensor in self._model.parameters()})}
+        facts = {**shapes, **rounded, **weights}
+        return captured_where_better(self._step, _Captured, latents, modulation, facts) or self._step
+
+    def end(self) -> None:
+        """The run has succeeded: its graph is there for the next one."""
+        if self._kept is not None:
+            self._graphs.put(self._key, self._kept)
+            self._kept = None

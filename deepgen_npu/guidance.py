@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .devices import on_device
-from .graphs import Step, capture
+from .graphs import CaptureGraph, Graphs, StepOfRun
 from .model.transformer import PreparedTransformer
 from .placement import device_of
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 class _Branch:
     """Rows of a step that are evaluated together on one device."""
 
-    def __init__(self, device: torch.device, prepared: PreparedTransformer, capture_graph: bool):
-        self._device, self._prepared = device, prepared
-        # A graph is captured with the latents of the first step.
-        self._evaluate: Step | None = None if capture_graph else prepared
+    def __init__(self, device: torch.device, prepared: PreparedTransformer, evaluate: StepOfRun):
+        self._device, self._prepared, self._evaluate = device, prepared, evaluate
 
     def __call__(self, latents: Tensor, step: int) -> Tensor:
         """Start the evaluation: [b, C, h, w] to [rows, C, h, w]. An accelerator finishes it later."""
         with on_device(self._device):
             latents = latents.to(self._device)  # [b, C, h, w]
             modulation = self._prepared.modulation(step)  # [rows, vectors, width]
-            if self._evaluate is None:
-                self._evaluate = capture(self._prepared, latents, modulation)
             return self._evaluate(latents, modulation)  # [rows, C, h, w]
+
+    def end(self) -> None:
+        """The run has succeeded."""
+        self._evaluate.end()
 
 
 class GuidedVelocity:
@@ -52,6 +52,7 @@ class GuidedVelocity:
         height: Of the latents.
         width: Of the latents.
         capture_graph: Capture each evaluation in a graph of its device.
+        graphs: Those of earlier runs.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class GuidedVelocity:
         guidance_scale: float,
         height: int,
         width: int,
-        capture_graph: bool,
+        capture_graph: CaptureGraph,
+        graphs: Graphs,
     ):
         self.scale = guidance_scale
         self.guided = guidance_scale > 1
@@ -76,7 +78,8 @@ class GuidedVelocity:
                 tensors = (timesteps, embeds, pooled, *references)
                 timesteps_, embeds, pooled, *references = (tensor.to(device) for tensor in tensors)
                 prepared = PreparedTransformer(transformer, timesteps_, embeds, pooled, references, height, width)
-            return _Branch(device, prepared, capture_graph)
+            evaluate = StepOfRun(graphs, capture_graph, prepared, prepared.prepared, transformer)
+            return _Branch(device, prepared, evaluate)
 
         if not self.guided:
             self._branches = [branch(transformers[0], *positive)]
@@ -105,3 +108,8 @@ class GuidedVelocity:
         else:
             negative, positive = (velocity.to(latents.device) for velocity in velocities)
         return negative + self.scale * (positive - negative)
+
+    def end(self) -> None:
+        """The run has succeeded: its graphs are kept for the next one."""
+        for branch in self._branches:
+            branch.end()

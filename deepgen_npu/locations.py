@@ -1,7 +1,9 @@
-"""Where this pack and its models are."""
+"""Where this pack, its models and what it remembers are."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from .checkpoint.files import how_to_download
@@ -34,6 +36,13 @@ def downloaded_model() -> Path:
             message += f" To try the small demo model instead, add:{command(option)}"
         raise UsageError(message.rstrip())
     return folder
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again, in the user's own; it may not exist yet."""
+    usual = {"win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local"), "darwin": "~/Library/Caches"}
+    base = os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, "~/.cache")
+    return Path(base).expanduser() / "deepgen_npu"
 
 
 def comfyui_target() -> Path | None:

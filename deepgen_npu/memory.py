@@ -149,6 +149,7 @@ def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch
                 raise
             reason, of_host = reason_of(error), is_out_of_host_memory(error)
         # After the except block the error is gone, and with it the frames that held the failed attempt's tensors.
+        pipe.graphs.clear()
         gc.collect()
         pipe.placement.make_room(work.part)
     raise OutOfDeviceMemory(_explain(pipe, work, reason, of_host))

@@ -301,6 +301,7 @@ class DeepGenPipeline(Components):
                     progress_bar.update,
                     self.capture_graph,
                     init_image.to(device) if init_image else None,
+                    self.graphs if self.placement.stays("transformer") else None,
                 )
 
         work = Workload(

@@ -38,6 +38,10 @@ class Placement(Protocol):
         """Free what a part does not need on its device, which is out of memory. `activate` is called next."""
         ...
 
+    def stays(self, part: str) -> bool:
+        """Whether a part is where it runs also between two runs, so that its graphs can be kept."""
+        ...
+
     def release(self) -> None:
         """Called when a run has ended or failed: no part needs to stay ready."""
         ...
@@ -76,6 +80,10 @@ class StayInPlace:
         for turns in self._turns.values():
             turns.make_room(part)
 
+    def stays(self, part: str) -> bool:
+        """Unless it is offloaded."""
+        return not any(part in turns.parts for turns in self._turns.values())
+
     def release(self) -> None:
         """Move the parts that are offloaded to the CPU."""
         for turns in self._turns.values():
@@ -106,6 +114,10 @@ class ModelOffload:
         """Move all parts to the CPU, and return cached memory to the device."""
         self.release()
         empty_cache(self.device)
+
+    def stays(self, part: str) -> bool:
+        """Never: the part goes back to the CPU."""
+        return False
 
     def release(self, keep: str | None = None) -> None:
         """Move all parts to the CPU, except ``keep``."""

@@ -121,6 +121,10 @@ class ComfyPlacement:
         mm.soft_empty_cache()
         self._out_of_memory = part
 
+    def stays(self, part: str) -> bool:
+        """Unknown: ComfyUI may move it at any time. Its own sampling keeps graphs (see `native.model`)."""
+        return False
+
     def release(self) -> None:
         """Nothing: ComfyUI frees memory when it needs some."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -52,8 +53,10 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     # Progress bars go to stderr: keep the lines in order where both go to one file.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    _show_log()
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse_args(options.with_explicit_value(words) if words[:1] == ["batch"] else words)
         with signals.stoppable():
             # Commands that check something return a status.
             return arguments.run(arguments) or 0
@@ -69,6 +72,14 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         # Of a download or of a run that has saved images, the message says what is there.
         print(in_lines(str(stopped) or "Stopped; nothing was written."), file=sys.stderr)
         return signals.exit_status(stopped)
+
+
+def _show_log() -> None:
+    """What the library logs goes to stderr as plain lines, unless the caller has set up logging."""
+    logger = logging.getLogger("deepgen_npu")
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
 
 
 def _in_words(error: Exception) -> str:

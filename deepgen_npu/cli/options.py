@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -228,5 +228,29 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
         help="another device for VLM and connector, such as a second card: --device npu:0 --text_encoder_device npu:1",
     )
     parser.add_argument(
-        "--capture_graph", action="store_true", help="capture the denoising step as an NPU or CUDA graph"
+        _CAPTURE,
+        metavar="auto|on|off",
+        nargs="?",
+        const=True,
+        default=False,
+        type=option_type(str, _capture_graph),
+        help="capture the denoising step as an NPU or CUDA graph: on (also without a value), off (the default), or "
+        "auto: where a measurement, at the first run of its kind on this machine, finds it identical and faster",
     )
+
+
+_CAPTURE = "--capture_graph"
+_CAPTURES: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+
+
+def _capture_graph(text: object) -> bool | str:
+    return _CAPTURES[checks.one_of(_CAPTURE, text, tuple(_CAPTURES))]
+
+
+def with_explicit_value(words: Sequence[str]) -> list[str]:
+    """The words of a command with a positional argument: ``--capture_graph`` before it has no value."""
+    following = [*words[1:], ""]
+    return [
+        f"{_CAPTURE}=on" if word == _CAPTURE and after not in _CAPTURES else word
+        for word, after in zip(words, following, strict=True)
+    ]

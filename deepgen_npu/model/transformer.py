@@ -116,6 +116,16 @@ class Prepared:
     height: int
     width: int
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        references = {f"reference {index}": tokens for index, tokens in enumerate(self.references)}
+        return {"context": self.context, "positions": self.positions, **references}
+
+    def copy_from(self, other: Prepared) -> None:
+        """Take the values of another run with the same shapes."""
+        for own, tensor in zip(self.tensors().values(), other.tensors().values(), strict=True):
+            own.copy_(tensor)
+
 
 def prepare(
     transformer: Any, prompt_embeds: Tensor, reference_latents: Sequence[Tensor], height: int, width: int
@@ -214,14 +224,14 @@ class PreparedTransformer:
     ):
         self._transformer = transformer
         self._slots = slots_of(transformer)
-        self._prepared = prepare(transformer, prompt_embeds, reference_latents, height, width)
+        self.prepared = prepare(transformer, prompt_embeds, reference_latents, height, width)
         embeddings = time_and_text(transformer, timesteps[:, None], pooled_prompt_embeds)  # [n, rows, width]
         self.modulation = ModulationAhead(self._slots, embeddings)
         """From the index of a step to its modulation, [rows, vectors, width]."""
 
     def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:
         """The velocity [rows, C, h, w] of one step; arguments as in `step`."""
-        return step(self._transformer, self._slots, self._prepared, latents, modulation)
+        return step(self._transformer, self._slots, self.prepared, latents, modulation)
 
 
 def _normalised(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ from ..devices import device_name, empty_cache, free_memory, resolve_device, res
 from ..dtypes import dtype_name
 from ..errors import UsageError
 from ..formatting import command, format_bytes
+from ..graphs import CaptureGraph
 from ..locations import downloaded_model
 from ..lora.file import LoraChoice, check_choices
 from ..npu_setup import MEASURED
@@ -155,14 +156,14 @@ class DeviceSpec:
         device: Of the DiT and the VAE.
         dtype: Of the weights.
         offload: Whether parts wait on the CPU until they run.
-        capture_graph: Whether the denoising step is captured in a graph.
+        capture_graph: Whether the denoising step is captured in a graph, or ``auto``.
         text_encoder_device: Of VLM and connector, if another one.
     """
 
     device: torch.device
     dtype: torch.dtype
     offload: bool = False
-    capture_graph: bool = False
+    capture_graph: CaptureGraph = False
     text_encoder_device: str | None = None
 
     @classmethod
@@ -190,7 +191,7 @@ class DeviceSpec:
         words = [f"{self.device} ({name_of(self.device)})", dtype_name(self.dtype)]
         words += [f"VLM and connector on {self.text_encoder_device}"] if self.text_encoder_device else []
         words += ["offload"] if self.offload else []
-        words += ["capture_graph"] if self.capture_graph else []
+        words += ["capture_graph auto" if self.capture_graph == "auto" else "capture_graph"] * bool(self.capture_graph)
         return ", ".join(words)
 
 

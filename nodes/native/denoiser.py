@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
+from ...deepgen_npu.graphs import Graphs
 from ...deepgen_npu.model import modulation as modulations
 from ...deepgen_npu.model.positions import take_out_positions
 from ...deepgen_npu.model.transformer import AroundBlock, Block, prepare, step
@@ -46,6 +47,7 @@ class DeepGenDenoiser(nn.Module):
         make_castable(self, self.dtype)
         take_out_positions(self)  # ComfyUI would move every buffer to the card
         self.slots = modulations.slots_of(self)
+        self.graphs = Graphs()
 
     def forward(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...deepgen_npu.graphs import Step, capture
+from ...deepgen_npu.graphs import StepOfRun
 from ...deepgen_npu.model import modulation as modulations
 from ...deepgen_npu.model.transformer import AroundBlock, prepare, step
 
@@ -47,9 +48,9 @@ class Evaluation:
             embeddings = modulations.time_and_text(denoiser, timesteps, y)  # [n, rows, width]
             wanted = len(embeddings) * modulations.nbytes_of_a_step(denoiser.slots, embeddings)
             self._ahead = modulations.ModulationAhead(denoiser.slots, embeddings, sampling.reserve(wanted))
-        # A graph is captured with the latents of the first step.
-        self._captures = sampling.may_capture()
-        self._captured: Step | None = None
+        # Not a method of this object: that would be a circle.
+        plain = partial(step, denoiser, denoiser.slots, self._prepared)
+        self._evaluate = StepOfRun(denoiser.graphs, sampling.may_capture(), plain, self._prepared, denoiser)
 
     def __call__(self, x: Tensor, timesteps: Tensor, around_block: AroundBlock | None = None) -> Tensor:
         """The velocity [rows, C, h, w].
@@ -61,14 +62,12 @@ class Evaluation:
         """
         modulation = self._modulation(timesteps)  # [rows, vectors, width]
         if around_block is not None:
-            return self._step(x, modulation, around_block)
-        if self._captures:
-            self._captures, captured = False, capture(self._step, x, modulation)
-            self._captured = None if captured == self._step else captured  # never its own method: a circle
-        return (self._captured or self._step)(x, modulation)
+            return step(self._denoiser, self._denoiser.slots, self._prepared, x, modulation, around_block)
+        return self._evaluate(x, modulation)
 
-    def _step(self, x: Tensor, modulation: Tensor, around_block: AroundBlock | None = None) -> Tensor:
-        return step(self._denoiser, self._denoiser.slots, self._prepared, x, modulation, around_block)
+    def keep_graph(self) -> None:
+        """The sampling has succeeded: its graph is there for the next one."""
+        self._evaluate.end()
 
     def _modulation(self, timesteps: Tensor) -> Tensor:
         if self._ahead is not None:

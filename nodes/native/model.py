@@ -234,9 +234,16 @@ def model_patcher(
     )
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_sampling)
     patcher.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, place_rest)
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _drop_graphs)
     # For a copy with weights of its own: on a second card, or where hooks need the other patcher.
     patcher.cached_patcher_init = (read_model_patcher, (checkpoint.folder, dtype))
     return patcher
+
+
+def _drop_graphs(patcher: Any, unpatch_all: bool = True) -> None:
+    """The weights have left the device: so does what graphs hold there. A clone that ends leaves them in place."""
+    if unpatch_all:
+        patcher.model.diffusion_model.graphs.clear()
 
 
 def read_model_patcher(

@@ -94,6 +94,11 @@ class Sampling:
         self._bytes_left -= granted
         return granted
 
+    def keep_graphs(self) -> None:
+        """It has succeeded: its graphs are there for the next sampling."""
+        for evaluation in self._kept.values():
+            evaluation.keep_graph()
+
     def end(self) -> None:
         """Give back what was kept, at once: it refers back here, and Python seldom looks for such circles."""
         self._kept.clear()
@@ -135,6 +140,8 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
             if sampling is not None:
                 _warn_of(sampling.without_effect - known)
             require_finite(samples, "The latents", {"transformer": model.diffusion_model}, model.get_dtype())
+            if sampling is not None:
+                sampling.keep_graphs()
             return samples
         except Exception as error:
             if not is_out_of_memory(error):

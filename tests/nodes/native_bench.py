@@ -39,13 +39,13 @@ def opened(name: str, dtype: str = "float32", capture_graph: bool = False) -> An
     return lazy_pipeline.LazyPipeline(Path(MODELS) / name, dtype, capture_graph)
 
 
-def encoded(model: Any, references: int = 0, side: int = 64) -> Any:
+def encoded(model: Any, references: int = 0, side: int = 64, prompt: str = "a red circle") -> Any:
     """Conditioning of a short prompt, with references that differ."""
     from PIL import Image
 
     images = [Image.effect_mandelbrot((side, side), (-2, -1.5, 1 + index, 1.5), 60) for index in range(references)]
     with torch.inference_mode():
-        return stages.encode(model, "a red circle", "blurry", [[one.convert("RGB") for one in images]], side, side)
+        return stages.encode(model, prompt, "blurry", [[one.convert("RGB") for one in images]], side, side)
 
 
 def sampled(model: Any, conditionings: Any, steps: int = 4, **options: Any) -> torch.Tensor:

@@ -120,6 +120,31 @@ def nothing_stale() -> None:
     found["a change"] = min(distance(kept[0], one) for one in kept[1:-1])
 
 
+def kept_graphs() -> None:
+    """A graph is replayed by the next sampling of the same shapes, with its own conditioning, and dropped with weights."""
+    model = opened("tiny", capture_graph=True)
+    graphs = model.patcher.model.diffusion_model.graphs
+    first, second = encoded(model, 1), encoded(model, 1, prompt="a red square")
+    lora = _patched(model.patcher.clone())
+    # Another conditioning, another clone with the same weights, a LoRA, and back.
+    runs = [(model.patcher, first), (model.patcher, second), (model.patcher.clone(), first), (lora, first)]
+    runs += [(model.patcher, second)]
+    drawn, launched = [], []
+    for patcher, given in runs:
+        simulated.reset()
+        drawn.append(core_sample(patcher, given))
+        launched.append(state.counts.operators["npu::npu_fusion_attention_v3"])
+    with replaced(sampling, "_sampling_of", lambda *arguments: None):
+        fresh = [core_sample(patcher, given) for patcher, given in runs]
+    found["kept graphs"] = {
+        "apart": [distance(*pair) for pair in zip(drawn, fresh, strict=True)],
+        "launched": launched,
+        "kept": len(graphs),
+    }
+    unload()
+    found["kept graphs"]["after unloading"] = len(graphs)
+
+
 def timesteps_of_samplers() -> None:
     """Each sampler of the list asks for the timestep of its step, once a step."""
     model = opened("tiny")

@@ -17,7 +17,10 @@ from deepgen_npu.tools.random_checkpoint import write
 from dev.comfyui.larger import DEEP, STREAMED
 
 
-PARTS = ("inherited", "costs", "falls_back", "nothing_stale", "timesteps_of_samplers", "streaming", "guards")
+PARTS = (
+    *("inherited", "costs", "falls_back", "nothing_stale", "kept_graphs", "timesteps_of_samplers", "streaming"),
+    "guards",
+)
 
 checkout = each_comfyui("that the native model streams, costs no more than the library and refuses what cannot work")
 
@@ -72,6 +75,15 @@ def test_what_cannot_be_captured_falls_back(found):
 def test_nothing_kept_is_stale(found):
     assert max(found["stale"]) <= 1e-4 < found["a change"]
     assert found["base again"] == 0
+
+
+def test_graphs_are_kept_while_weights_stay(found):
+    """The second sampling replays the first one's graph; ComfyUI patches the weights for the LoRA, and back."""
+    kept = found["kept graphs"]
+    assert kept["apart"] == [0] * 5
+    captured, *later = kept["launched"]
+    assert captured > 0 and later == [0, 0, captured, captured]
+    assert (kept["kept"], kept["after unloading"]) == (1, 0)
 
 
 def test_samplers_evaluate_at_the_timestep_of_their_step(found):

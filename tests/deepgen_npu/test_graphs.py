@@ -1,0 +1,52 @@
+"""Whether weights are where a graph reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from deepgen_npu.graphs import _Weights
+
+
+def test_weights_that_moved_are_noticed():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    known = _Weights(model)
+    assert known.are_those_of(model)
+    model[0].weight.data.mul_(2)  # a LoRA is merged in place: the graph reads it
+    assert known.are_those_of(model)
+    model[1].running_mean = model[1].running_mean.clone()
+    assert not known.are_those_of(model)
+
+    known = _Weights(model)
+    model[0].weight.data = model[0].weight.data.clone()  # how Module.to moves a parameter
+    assert not known.are_those_of(model)
+
+    known = _Weights(model)
+    model.append(nn.Linear(3, 3))
+    assert not known.are_those_of(model)
+
+
+def test_of_a_tensor_made_of_others_the_others_count():
+    class Quantised:
+        def __init__(self):
+            self.values, self.scale = torch.ones(3), torch.ones(1)
+
+        def __tensor_flatten__(self):
+            return ["values", "scale"], None
+
+        def data_ptr(self):
+            return 0
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tensor = Quantised()
+
+        def parameters(self):
+            return [self.tensor]
+
+    model = Model()
+    known = _Weights(model)
+    assert known.are_those_of(model)
+    model.tensor.scale = torch.ones(1)
+    assert not known.are_those_of(model)
