@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .checks import MAX_STEPS
-from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
+from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory, on_device
 from .errors import DeepGenError
 from .formatting import format_bytes, format_size
 from .model.float16 import sum_dtype
@@ -143,7 +143,9 @@ def run_with_memory_retry(pipe: Components, work: Workload, run: Callable[[torch
     reason, of_host = "", False
     for _ in range(2):
         try:
-            return run(pipe.placement.activate(work.part, activation_bytes(pipe, work)))
+            device = pipe.placement.activate(work.part, activation_bytes(pipe, work))
+            with on_device(device):  # kernels of other packages run on the current card
+                return run(device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

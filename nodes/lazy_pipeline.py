@@ -51,14 +51,18 @@ class LazyPipeline:
         folder: Of the checkpoint.
         dtype_name: One of the loader's.
         capture_graph: Whether the denoising step is captured and replayed.
+        text_device: Where VLM and connector run; None is where the DiT does.
 
     Raises:
         CheckpointError: When the folder is not complete, or its DiT cannot be read.
         DeviceError: When the device cannot compute with the format of its weights.
     """
 
-    def __init__(self, folder: Path, dtype_name: str, capture_graph: bool):
-        self._weights = _shared(folder, resolve_dtype(dtype_name, mm.get_torch_device()))
+    def __init__(
+        self, folder: Path, dtype_name: str, capture_graph: bool, text_device: torch.device | None = None
+    ):
+        device = mm.get_torch_device()
+        self._weights = _shared(folder, resolve_dtype(dtype_name, device), text_device or device)
         self.patcher: ModelPatcher = self._weights.model().clone()
         """The loader's third output. ComfyUI's cache reads it, too: an output with one holds gigabytes."""
         self.patcher.model_options["transformer_options"][CAPTURE_GRAPH] = capture_graph
@@ -120,8 +124,9 @@ class LazyPipeline:
 
 
 class _Weights:
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
-        require_formats(checkpoint, dict.fromkeys(("vlm", "connector", "transformer"), mm.get_torch_device()))
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, text_device: torch.device):
+        devices = {"vlm": text_device, "connector": text_device, "transformer": mm.get_torch_device()}
+        require_formats(checkpoint, devices)
         self.sizes = checkpoint.sizes
         self.prompt_template = PromptTemplate.from_config(checkpoint.prompt_template)
         # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it either. And bfloat16 only
@@ -129,7 +134,7 @@ class _Weights:
         dtypes = [torch.bfloat16] if dtype == torch.bfloat16 else []
         self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
         self.checkpoint = checkpoint
-        self._dtype = dtype
+        self._dtype, self._text_device = dtype, text_device
         self._transformer: Any = None
         self._model: ModelPatcher | None = None
         self._pipe: DeepGenPipeline | None = None
@@ -177,18 +182,18 @@ class _Weights:
             },
             on_bytes_read=on_bytes_read,
         )
-        pipe.placement = ComfyPlacement(pipe, model, self.vae.patcher)
+        pipe.placement = ComfyPlacement(pipe, model, self.vae.patcher, self._text_device)
         pipe.encodings.max_bytes = ENCODINGS_BYTES
         return pipe
 
 
-_KNOWN: WeakValueDictionary[tuple[str, torch.dtype], _Weights] = WeakValueDictionary()
+_KNOWN: WeakValueDictionary[tuple[str, torch.dtype, torch.device], _Weights] = WeakValueDictionary()
 
 
-def _shared(folder: Path, dtype: torch.dtype) -> _Weights:
+def _shared(folder: Path, dtype: torch.dtype, text_device: torch.device) -> _Weights:
     """The weights of a folder in the state it has now."""
-    key = (state_of(folder), dtype)
+    key = (state_of(folder), dtype, text_device)
     weights = _KNOWN.get(key)
     if weights is None:
-        weights = _KNOWN[key] = _Weights(Checkpoint.open(folder), dtype)
+        weights = _KNOWN[key] = _Weights(Checkpoint.open(folder), dtype, text_device)
     return weights

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..deepgen_npu.dtypes import CHOICES
+from .cards import DEFAULT, DEVICES, find_device
 from .check import DeepGenNode
 from .inputs import Pipeline, search_aliases
 from .model_folder import all_folders, find_model, model_choices, state_of
@@ -49,6 +50,16 @@ class DeepGenLoader(DeepGenNode):
                     tooltip="NPU and CUDA: capture the denoising step in a graph and replay it, so that the device "
                     "does not wait for the host. Output is identical; if capture is unavailable, a warning is logged.",
                 ),
+                io.Combo.Input(
+                    "text_encoder_device",
+                    options=DEVICES,
+                    default=DEFAULT,
+                    optional=True,
+                    extra_dict={"advanced": True},
+                    tooltip="Where VLM and connector run: default is the card of the model, gpu:1 the second card of "
+                    "this machine. Each card then holds only its own parts; images are identical. A card that this "
+                    "machine does not have is the default, and the log says so.",
+                ),
             ],
             outputs=[
                 Pipeline.Output(display_name="pipeline", tooltip="The model, for all other DeepGen nodes."),
@@ -65,10 +76,12 @@ class DeepGenLoader(DeepGenNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str | None = None, dtype: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, model: str | None = None, dtype: str | None = None, text_encoder_device: str | None = None
+    ) -> bool | str:
         """Called by ComfyUI before a prompt is queued: True, or the error."""
         # ComfyUI 0.3.64 does not check the values of a V3 list itself.
-        if refusal := cls.refusal(dtype=dtype):
+        if refusal := cls.refusal(dtype=dtype, text_encoder_device=text_encoder_device):
             return refusal
         try:
             if model is not None:
@@ -84,9 +97,12 @@ class DeepGenLoader(DeepGenNode):
         return state_of(*all_folders() if model is None else [find_model(model)])
 
     @classmethod
-    def run(cls, model: str, dtype: str, capture_graph: bool = False) -> io.NodeOutput:
+    def run(
+        cls, model: str, dtype: str, capture_graph: bool = False, text_encoder_device: str = DEFAULT
+    ) -> io.NodeOutput:
         """The pipeline, its VAE, and its DiT, whose weights are read now."""
         from .lazy_pipeline import LazyPipeline
 
-        opened = LazyPipeline(find_model(model), dtype, capture_graph)
+        text_device = find_device(text_encoder_device, "the text encoder")
+        opened = LazyPipeline(find_model(model), dtype, capture_graph, text_device)
         return io.NodeOutput(opened, opened.vae, opened.patcher)

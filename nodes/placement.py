@@ -81,20 +81,23 @@ class ComfyPlacement:
         pipe: Whose parts are placed.
         transformer: The patcher of the DiT, which is a MODEL of ComfyUI.
         vae: The patcher of the VAE, which ComfyUI's own nodes use as well.
+        text_device: Where VLM and connector run.
     """
 
     how_to_tile = "with DeepGen Sampler and VAE Decode (Tiled)"
     """The pipeline's advice where an image does not fit on the device in one piece."""
 
-    def __init__(self, pipe: DeepGenPipeline, transformer: ModelPatcher, vae: ModelPatcher):
+    def __init__(
+        self, pipe: DeepGenPipeline, transformer: ModelPatcher, vae: ModelPatcher, text_device: torch.device
+    ):
         for part in (pipe.vlm, pipe.connector):
             make_castable(part, pipe.transformer.dtype)
             check_cancel_in(part)
-        # Always the card: with --lowvram ComfyUI runs text encoders on the CPU, which for three billion parameters
-        # takes longer than to bring them over.
+        # The card unless a user chose otherwise: with --lowvram ComfyUI runs text encoders on the CPU, which for three
+        # billion parameters takes longer than to bring them over.
         text = patcher_class()(
             DeepGenTextEncoder(vlm=pipe.vlm, connector=pipe.connector),
-            load_device=mm.get_torch_device(),
+            load_device=text_device,
             offload_device=mm.text_encoder_offload_device(),
         )
         text.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, place_rest)
@@ -126,7 +129,8 @@ class ComfyPlacement:
         return False
 
     def release(self) -> None:
-        """Nothing: ComfyUI frees memory when it needs some."""
+        """Return the thread to the model's own card, which ComfyUI takes for its device in whatever it does next."""
+        prepare_thread(self._patchers["transformer"].load_device)
 
     def nbytes(self) -> int:
         """Bytes of all weights."""

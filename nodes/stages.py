@@ -52,7 +52,10 @@ def encode(
     """
     model.check_prompts(prompt, negative_prompt, editing=any(groups))
     pipe = model.load()
-    encoded = pipe.encode_each(prompt, groups, negative_prompt, height, width)
+    try:
+        encoded = pipe.encode_each(prompt, groups, negative_prompt, height, width)
+    finally:
+        pipe.placement.release()
     return [conditioning.to(torch.device("cpu"), pipe.dtype) for conditioning in encoded]
 
 

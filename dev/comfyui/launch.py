@@ -134,16 +134,17 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def install_simulated_npu(mebibytes: int) -> None:
-    """Give this process the simulated NPU, which ComfyUI then finds by itself."""
+def install_simulated_npu(mebibytes: int, cards: int = 1) -> None:
+    """Give this process simulated NPUs, which ComfyUI then finds by itself."""
     root = str(Path(__file__).resolve().parents[2])
     sys.path.append(root)
     from dev.npu_simulator.simulated import state
     from dev.npu_simulator.simulated_torch_npu import install
 
     sys.path.remove(root)  # its `nodes` must not be taken for ComfyUI's
-    install()
-    state.memory[0].total = mebibytes << 20
+    install(cards)
+    for memory in state.memory:
+        memory.total = mebibytes << 20
 
 
 def find_modules_of(root: str) -> None:
@@ -155,16 +156,17 @@ def find_modules_of(root: str) -> None:
     sys.meta_path.insert(0, finder)
 
 
-def enter(root: str, arguments: Sequence[str] = (), simulated_npu: int = 0) -> None:
+def enter(root: str, arguments: Sequence[str] = (), simulated_npu: int = 0, cards: int = 1) -> None:
     """Make this process one of ComfyUI, without a server: its modules are imported next.
 
     Args:
         root: The checkout.
         arguments: Of ComfyUI's command line.
-        simulated_npu: MiB of the simulated NPU to run on; 0 is none.
+        simulated_npu: MiB of each simulated NPU to run on; 0 is none.
+        cards: Number of simulated NPUs.
     """
     if simulated_npu:
-        install_simulated_npu(simulated_npu)
+        install_simulated_npu(simulated_npu, cards)
     sys.argv[1:] = arguments
     find_modules_of(root)
     options: Any = importlib.import_module("comfy.options")

@@ -58,11 +58,12 @@ class NPUGraph:
 
     def replay(self) -> None:
         state.counts.operators["replay of a graph"] += 1
-        for func, args, kwargs, fresh in self.operators:
-            result = compute(func, args, kwargs)
-            again = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            for target, value in zip(fresh, again, strict=False):
-                target._t.copy_(value._t)
+        with torch.inference_mode():  # otherwise the views of tensors that were made in it could not be written
+            for func, args, kwargs, fresh in self.operators:
+                result = compute(func, args, kwargs)
+                again = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+                for target, value in zip(fresh, again, strict=False):
+                    target._t.copy_(value._t)
 
     def reset(self) -> None:
         self.operators.clear()

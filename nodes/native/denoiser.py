@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor, nn
 
+from ...deepgen_npu.devices import prepare_thread
 from ...deepgen_npu.graphs import Graphs
 from ...deepgen_npu.model import modulation as modulations
 from ...deepgen_npu.model.positions import take_out_positions
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
     from .sampling import Sampling
+
+MULTIGPU_THREAD = "multigpu_thread_device"
+"""ComfyUI's key for the card of a thread, where each card has one."""
 
 CHILDREN = ("pos_embed", "time_text_embed", "context_embedder", "transformer_blocks", "norm_out", "proj_out")
 """The stock model's. Their names are those of the keys of LoRAs and of merged models."""
@@ -103,6 +108,7 @@ class DeepGenDenoiser(nn.Module):
         *others: Any,
         **more: Any,
     ) -> Tensor:
+        _prepare_this_thread(x.device)
         height, width = x.shape[-2:]
         x = self._padded(x)
         references = [self._padded(latents) for latents in references]
@@ -119,7 +125,9 @@ class DeepGenDenoiser(nn.Module):
                 self, self.slots, prepared, x, modulations.modulate(self.slots, embeddings)[0], around_block
             )
         else:
-            evaluation = sampling.kept(key, lambda: Evaluation(self, sampling, x, context, y, references))
+            # Not in one of several threads: while one captures, no other may use a device.
+            captures = sampling.may_capture() and MULTIGPU_THREAD not in options
+            evaluation = sampling.kept(key, lambda: Evaluation(self, sampling, x, context, y, references, captures))
             velocity = evaluation(x, timesteps, around_block)
         return velocity[..., :height, :width]
 
@@ -128,6 +136,17 @@ class DeepGenDenoiser(nn.Module):
         patch = self.config["patch_size"]
         below, right = (-side % patch for side in latents.shape[-2:])
         return F.pad(latents, (0, right, 0, below), mode="replicate") if below or right else latents
+
+
+_thread = threading.local()
+
+
+def _prepare_this_thread(device: torch.device) -> None:
+    """Once for each card. ComfyUI's MultiGPU CFG Split may evaluate on each in a thread of its own."""
+    known: set[torch.device] = vars(_thread).setdefault("devices", set())
+    if device not in known:
+        prepare_thread(device)
+        known.add(device)
 
 
 def _around_block(options: dict[str, Any], timesteps: Tensor) -> AroundBlock | None:

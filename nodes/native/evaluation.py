@@ -27,6 +27,7 @@ class Evaluation:
         context: [rows, L, joint_attention_dim].
         y: [rows, pooled_projection_dim].
         references: Each [rows, C, h_k, w_k], sides as of ``x``.
+        captures: Whether the step is captured in a graph.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Evaluation:
         context: Tensor,
         y: Tensor,
         references: Sequence[Tensor],
+        captures: bool,
     ):
         self._denoiser, self._sampling = denoiser, sampling
         height, width = x.shape[-2:]
@@ -44,13 +46,13 @@ class Evaluation:
         self._pooled = y
         self._ahead: modulations.ModulationAhead | None = None
         if sampling.timesteps is not None:
-            timesteps = sampling.timesteps[:, None]  # [n, 1]
+            timesteps = sampling.timesteps[:, None].to(x.device)  # [n, 1]
             embeddings = modulations.time_and_text(denoiser, timesteps, y)  # [n, rows, width]
             wanted = len(embeddings) * modulations.nbytes_of_a_step(denoiser.slots, embeddings)
             self._ahead = modulations.ModulationAhead(denoiser.slots, embeddings, sampling.reserve(wanted))
         # Not a method of this object: that would be a circle.
         plain = partial(step, denoiser, denoiser.slots, self._prepared)
-        self._evaluate = StepOfRun(denoiser.graphs, sampling.may_capture(), plain, self._prepared, denoiser)
+        self._evaluate = StepOfRun(denoiser.graphs, captures, plain, self._prepared, denoiser)
 
     def __call__(self, x: Tensor, timesteps: Tensor, around_block: AroundBlock | None = None) -> Tensor:
         """The velocity [rows, C, h, w].

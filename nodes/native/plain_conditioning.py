@@ -15,6 +15,8 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ...deepgen_npu.devices import on_device
+
 
 CALC_COND_BATCH = "sampler_calc_cond_batch_function"
 """ComfyUI's option for what is called in place of its own `calc_cond_batch`."""
@@ -38,13 +40,29 @@ def evaluate_plain(arguments: dict[str, Any]) -> list[Tensor]:
     sampling = options["transformer_options"].get(SAMPLING)
     # Negative rows come first, as in the library.
     given = [(index, cond[0]) for index, cond in reversed(list(enumerate(conds))) if cond]
-    rows = None
+    found = None
     if sampling is not None and given and all(map(_is_plain, conds)) and _is_undisturbed(model, options):
-        rows = _joined(sampling, model, [cond for _, cond in given], x)
-    if rows is None:
+        second = _second_card(model, options)
+        if second is not None and len(given) == 2:
+            found = _on_two_cards(model, second, options["transformer_options"], given, x, sigma)
+        else:
+            found = _denoised(model, options["transformer_options"], given, x, sigma)
+    if found is None:
         return comfy.samplers.calc_cond_batch(model, conds, x, sigma, options)
+    return [found[index] if index in found else torch.zeros_like(x) for index in range(len(conds))]
+
+
+Given = list[tuple[int, dict[str, Any]]]
+"""Conditionings with their places in the list."""
+
+
+def _denoised(model: Any, options: dict[str, Any], given: Given, x: Tensor, sigma: Tensor) -> dict[int, Tensor] | None:
+    """The denoised latents [b, C, h, w] of conditionings, evaluated at once; None if they cannot be."""
+    rows = _joined(options[SAMPLING], model, [cond for _, cond in given], x)
+    if rows is None:
+        return None
     transformer_options = {
-        **options["transformer_options"],
+        **options,
         "cond_or_uncond": [index for index, _ in given],
         "uuids": [cond["uuid"] for _, cond in given],
         "sigmas": sigma,
@@ -52,8 +70,29 @@ def evaluate_plain(arguments: dict[str, Any]) -> list[Tensor]:
     count = len(given)
     latents, sigmas = (torch.cat([one] * count) if count > 1 else one for one in (x, sigma))
     denoised = model.apply_model(latents, sigmas, **rows, transformer_options=transformer_options).chunk(count)
-    found = {index: one for (index, _), one in zip(given, denoised, strict=True)}
-    return [found[index] if index in found else torch.zeros_like(x) for index in range(len(conds))]
+    return {index: one for (index, _), one in zip(given, denoised, strict=True)}
+
+
+def _second_card(model: Any, options: dict[str, Any]) -> Any:
+    """The model's copy on another card, of ComfyUI's MultiGPU CFG Split; None without it."""
+    patchers = [one for one in options.get("multigpu_clones", {}).values() if one.model is not model]
+    return patchers[0].model if patchers else None
+
+
+def _on_two_cards(
+    model: Any, second: Any, options: dict[str, Any], given: Given, x: Tensor, sigma: Tensor
+) -> dict[int, Tensor]:
+    """The same with the first of two conditionings on the second card, launched before the other one.
+
+    ComfyUI has a thread for each card, in which steps could not be captured: a capture allows no other thread to use
+    a device. Without threads, both cards still compute at the same time, best with captured steps.
+    """
+    other = second.current_patcher.load_device
+    with on_device(other):
+        first = _denoised(second, options, given[:1], x.to(other), sigma.to(other))
+    last = _denoised(model, options, given[1:], x, sigma)
+    assert first is not None and last is not None  # one conditioning always fits together
+    return {**last, **{index: one.to(x.device) for index, one in first.items()}}
 
 
 def _is_plain(cond: list[dict[str, Any]] | None) -> bool:
@@ -67,7 +106,6 @@ def _is_undisturbed(model: Any, options: dict[str, Any]) -> bool:
         patcher.get_all_callbacks(CallbacksMP.ON_PREPARE_STATE),
         get_all_wrappers(WrappersMP.CALC_COND_BATCH, options["transformer_options"]),
         patcher.current_hooks,
-        options.get("multigpu_clones"),
         options.get("context_handler"),
     )
     return not any(others)
@@ -75,13 +113,14 @@ def _is_undisturbed(model: Any, options: dict[str, Any]) -> bool:
 
 def _joined(sampling: Any, model: Any, conds: list[dict[str, Any]], x: Tensor) -> dict[str, Any] | None:
     """What the model is called with, for the rows of all conditionings; None if they cannot be evaluated at once."""
-    key = (tuple(cond["uuid"] for cond in conds), tuple(x.shape))
+    key = (tuple(cond["uuid"] for cond in conds), tuple(x.shape), x.device)
     if key not in sampling.conditionings:
         each = [
             {name: one.process_cond(batch_size=len(x), area=None) for name, one in cond["model_conds"].items()}
             for cond in conds
         ]
-        sampling.conditionings[key] = _join(each) if _fit_together(each) and _fits(model, each, x) else None
+        joined = _join(each) if _fit_together(each) and _fits(model, each, x) else None
+        sampling.conditionings[key] = None if joined is None else _moved(joined, x.device)
     return sampling.conditionings[key]
 
 
@@ -98,6 +137,15 @@ def _fits(model: Any, each: list[dict[str, Any]], x: Tensor) -> bool:
     shapes = {name: [one[name].size() for one in each] for name in each[0]}
     needed = model.memory_required([len(each) * len(x), *x.shape[1:]], cond_shapes=shapes)
     return len(each) == 1 or needed * 1.5 < free
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors in dicts and lists, on a device."""
+    if isinstance(value, dict):
+        return {name: _moved(one, device) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_moved(one, device) for one in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _join(each: list[dict[str, Any]]) -> dict[str, Any]:

@@ -74,10 +74,13 @@ class Sampling:
 
     @staticmethod
     def key(options: dict[str, Any], x: Tensor) -> Hashable | None:
-        """What an evaluation depends on, besides latents and timestep: conditionings and size. None if unknown."""
+        """What an evaluation depends on, besides latents and timestep: conditionings, size and card. None if unknown.
+
+        ComfyUI's MultiGPU CFG Split evaluates the conditionings of a step on several cards, each in a thread.
+        """
         if "uuids" not in options:
             return None
-        return tuple(options["uuids"]), tuple(options.get("cond_or_uncond", ())), tuple(x.shape)
+        return tuple(options["uuids"]), tuple(options.get("cond_or_uncond", ())), tuple(x.shape), x.device
 
     def kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """The evaluation of a key, made if it is not there."""
@@ -202,10 +205,15 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
 
 
 def _may_capture(patcher: Any, options: dict[str, Any]) -> bool:
-    """Whether the loader's choice is a graph, and all weights lie where they will be read."""
-    streams = patcher.model.model_lowvram or patcher.weight_wrapper_patches
-    is_dynamic = getattr(patcher, "is_dynamic", bool)()
-    return bool(options.get(CAPTURE_GRAPH)) and not streams and not is_dynamic
+    """Whether the loader's choice is a graph, and all weights lie where they will be read, on each card."""
+    patchers = [patcher, *patcher.get_additional_models_with_key("multigpu")]
+    return bool(options.get(CAPTURE_GRAPH)) and not any(map(_streams, patchers))
+
+
+def _streams(patcher: Any) -> bool:
+    return bool(
+        patcher.model.model_lowvram or patcher.weight_wrapper_patches or getattr(patcher, "is_dynamic", bool)()
+    )
 
 
 def patches_without_effect(options: dict[str, Any], denoiser: Any) -> set[str]:

@@ -18,7 +18,7 @@ from log_records import Records as Records
 
 
 PACK, COMFYUI, MODELS, *PARTS = sys.argv[1:]
-launch().enter(COMFYUI, simulated_npu=64 * 1024)
+launch().enter(COMFYUI, simulated_npu=64 * 1024, cards=2)
 
 import comfy.model_management as mm  # noqa: E402
 import comfy.sample  # noqa: E402
@@ -34,9 +34,9 @@ state = simulated.state
 NPU = torch.device("npu", 0)
 
 
-def opened(name: str, dtype: str = "float32", capture_graph: bool = False) -> Any:
+def opened(name: str, dtype: str = "float32", capture_graph: bool = False, **more: Any) -> Any:
     """What DeepGen Loader makes of a checkpoint in the folder of checkpoints."""
-    return lazy_pipeline.LazyPipeline(Path(MODELS) / name, dtype, capture_graph)
+    return lazy_pipeline.LazyPipeline(Path(MODELS) / name, dtype, capture_graph, **more)
 
 
 def encoded(model: Any, references: int = 0, side: int = 64, prompt: str = "a red circle") -> Any:

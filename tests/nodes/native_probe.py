@@ -121,7 +121,7 @@ def nothing_stale() -> None:
 
 
 def kept_graphs() -> None:
-    """A graph is replayed by the next sampling of the same shapes, with its own conditioning, and dropped with weights."""
+    """A graph is replayed by the next sampling of the same shapes, with its own conditioning, until weights move."""
     model = opened("tiny", capture_graph=True)
     graphs = model.patcher.model.diffusion_model.graphs
     first, second = encoded(model, 1), encoded(model, 1, prompt="a red square")
