@@ -81,7 +81,7 @@ def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPro
 def examined(**changes) -> Report:
     """A healthy host with two cards, changed."""
     packages = dict.fromkeys(doctor.PACKAGES, "1.0")
-    packages |= {"torch": "2.9.0+cpu", "torch_npu": "2.9.0.post2", "diffusers": "0.38.0", "transformers": "4.57.6"}
+    packages |= {"torch": "2.9.0+cpu", "torch_npu": "2.9.0", "diffusers": "0.38.0", "transformers": "4.57.6"}
     packages |= {"huggingface_hub": "0.36.0", "requests": "2.32.5", **changes.pop("packages", {})}
     cards = [
         {"device": f"npu:{i}", "name": "Ascend910B3", "free": GIB, "total": 2 * GIB, "error": None} for i in (0, 1)
@@ -126,8 +126,8 @@ def test_this_machine_without_a_card_is_healthy(capsys):
 def test_who_wants_an_npu_misses_it(capsys):
     assert cli.main(["doctor", "--device", "npu"]) == 1
     text = capsys.readouterr().out
-    assert "PROBLEM: torch_npu is not installed" in text and 'pip install "torch_npu==' in text
-    assert text.endswith("1 problem(s) found.\n")
+    assert "PROBLEM: torch_npu is not installed" in text and "\n    pip install " in text
+    assert "problem(s) found." in text.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_json_is_for_scripts(capsys):
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["healthy"] is False and outcome["wanted"] == "npu"
     assert set(doctor.PACKAGES) == set(outcome["packages"]) and set(npu_setup.VARIABLES) == set(outcome["environment"])
-    assert [finding["level"] for finding in outcome["findings"]] == ["problem"]
+    assert {finding["level"] for finding in outcome["findings"]} == {"problem"}
 
 
 @pytest.mark.parametrize("name", ["gpu", "npu:", "cpu:0", "auto", ""])
@@ -240,7 +240,7 @@ def test_a_card_and_no_torch_npu():
         found = examined(packages={"torch_npu": None}, devices=[], wanted=wanted)
         (problem,) = problems(found)
         assert "but there is /dev/davinci0, /dev/davinci1" in problem[0]
-        assert problem[1] == 'pip install "torch_npu==2.9.0.*"'
+        assert problem[1] == "pip install torch_npu==2.9.0"
 
 
 def test_torch_npu_and_no_card():
@@ -267,8 +267,8 @@ def test_releases_that_do_not_belong_together():
     for error in (None, "ImportError: undefined symbol: x"):
         found = examined(packages={"torch": "2.13.0"}, torch_error=error, devices=[] if error else examined().devices)
         (problem,) = problems(found)
-        assert "torch_npu 2.9.0.post2 does not belong to torch 2.13.0" in problem[0]
-        assert problem[1] == 'pip install "torch_npu==2.13.0.*"'
+        assert "torch_npu 2.9.0 does not belong to torch 2.13.0" in problem[0]
+        assert problem[1].startswith("pip install -r requirements-npu")
 
 
 def test_settings_at_which_torch_npu_stops():
