@@ -47,8 +47,24 @@ compatibility: TorchNPU 7.3.x, 26.0.x, 26.1.x and 26.2.x with all four)."""
 RECOMMENDED_CANN = "9.1.0"
 """For a machine without one: what COMPATIBILITY.en.md recommends, with torch 2.12.0."""
 
-STACKS: dict[tuple[int, ...], str] = {(8, 5): "requirements-npu.txt", (9, 1): "requirements-npu-cann9.1.txt"}
-"""The files of the pack with everything for a CANN, pinned. Their torch is that of the first build in the table."""
+
+class Stack(NamedTuple):
+    """Everything for a CANN, pinned.
+
+    Attributes:
+        file: A file of the pack. Its torch is that of the first build for this CANN.
+        for_comfyui: Packages of this torch that ComfyUI imports.
+    """
+
+    file: str
+    for_comfyui: str
+
+
+STACKS: dict[tuple[int, ...], Stack] = {
+    (8, 5): Stack("requirements-npu.txt", "torchvision==0.24.0 torchaudio==2.9.0"),
+    (9, 1): Stack("requirements-npu-cann9.1.txt", "torchvision==0.27.0 torchaudio==2.11.0"),
+}
+"""By the first two numbers of the CANN. torchaudio ends with 2.11.0, which is for later releases of torch, too."""
 
 OLDEST_TORCH = (2, 9)
 """See the extra ``run`` of pyproject.toml."""
@@ -174,7 +190,7 @@ def how_to_install(torch: str | None, cann: str | None) -> str:
 
 def _stack(torch_npu: str, cann: str) -> str:
     """The command that installs a torch_npu with its torch: by a file of the pack, where there is one."""
-    file = STACKS.get(_line(cann), "")
-    if file and REQUIREMENTS.with_name(file).is_file():
-        return f"pip install -r {file}"
+    stack = STACKS.get(_line(cann))
+    if stack is not None and REQUIREMENTS.with_name(stack.file).is_file():
+        return f"pip install -r {stack.file} {stack.for_comfyui}"
     return f"pip install torch=={'.'.join(map(str, release(torch_npu) or ()))} torch_npu=={torch_npu}"

@@ -94,7 +94,7 @@ class TestATorchNpuThatCannotBeUsed:
         monkeypatch.setattr(npu_setup, "package_version", lambda name: "2.1.0.post3")
         problem, command, *alternative = refused("npu")
         assert "torch_npu 2.1.0.post3 does not belong to torch" in problem
-        assert command.startswith("    pip install -r requirements-npu-cann9.1.txt  # ") and alternative == UNINSTALL
+        assert command.startswith("    pip install -r requirements-npu-cann9.1.txt ") and alternative == UNINSTALL
 
     @not_on_windows("its paths have \\, and no Ascend host runs it")
     def test_cann_is_not_sourced(self, install):

@@ -12,7 +12,8 @@ from deepgen_npu.npu_versions import how_to_install, mismatch, not_a_pair, pairi
 
 
 ROOT = Path(__file__).parents[2]
-CURRENT = "pip install -r requirements-npu-cann9.1.txt"
+CURRENT = "pip install -r requirements-npu-cann9.1.txt torchvision==0.27.0 torchaudio==2.11.0"
+REPORT = "pip install -r requirements-npu.txt torchvision==0.24.0 torchaudio==2.9.0"
 BY_ITS_NOTES = "# or the build that its release notes name for CANN 9.3.0"
 TOO_OLD = "Install CANN 9.1.0 or 8.5.0: there is no torch_npu for CANN"
 
@@ -30,10 +31,10 @@ TOO_OLD = "Install CANN 9.1.0 or 8.5.0: there is no torch_npu for CANN"
         ("2.12.0", "9.1.0-beta.3", "pip install torch_npu==2.12.0"),
         ("2.8.0", "8.3.RC2", "pip install torch_npu==2.8.0"),
         # No torch, or one for which this CANN has no build.
-        (None, "8.5.1", "pip install -r requirements-npu.txt"),
+        (None, "8.5.1", REPORT),
         (None, "9.1.0", CURRENT),
         (None, "9.0.0", "pip install torch==2.10.0 torch_npu==2.10.0"),
-        ("2.13.0", "8.5.0", "pip install -r requirements-npu.txt  # CANN 8.5.0 has no torch_npu for torch 2.13.0"),
+        ("2.13.0", "8.5.0", f"{REPORT}  # CANN 8.5.0 has no torch_npu for torch 2.13.0"),
         ("2.8.0", "9.1.0", f"{CURRENT}  # CANN 9.1.0 has no torch_npu for torch 2.8.0"),
         ("2.12", "9.0.1", "pip install torch==2.10.0 torch_npu==2.10.0  # CANN 9.0.1 has no torch_npu for torch 2.12"),
         # No CANN yet: the one that is recommended, 9.1.0, is going to be installed.
@@ -107,9 +108,22 @@ def test_a_build_is_for_one_cann():
     assert len(set(builds)) == len(builds) and all(npu_versions.release(build) for build in builds)
 
 
-@pytest.mark.parametrize(("line", "file"), npu_versions.STACKS.items())
-def test_the_files_of_the_pack_have_the_pair_of_their_cann(line, file):
-    text = (ROOT / file).read_text(encoding="utf-8")
+@pytest.mark.parametrize(("line", "stack"), npu_versions.STACKS.items())
+def test_the_files_of_the_pack_have_the_pair_of_their_cann(line, stack):
+    """And the README has the doctor's command."""
+    text = (ROOT / stack.file).read_text(encoding="utf-8")
     pins = dict(re.findall(r"^(torch|torch_npu)==(\S+)$", text, re.MULTILINE))
     cann = ".".join(map(str, line)) + ".0"
     assert pins["torch_npu"] == npu_versions.builds_for(cann)[0] == npu_versions.build_for(pins["torch"], cann)
+    for page in ("README.md", "README_ZH.md"):
+        assert f"\n   {how_to_install(None, cann)}\n" in (ROOT / page).read_text(encoding="utf-8"), page
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
+    told = {}
+    for cells in (line.split("|") for line in page.splitlines()):
+        if len(cells) == 5 and (cann := cells[1].strip("* "))[:1].isdigit():
+            told[cann] = tuple(re.findall(r"\d[\w.]+\d", re.sub(r"\(.*?\)|:.*", "", cells[2])))
+    known = {known.cann: known.builds for known in npu_versions.RELEASES}
+    assert told == {cann: builds for cann, builds in known.items() if cann not in ("8.2.RC1", "8.1.RC1")}

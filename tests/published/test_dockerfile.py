@@ -40,7 +40,8 @@ def filled(text: str) -> str:
 def test_it_is_built_on_the_image_of_a_pair():
     assert filled(of("FROM")[0]) == "quay.io/ascend/torch-npu:2.12.0-cann9.1.0-910b-ubuntu22.04-py3.12"
     assert npu_versions.pairing(DEFAULTS["TORCH_NPU"], DEFAULTS["CANN"]) == "pair"
-    assert npu_versions.STACKS[(9, 1)] == DEFAULTS["STACK"]
+    for_comfyui = f"torchvision=={DEFAULTS['TORCHVISION']} torchaudio=={DEFAULTS['TORCHAUDIO']}"
+    assert npu_versions.STACKS[(9, 1)] == (DEFAULTS["STACK"], for_comfyui)
     assert f"torch_npu=={DEFAULTS['TORCH_NPU']}\n" in (ROOT / DEFAULTS["STACK"]).read_text(encoding="utf-8")
 
 

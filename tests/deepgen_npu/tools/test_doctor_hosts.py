@@ -62,8 +62,9 @@ NO_CANN = (
 )
 NO_PACKAGES = (
     "PROBLEM: torch and torch_npu are not installed in this Python",
-    "    pip install -r requirements-npu-cann9.1.txt",
+    "    pip install -r requirements-npu-cann9.1.txt torchvision==0.27.0 torchaudio==2.11.0",
 )
+REPORT = "    pip install -r requirements-npu.txt torchvision==0.24.0 torchaudio==2.9.0"
 NO_TORCH_NPU = "PROBLEM: torch_npu is not installed in this Python, but there is /dev/davinci0"
 NOT_SOURCED = (
     "PROBLEM: torch_npu is installed, but the environment of CANN is not sourced: its libraries are not found "
@@ -94,14 +95,13 @@ HOSTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
          "container, install the driver", *ONE),
     ),
     "a driver": ({}, (*NO_CANN, *NO_PACKAGES, *several(2))),
-    "CANN 8.5": ({"cann": "8.5.1"}, (NO_PACKAGES[0], "    pip install -r requirements-npu.txt", *ONE)),
+    "CANN 8.5": ({"cann": "8.5.1"}, (NO_PACKAGES[0], REPORT, *ONE)),
     "CANN 9.1": ({"cann": "9.1.0"}, (*NO_PACKAGES, *ONE)),
     "a torch_npu without CANN": ({"torch": "2.12.0", "torch_npu": "2.12.0", "error": NO_LIBRARY}, (*NO_CANN, *ONE)),
     "a torch": ({"cann": "9.0.0", "torch": "2.9.0"}, (NO_TORCH_NPU, "    pip install torch_npu==2.9.0.post2", *ONE)),
     "a torch without a build": (
         {"cann": "8.5.0", "torch": "2.12.0"},
-        (NO_TORCH_NPU,
-         "    pip install -r requirements-npu.txt  # CANN 8.5.0 has no torch_npu for torch 2.12.0", *ONE),
+        (NO_TORCH_NPU, f"{REPORT}  # CANN 8.5.0 has no torch_npu for torch 2.12.0", *ONE),
     ),
     "CANN is not sourced": ({"cann": "8.5.1", "torch": "2.9.0", "torch_npu": "2.9.0", "error": NO_LIBRARY},
                             (*NOT_SOURCED, *ONE)),
