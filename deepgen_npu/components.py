@@ -14,6 +14,7 @@ from .checkpoint.folder import PARTS, Checkpoint, resolve_model
 from .checkpoint.weights import BytesRead, copy_to, load_part, load_scheduler, load_tokenizer
 from .checks import must_be
 from .devices import resolve_device, resolve_dtype
+from .dtypes import dtype_of_part
 from .encoding_cache import EncodingCache
 from .errors import CheckpointError
 from .lora.adapters import Adapters
@@ -114,7 +115,8 @@ class Components:
             pretrained_model_name_or_path: A local folder, or a Hugging Face id: then the local caches of
                 Hugging Face and ModelScope are searched before anything is downloaded.
             torch_dtype: ``torch.float32``, ``torch.bfloat16``, ``torch.float16``, their names, or ``auto``:
-                bfloat16 on NPU, CUDA and CPUs with native bfloat16, float32 on other CPUs.
+                bfloat16 where the device multiplies in it, float16 on cards without it, float32 on other CPUs (see
+                `devices.best_dtype`). With float16 the VAE, and sums within the other parts, are in float32.
             device: Where the weights are loaded to. None loads them to the CPU; the dtype ``auto`` is then that of
                 the device that ``auto`` finds, since that is where they will go.
             text_encoder_device: Another device for VLM and connector, for instance a second card.
@@ -152,7 +154,7 @@ class Components:
 
         Args:
             checkpoint: The folder.
-            dtype: Of the weights.
+            dtype: Of the weights (see `dtypes.dtype_of_part`).
             devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae`` that is read.
             loaded: Parts that are loaded already, by these names; they may have another dtype.
             on_bytes_read: As in `from_pretrained`.
@@ -164,7 +166,8 @@ class Components:
         parts = dict(loaded or {})
         for part in PARTS:
             if part not in parts:
-                parts[part] = load_part(checkpoint, part, dtype, devices[part], on_bytes_read)
+                own = dtype_of_part(part, dtype)
+                parts[part] = load_part(checkpoint, part, own, devices[part], on_bytes_read)
         return cls(
             tokenizer=tokenizer,
             scheduler=load_scheduler(checkpoint),

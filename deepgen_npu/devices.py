@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import npu
+from . import auto_dtype, npu
 from .checks import must_be, no_such_card
 from .dtypes import CHOICES, dtype_name, torch_dtype
 from .errors import DeviceError
+
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
@@ -69,20 +73,44 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     """The dtype that a user's choice means on a device.
 
     Args:
-        dtype: A `torch.dtype`, its name, or ``auto``: bfloat16, in which the model was trained and
-            published, on NPU, CUDA and CPUs with native bfloat16; float32 on other CPUs.
+        dtype: A `torch.dtype`, its name, or ``auto`` (see `best_dtype`).
         device: Where the model runs.
 
     Raises:
         ValueError: For any other dtype.
+        DeviceError: For bfloat16 on an NPU that has none.
     """
     if dtype is None or dtype == "auto":
-        fast = device.type != "cpu" or cpu_has_fast_bfloat16()
-        return torch.bfloat16 if fast else torch.float32
+        best = best_dtype(device)
+        if device.type != "cpu" and best.dtype != "bfloat16":
+            logger.info("dtype auto is %s on %s: %s.", best.dtype, device, best.why)
+        return torch_dtype(best.dtype)
     name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype
     if name not in CHOICES:
         raise ValueError(must_be("dtype", f"one of {', '.join(CHOICES)}", dtype))
+    if name == "bfloat16" and device.type == "npu" and (best := best_dtype(device)).dtype != name:
+        raise DeviceError(
+            f"dtype bfloat16 cannot be used on {device}: {best.why}. Choose auto, which is {best.dtype}."
+        )
     return torch_dtype(name)
+
+
+def best_dtype(device: torch.device) -> auto_dtype.Choice:
+    """What the dtype ``auto`` is on a device, and why.
+
+    bfloat16, in which the model was trained and published, where the device multiplies in it; float16 on cards
+    without it (see `model.float16`); float32 on other CPUs, and where neither is safe.
+    """
+    if device.type == "cpu":
+        fast = cpu_has_fast_bfloat16()
+        how = "multiplies" if fast else "only emulates"
+        return auto_dtype.Choice("bfloat16" if fast else "float32", f"this CPU {how} bfloat16")
+    if device.type == "npu":
+        return auto_dtype.on_npu(device_name(device), npu.has_bfloat16(device.index or 0))
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return auto_dtype.on_cuda(device_name(device), capability, torch.version.hip is not None)
+    return auto_dtype.Choice("bfloat16", "the model was trained in it")
 
 
 def cpu_has_fast_bfloat16() -> bool:

@@ -55,6 +55,15 @@ def is_float(name: str) -> bool:
     return name.startswith(("F", "BF"))
 
 
+def dtype_of_part(part: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a part's weights in a model of ``dtype``.
+
+    With float16 the VAE is in float32: its convolutions add up without the safeguards of `model.float16`. It has one
+    percent of the weights.
+    """
+    return torch_dtype("float32") if part == "vae" and dtype_name(dtype) == "float16" else dtype
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """The PyTorch name of a dtype: ``bfloat16`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")

@@ -20,6 +20,8 @@ from .encoding_cache import ReferenceImage
 from .images import to_pixels
 from .memory import Workload, run_with_memory_retry
 from .model import autoencoder
+from .model.float16 import sum_dtype
+from .model.numerics import require_finite
 from .model.vision_language import stacked_hidden_states
 from .model.vision_tower import encode_references
 from .prompts import tokenize
@@ -142,8 +144,11 @@ def _connect(components: Components, stacked: Tensor) -> Embeds:
     sequence, pooled = run_with_memory_retry(
         components,
         Workload("connector", 0, 0, rows, text_tokens=tokens),
-        lambda device: connector(stacked.to(device, connector.dtype)),
+        lambda device: connector(stacked.to(device, sum_dtype(connector.dtype))),
     )
+    if connector.dtype == torch.float16:
+        # Otherwise all steps would be drawn before the latents show it. Other dtypes need not wait for the device.
+        require_finite(sequence, "The prompt embeddings", {"vlm": components.vlm, "connector": connector})
     prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
     pooled_embeds, negative_pooled_embeds = pooled.chunk(2)
     return prompt_embeds, pooled_embeds, negative_prompt_embeds, negative_pooled_embeds

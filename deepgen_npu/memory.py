@@ -18,6 +18,7 @@ from .checks import MAX_STEPS
 from .devices import empty_cache, free_memory, is_out_of_host_memory, is_out_of_memory
 from .errors import DeepGenError
 from .formatting import format_bytes, format_size
+from .model.float16 import sum_dtype
 from .model.modulation import MODULATION_BYTES
 from .quantization.linear import workspace_bytes
 
@@ -73,7 +74,7 @@ def activation_bytes(pipe: Components, work: Workload) -> int:
     """An upper estimate of the bytes that a part needs on its device on top of its weights."""
     if work.part == "vae":
         return vae_activation_bytes(pipe.vae.config, work.height, work.width, pipe.vae.dtype)
-    itemsize = pipe.dtype.itemsize
+    itemsize = sum_dtype(pipe.dtype).itemsize
     return _activation_bytes(pipe, work, itemsize) + workspace_bytes(pipe.components[work.part], itemsize)
 
 

@@ -69,6 +69,18 @@ def require_npu(index: int) -> None:
     set_up_thread(index)
 
 
+def has_bfloat16(index: int) -> bool | None:
+    """Whether a card computes in bfloat16, as torch_npu says; None where it does not say.
+
+    It answers for the calling thread's card: all cards of a machine are of one family.
+    """
+    try:
+        return bool(torch.npu.is_bf16_supported())
+    except (AttributeError, RuntimeError):
+        logger.debug("torch_npu does not say whether npu:%s has bfloat16", index, exc_info=True)
+        return None
+
+
 def set_up_thread(index: int) -> None:
     """Choose the card for the calling thread, and the settings that Ascend's own examples use.
 

@@ -124,8 +124,9 @@ class _Weights:
         require_formats(checkpoint, dict.fromkeys(("vlm", "connector", "transformer"), mm.get_torch_device()))
         self.sizes = checkpoint.sizes
         self.prompt_template = PromptTemplate.from_config(checkpoint.prompt_template)
-        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it either.
-        dtypes = [] if dtype == torch.float32 else [torch.bfloat16]
+        # Never float16 unless asked for with --fp16-vae: ComfyUI does not run this VAE in it either. And bfloat16 only
+        # with a model in it: ComfyUI takes every NPU to be capable of it.
+        dtypes = [torch.bfloat16] if dtype == torch.bfloat16 else []
         self.vae = ComfyVAE(checkpoint, mm.vae_dtype(mm.vae_device(), dtypes))
         self.checkpoint = checkpoint
         self._dtype = dtype

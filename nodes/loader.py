@@ -39,8 +39,8 @@ class DeepGenLoader(DeepGenNode):
                     "dtype",
                     options=list(CHOICES),
                     default="auto",
-                    tooltip="Precision of the weights. auto: bfloat16 on NPU and GPU (12.6 GiB), float32 on a CPU "
-                    "without native bfloat16 (25.1 GiB).",
+                    tooltip="Precision of the weights. auto: bfloat16 where the card has it (12.6 GiB), float16 where "
+                    "it does not, float32 on a CPU without native bfloat16 (25.1 GiB).",
                 ),
                 io.Boolean.Input(
                     "capture_graph",

@@ -205,7 +205,7 @@ def _read(checkpoint: Checkpoint, choice: str, devices: dict[str, Any], offload:
     from tqdm.auto import tqdm
 
     from ..components import require_formats
-    from ..devices import resolve_dtype
+    from ..devices import best_dtype, resolve_dtype
     from ..pipeline import DeepGenPipeline
 
     require_formats(checkpoint, devices)
@@ -217,7 +217,8 @@ def _read(checkpoint: Checkpoint, choice: str, devices: dict[str, Any], offload:
         pipe = DeepGenPipeline.from_checkpoint(checkpoint, dtype, where, on_bytes_read=bar.update)
     if offload:
         pipe.enable_model_cpu_offload(devices["transformer"])
-    print(f"All components loaded in {time.perf_counter() - start:.1f}s ({dtype_name(dtype)})")
+    why = f", since {best_dtype(devices['transformer']).why}" if choice == "auto" else ""
+    print(f"All components loaded in {time.perf_counter() - start:.1f}s ({dtype_name(dtype)}{why})")
     for name, part in pipe.memory().items():
         place = f"cpu, on {devices[name]} while it runs" if offload else part.device
         print(f"  {name}: {place}, {format_bytes(part.nbytes)}")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, ModuleList, Parameter
 
+from .float16 import layer_norm, scaled_linear
 from .ops import attention
 
 
@@ -58,10 +59,10 @@ class ConnectorLayer(Module):
         self.layer_norm2 = LayerNorm(hidden_size, eps=eps)
         self.mlp = ConnectorMLP(hidden_size, intermediate_size)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[b, L, width] to [b, L, width]."""
-        hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states))
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+    def forward(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor:
+        """[b, L, width] to [b, L, width], in `float16.sum_dtype` of ``dtype``, in which the weights compute."""
+        hidden_states = hidden_states + self.self_attn(layer_norm(self.layer_norm1, hidden_states, dtype))
+        return hidden_states + self.mlp(layer_norm(self.layer_norm2, hidden_states, dtype))
 
 
 class ConnectorEncoder(Module):
@@ -71,10 +72,10 @@ class ConnectorEncoder(Module):
         super().__init__()
         self.layers = ModuleList(ConnectorLayer(**layer) for _ in range(num_hidden_layers))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[b, L, width] to [b, L, width]."""
+    def forward(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor:
+        """[b, L, width] to [b, L, width]; dtypes as in a layer."""
         for layer in self.layers:
-            hidden_states = layer(hidden_states)
+            hidden_states = layer(hidden_states, dtype)
         return hidden_states
 
 
@@ -111,11 +112,18 @@ class Connector(Module):
         """From stacked hidden states to the conditioning of the DiT.
 
         Args:
-            stacked: [b, L + queries, states x hidden], hidden states concatenated channel-wise, deepest first.
+            stacked: [b, L + queries, states x hidden], hidden states concatenated channel-wise, deepest first, in
+                `float16.sum_dtype` of the weights.
 
         Returns:
             The sequence [b, L + queries, joint_attention_dim] and the pooled vector
-            [b, pooled_projection_dim]. The mean runs over every position, padding included, as in training.
+            [b, pooled_projection_dim], in the dtype of the weights. The mean runs over every position, padding
+            included, as in training.
         """
-        hidden_states = self.connector(self.projector_1(stacked))  # [b, L + queries, width]
-        return self.projector_3(hidden_states), self.projector_2(hidden_states.mean(dim=1))
+        dtype = self.dtype
+        hidden_states = self.connector(
+            scaled_linear(self.projector_1, stacked, dtype), dtype
+        )  # [b, L + queries, width]
+        sequence = scaled_linear(self.projector_3, hidden_states, dtype)
+        pooled = scaled_linear(self.projector_2, hidden_states.mean(dim=1), dtype)
+        return sequence.to(dtype), pooled.to(dtype)

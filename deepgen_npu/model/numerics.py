@@ -33,7 +33,7 @@ def require_finite(values: Tensor, what: str, models: Mapping[str, Module], dtyp
                 )
     dtype = dtype or values.dtype
     advice = {
-        torch.float16: "choose bfloat16 or float32 as dtype (torch_dtype in the library).",
+        torch.float16: "choose float32 as dtype, or bfloat16 where the card has it (torch_dtype in the library).",
         torch.bfloat16: "choose float32 as dtype (torch_dtype in the library).",
     }.get(dtype, "check the files of the model with the command check.")
     raise FloatingPointError(

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .float16 import scaled_linear, sum_dtype
+
 
 def on_npu(tensor: Tensor) -> bool:
     """Whether a tensor is on an NPU, so that fused kernels can be used."""
@@ -121,11 +123,20 @@ def look_up(embedding: Any, ids: Tensor, device: torch.device) -> Tensor:
     return F.embedding(ids.to(table.device), table).to(device)
 
 
-def norm(module: Any, x: Tensor) -> Tensor:
-    """What an RMSNorm module of transformers computes."""
-    return with_weight(module, x, lambda weight: rms_norm(x, weight, module.variance_epsilon))
+def norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What an RMSNorm module of transformers in ``dtype`` computes of a sum: [..., n] to the same in ``dtype``."""
+    return with_weight(module, x, lambda weight: rms_norm(x, weight.to(x.dtype), module.variance_epsilon)).to(dtype)
 
 
 def gated_mlp(module: Any, x: Tensor) -> Tensor:
-    """What a gated feed-forward module of transformers computes (Qwen2MLP and its like, with silu)."""
-    return module.down_proj(swiglu(module.gate_proj(x), module.up_proj(x)))
+    """What a gated feed-forward module of transformers computes (Qwen2MLP and its like, with silu).
+
+    Args:
+        module: In the dtype of ``x``.
+        x: [..., n].
+
+    Returns:
+        [..., n] in `float16.sum_dtype`: products of two numbers are the first to leave the range of float16.
+    """
+    wide = sum_dtype(x.dtype)
+    return scaled_linear(module.down_proj, swiglu(module.gate_proj(x).to(wide), module.up_proj(x).to(wide)), x.dtype)

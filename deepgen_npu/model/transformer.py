@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .float16 import add_gated, sum_dtype
 from .modulation import ModulationAhead, Slot, slots_of, time_and_text
 from .ops import attention, rms_norm, with_weight
 from .positions import positions
@@ -103,8 +104,8 @@ class Prepared:
     """What does not change during a run.
 
     Attributes:
-        context: [rows, L, width].
-        references: Tokens of each reference, [rows, tokens, width].
+        context: [rows, L, width], in `float16.sum_dtype`.
+        references: Tokens of each reference, [rows, tokens, width], in the same.
         positions: Of the target, [1, T, width].
         height, width: Of the latents.
     """
@@ -129,8 +130,10 @@ def prepare(
         width: Of the latents.
     """
     context = transformer.context_embedder(prompt_embeds)  # [rows, L, width]
-    references = [embed_patches(transformer, latents) for latents in reference_latents]  # [rows, tokens, width] each
-    return Prepared(context, references, positions(transformer, height, width, context), height, width)
+    wide = sum_dtype(context.dtype)
+    # [rows, tokens, width] each
+    references = [embed_patches(transformer, latents).to(wide) for latents in reference_latents]
+    return Prepared(context.to(wide), references, positions(transformer, height, width, context), height, width)
 
 
 Block = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
@@ -163,7 +166,7 @@ def step(
     """
     target = _project_patches(transformer, latents) + prepared.positions  # [b, T, width]
     copies = [target] * (len(prepared.context) // len(target))
-    target = torch.cat(copies) if len(copies) > 1 else target  # [rows, T, width]
+    target = (torch.cat(copies) if len(copies) > 1 else target).to(prepared.context.dtype)  # [rows, T, width]
     # [rows, T + R, width] and [rows, L, width]
     image = torch.cat([target, *prepared.references], dim=1) if prepared.references else target
     context = prepared.context
@@ -181,7 +184,7 @@ def step(
             run = partial(_block, block, of_image=of_image, of_context=of_context)
             image, context = around_block(index, run, image, context)
     scale, shift = next_norm()
-    image = torch.addcmul(shift, _normalised(image[:, : target.shape[1]]), scale)  # [rows, T, width]
+    image = torch.addcmul(shift, _normalised(image[:, : target.shape[1]], shift.dtype), scale)  # [rows, T, width]
     patch = transformer.config["patch_size"]
     return _to_latents(transformer.proj_out(image), prepared.height, prepared.width, patch)
 
@@ -221,9 +224,9 @@ class PreparedTransformer:
         return step(self._transformer, self._slots, self._prepared, latents, modulation)
 
 
-def _normalised(x: Tensor) -> Tensor:
-    """LayerNorm over the last dimension, without weights: [..., width] to [..., width]."""
-    return F.layer_norm(x, x.shape[-1:], eps=_EPS)
+def _normalised(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """LayerNorm over the last dimension, without weights: [..., width] to [..., width] in ``dtype``."""
+    return F.layer_norm(x, x.shape[-1:], eps=_EPS).to(dtype)
 
 
 def _block(
@@ -233,17 +236,19 @@ def _block(
 
     Args:
         block: The stock block.
-        image: [rows, T + R, width].
-        context: [rows, L, width].
-        of_image: Modulation of the image tokens, [rows, 1, width] each: 6, with a second attention 9.
+        image: [rows, T + R, width], in `float16.sum_dtype`.
+        context: [rows, L, width], in the same.
+        of_image: Modulation of the image tokens, [rows, 1, width] each: 6, with a second attention 9. Its dtype is
+            that of the weights.
         of_context: Modulation of the context: 6, in the last block 2.
 
     Returns:
         Image and context, shaped as before.
     """
     shift, scale, gate, shift_ff, scale_ff, gate_ff = of_image[:6]
-    normalised = _normalised(image)  # [rows, T + R, width]
-    normalised_context = _normalised(context)  # [rows, L, width]
+    dtype = shift.dtype
+    normalised = _normalised(image, dtype)  # [rows, T + R, width]
+    normalised_context = _normalised(context, dtype)  # [rows, L, width]
     if block.context_pre_only:
         scale_context, shift_context = of_context
     else:
@@ -253,16 +258,16 @@ def _block(
         torch.addcmul(shift, normalised, scale),
         torch.addcmul(shift_context, normalised_context, scale_context),
     )  # [rows, T + R, width], [rows, L, width]
-    image = torch.addcmul(image, gate, attended)  # [rows, T + R, width]
+    image = add_gated(image, gate, attended)  # [rows, T + R, width]
     if block.use_dual_attention:
         shift_2, scale_2, gate_2 = of_image[6:]
-        image = torch.addcmul(image, gate_2, _self_attention(block.attn2, torch.addcmul(shift_2, normalised, scale_2)))
-    image = torch.addcmul(image, gate_ff, block.ff(torch.addcmul(shift_ff, _normalised(image), scale_ff)))
+        image = add_gated(image, gate_2, _self_attention(block.attn2, torch.addcmul(shift_2, normalised, scale_2)))
+    image = add_gated(image, gate_ff, block.ff(torch.addcmul(shift_ff, _normalised(image, dtype), scale_ff)))
     if not block.context_pre_only:
         gate_context, shift_ff_context, scale_ff_context, gate_ff_context = of_context[2:]
-        context = torch.addcmul(context, gate_context, attended_context)  # [rows, L, width]
-        modulated = torch.addcmul(shift_ff_context, _normalised(context), scale_ff_context)  # [rows, L, width]
-        context = torch.addcmul(context, gate_ff_context, block.ff_context(modulated))  # [rows, L, width]
+        context = add_gated(context, gate_context, attended_context)  # [rows, L, width]
+        modulated = torch.addcmul(shift_ff_context, _normalised(context, dtype), scale_ff_context)  # [rows, L, width]
+        context = add_gated(context, gate_ff_context, block.ff_context(modulated))  # [rows, L, width]
     return image, context
 
 

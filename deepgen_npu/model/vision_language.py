@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .architecture import stacked_states
+from .float16 import sum_dtype
 
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def stacked_hidden_states(
         cells: (rows, columns) of each reference in merge cells.
 
     Returns:
-        [b, L + queries, states x hidden].
+        [b, L + queries, states x hidden] in `float16.sum_dtype`.
     """
     decoder = vlm.model.language_model
     device, dtype = meta_queries.device, meta_queries.dtype
@@ -121,12 +122,12 @@ def stacked_hidden_states(
         features = image_features.to(dtype).expand(batch, -1, -1).flatten(0, 1)  # [b x tokens, hidden]
         hidden_states = hidden_states.index_put(tuple(slot.to(device) for slot in slots), features)
     queries_of_batch = meta_queries.expand(batch, -1, -1)  # [b, queries, hidden]
-    hidden_states = torch.cat([hidden_states, queries_of_batch], dim=1)  # [b, S, hidden]
+    hidden_states = torch.cat([hidden_states, queries_of_batch], dim=1).to(sum_dtype(dtype))  # [b, S, hidden]
 
     all_valid = all_valid.to(device)
     padding = ~all_valid[:, :, None]  # [b, S, 1]
     mask = attention_mask(all_valid, decoder.config._attn_implementation, dtype)  # [b, 1, S, S] or [b, S]
-    position_embeddings = decoder.rotary_emb(hidden_states, positions)
+    position_embeddings = decoder.rotary_emb(meta_queries, positions)  # of the first only dtype and device are read
     run_layer = _stock_layer
     if decoder.config._attn_implementation == "sdpa":
         run_layer = _plain_layer
@@ -144,20 +145,20 @@ def stacked_hidden_states(
 
 def _stock_layer(layer: Any, hidden_states: Tensor, mask: Any, rotary: Any, padding: Tensor) -> Tensor:
     """A decoder layer with an attention implementation of transformers: [b, S, hidden] to [b, S, hidden]."""
-    attention = layer.self_attn(
-        hidden_states=layer.input_layernorm(hidden_states), attention_mask=mask, position_embeddings=rotary
-    )[0]  # [b, S, hidden]
+    dtype = rotary[0].dtype
+    normalised = ops.norm(layer.input_layernorm, hidden_states, dtype)  # [b, S, hidden]
+    attention = layer.self_attn(hidden_states=normalised, attention_mask=mask, position_embeddings=rotary)[0]
     # o_proj has no bias, so zeros after it are zeros before it.
     hidden_states = hidden_states + attention.masked_fill(padding, 0)
-    return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+    return hidden_states + ops.gated_mlp(layer.mlp, ops.norm(layer.post_attention_layernorm, hidden_states, dtype))
 
 
 def _plain_layer(
     layer: Any, hidden_states: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor], padding: Tensor
 ) -> Tensor:
     """The same with PyTorch's attention and the operators that Ascend fuses."""
-    attention = layer.self_attn
-    normalised = ops.norm(layer.input_layernorm, hidden_states)  # [b, S, hidden]
+    attention, dtype = layer.self_attn, rotary[0].dtype
+    normalised = ops.norm(layer.input_layernorm, hidden_states, dtype)  # [b, S, hidden]
     q, k, v = (
         project(normalised).unflatten(-1, (-1, attention.head_dim))  # [b, S, heads or kv heads, d]
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -165,7 +166,7 @@ def _plain_layer(
     q, k = ops.rotary(q, *rotary), ops.rotary(k, *rotary)
     attended = attention.o_proj(ops.attention(q, k, v, mask).flatten(2))  # [b, S, hidden]
     hidden_states = hidden_states + attended.masked_fill(padding, 0)
-    return hidden_states + ops.gated_mlp(layer.mlp, ops.norm(layer.post_attention_layernorm, hidden_states))
+    return hidden_states + ops.gated_mlp(layer.mlp, ops.norm(layer.post_attention_layernorm, hidden_states, dtype))
 
 
 def _join_axes(rotary: tuple[Tensor, Tensor], config: Any) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import ops
 from .architecture import VISION_SCALE
+from .float16 import sum_dtype
 
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
     # The weight is [width, 3, temporal, patch, patch].
     hidden_states = ops.with_weight(
         visual.patch_embed.proj, patches, lambda weight: F.linear(patches, weight.flatten(1))
-    )  # [n, T, width]
+    ).to(sum_dtype(dtype))  # [n, T, width]
     hidden_states = hidden_states.unflatten(1, (-1, merge * merge)).index_select(1, order).flatten(1, 2)
     positions = _positions(rows, columns, merge)[windows.order].flatten(0, 1).to(device)  # [T, 2]
     angles = (positions[..., None] * visual.rotary_pos_emb.inv_freq.float()).flatten(1)  # [T, d/2]
@@ -178,13 +179,13 @@ def _run(visual: Any, patches: Tensor, rows: int, columns: int) -> Tensor:
     attention = _Attention(windows, merge, len(patches), device)
     for index, block in enumerate(visual.blocks):
         attend = attention.full if index in visual.fullatt_block_indexes else attention.windowed
-        projected = block.attn.qkv(ops.norm(block.norm1, hidden_states))  # [n, T, 3 x heads x d]
+        projected = block.attn.qkv(ops.norm(block.norm1, hidden_states, dtype))  # [n, T, 3 x heads x d]
         q, k, v = projected.unflatten(-1, (3, block.attn.num_heads, -1)).unbind(2)  # [n, T, heads, d] each
         # Rotated in float32, as in transformers.
         q, k = (ops.rotary(x.float(), cos, sin).to(dtype) for x in (q, k))
         hidden_states = hidden_states + block.attn.proj(attend(q, k, v).flatten(2))  # [n, T, width]
-        hidden_states = hidden_states + ops.gated_mlp(block.mlp, ops.norm(block.norm2, hidden_states))
-    cells = ops.norm(visual.merger.ln_q, hidden_states).unflatten(1, (len(order), -1)).flatten(2)
+        hidden_states = hidden_states + ops.gated_mlp(block.mlp, ops.norm(block.norm2, hidden_states, dtype))
+    cells = ops.norm(visual.merger.ln_q, hidden_states, dtype).unflatten(1, (len(order), -1)).flatten(2)
     merged = visual.merger.mlp(cells)  # [n, cells, merge x merge x width] to [n, cells, hidden]
     return merged.index_select(1, windows.order.argsort().to(device))
 

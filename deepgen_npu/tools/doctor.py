@@ -1,7 +1,6 @@
 """``python -m deepgen_npu doctor``: what this machine has, what is wrong with it, and how to fix that.
 
-torch is never imported in this process: where torch_npu is installed and CANN is not sourced, even importing torch
-fails. A child process tries it, and its error is one of the findings.
+torch is never imported in this process: `probe` tries it in another, and its error is one of the findings.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from ..formatting import format_bytes
 from ..npu_setup import package_version
 from ..problem import Problem
 from ..requirements import fits, requirements
+from .probe import probe
 
 
 PACKAGES = (
@@ -44,36 +43,6 @@ PACKAGES = (
 """Packages whose versions are reported: those of the adaptation report, and others that affect results."""
 
 OLDEST_PYTHON = (3, 10)
-
-PROBE_SECONDS = 180
-"""The time that torch gets to list its devices."""
-# A busy or broken card must not hide the others. `python -c` would import modules from the current folder, whosever it
-# is.
-_PROBE = """
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]
-import json
-import torch
-kinds = ["cuda"]
-try:
-    import torch_npu
-    kinds.insert(0, "npu")
-except ModuleNotFoundError as error:
-    if error.name != "torch_npu":
-        raise
-found = []
-for kind in kinds:
-    backend = getattr(torch, kind)
-    for index in range(backend.device_count() if backend.is_available() else 0):
-        card = {"device": f"{kind}:{index}", "name": None, "free": None, "total": None, "error": None}
-        try:
-            card["name"] = backend.get_device_name(index)
-            card["free"], card["total"] = backend.mem_get_info(index)
-        except Exception as error:
-            card["error"] = str(error).strip().split("\\n")[0]
-        found.append(card)
-print("\\n" + json.dumps(found))
-"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +72,8 @@ class Report:
         cards: Device files of NPUs.
         environment: Values of `npu_setup.VARIABLES`; None for unset ones.
         wanted: The device that has to exist.
-        devices: What torch found: ``device``, ``name``, ``free`` and ``total`` bytes, ``error``.
+        devices: What torch found: ``device``, ``name``, ``free`` and ``total`` bytes, ``error``, and the ``dtype``
+            that ``auto`` is there, with its reason in ``why``; None where that is not known.
         torch_error: Why torch does not load; None when it does.
         findings: Problems and advice.
     """
@@ -199,32 +169,6 @@ def set_variables(names: Sequence[str], environment: Mapping[str, str] | None = 
     """Those of the named environment variables that are set."""
     environment = os.environ if environment is None else environment
     return {name: environment[name] for name in names if name in environment}
-
-
-def probe(environment: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
-    """The devices that torch finds in a process of its own, and its error if it does not load."""
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=dict(environment),
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return [], f"torch did not answer within {PROBE_SECONDS} s"
-    if child.returncode != 0:
-        return [], _errors(child.stderr) or f"the process ended with status {child.returncode}"
-    return json.loads(child.stdout.strip().splitlines()[-1]), None
-
-
-def _errors(traceback: str) -> str:
-    """The lines of a traceback that name an error, such as "ImportError: ...", causes first."""
-    lines = traceback.strip().splitlines()
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
-    return "\n".join(errors or lines[-1:])
 
 
 # What is wrong
@@ -354,7 +298,9 @@ def as_text(found: Report) -> str:
     lines += _table([("CANN", found.cann or "-"), ("torch_npu for CANN", found.pair or "-")])
     lines += _table([("Ascend driver", found.driver or "-")])
     lines += ["", "Devices"]
-    lines += _table([(device["device"], _memory(device)) for device in found.devices])
+    for device in found.devices:
+        lines += _table([(device["device"], _memory(device))])
+        lines += _table([("", f"dtype auto is {device['dtype']}: {device['why']}")]) if device.get("dtype") else []
     if found.cards:
         lines += _table([("card files", ", ".join(found.cards))])
     lines += _table([("cpu", found.processor)])

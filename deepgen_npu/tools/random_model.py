@@ -22,6 +22,7 @@ from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
 from ..checkpoint.structure import model_name
 from ..checkpoint.weights import BytesRead, empty_model, filled, home_of, load_scheduler, load_tokenizer
+from ..dtypes import dtype_of_part
 from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate
 from ..quantization import layers as quantized_layers
@@ -102,6 +103,7 @@ class RandomModel:
         return sum(self._nbytes(part, dtype) for part in parts or PARTS)
 
     def _nbytes(self, part: str, dtype: torch.dtype) -> int:
+        dtype = dtype_of_part(part, dtype)
         total = self.checkpoint.elements(part) * dtype.itemsize
         tensors = self.checkpoint.tensors[part]
         for name, layer in by_stored_names(part, tensors, self.checkpoint.quantized.get(part, {})).items():
@@ -122,7 +124,8 @@ class RandomModel:
         # One generator for all files, as in `random_checkpoint.write`.
         generator = torch.Generator("cpu").manual_seed(self.seed)
         parts: dict[str, Any] = {
-            part: self._load_part(part, dtype, devices[part], generator, on_bytes_read) for part in PARTS
+            part: self._load_part(part, dtype_of_part(part, dtype), devices[part], generator, on_bytes_read)
+            for part in PARTS
         }
         return DeepGenPipeline(
             tokenizer=load_tokenizer(self.checkpoint),

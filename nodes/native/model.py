@@ -22,6 +22,7 @@ from ...deepgen_npu.checks import Named, must, must_be, type_of
 from ...deepgen_npu.devices import is_out_of_host_memory
 from ...deepgen_npu.formatting import format_size
 from ...deepgen_npu.memory import OutOfDeviceMemory, Workload, explain, reason_of, transformer_activation_bytes
+from ...deepgen_npu.model.float16 import sum_dtype
 from ...deepgen_npu.model.positions import STAYS_ON_HOST
 from .castable import place_rest
 from .conditioning import References
@@ -154,7 +155,7 @@ class DeepGenModel(comfy.model_base.QwenImage, comfy.model_base.HunyuanDiT):
         )
 
     def _activation_bytes(self, work: Workload) -> int:
-        itemsize = self.get_dtype().itemsize
+        itemsize = sum_dtype(self.get_dtype()).itemsize
         return transformer_activation_bytes(self.diffusion_model.config, self.sizes, work, itemsize)
 
     def check_latents(self, latents: Tensor) -> None:

@@ -13,6 +13,7 @@ from platforms import not_on_windows
 
 from deepgen_npu import devices, npu, npu_setup
 from deepgen_npu.devices import random_noise, resolve_device, resolve_dtype
+from deepgen_npu.errors import DeviceError
 
 
 def test_devices_of_this_machine():
@@ -150,10 +151,54 @@ class TestATorchNpuThatCannotBeUsed:
 def test_auto_dtype(monkeypatch, fast):
     monkeypatch.setattr(devices, "cpu_has_fast_bfloat16", lambda: fast)
     assert resolve_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if fast else torch.float32)
-    for kind in ("npu", "cuda"):
-        # torch knows the name npu only once torch_npu is imported.
-        device = SimpleNamespace(type=kind)
-        assert resolve_dtype("auto", device) == resolve_dtype(None, device) == torch.bfloat16
+
+
+# torch knows the name npu only once torch_npu is imported.
+NPU = SimpleNamespace(type="npu", index=0)
+
+
+@pytest.mark.parametrize(
+    ("soc", "answer", "dtype"),
+    [
+        ("Ascend910B3", True, torch.bfloat16),
+        ("Ascend310P3", False, torch.float16),
+        ("Ascend310B4", True, torch.float32),
+    ],
+)
+def test_auto_dtype_of_an_npu(monkeypatch, caplog, soc, answer, dtype):
+    card = SimpleNamespace(get_device_name=lambda device: soc, is_bf16_supported=lambda: answer)
+    monkeypatch.setattr(torch, "npu", card, raising=False)
+    with caplog.at_level("INFO"):
+        assert resolve_dtype("auto", NPU) == resolve_dtype(None, NPU) == dtype
+    said = f"dtype auto is {str(dtype)[6:]} on {NPU}: {devices.best_dtype(NPU).why}."
+    assert [said] * 2 == caplog.messages or dtype == torch.bfloat16
+    assert resolve_dtype("float16", NPU) == torch.float16
+    if dtype == torch.bfloat16:
+        assert resolve_dtype("bfloat16", NPU) == dtype and caplog.messages == []
+    else:
+        with pytest.raises(DeviceError, match=rf"bfloat16 cannot be used .* {soc} .*Choose auto, which is float"):
+            resolve_dtype("bfloat16", NPU)
+
+
+def test_a_torch_npu_that_does_not_say(monkeypatch):
+    def fail():
+        raise RuntimeError("no")
+
+    card = SimpleNamespace(get_device_name=lambda device: "Ascend310P3", is_bf16_supported=fail)
+    monkeypatch.setattr(torch, "npu", card, raising=False)
+    assert resolve_dtype("auto", NPU) == torch.float16
+    del card.is_bf16_supported
+    assert resolve_dtype("auto", NPU) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16), ((6, 1), torch.float32)]
+)
+def test_auto_dtype_of_a_gpu(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_dtype("auto", torch.device("cuda")) == dtype
+    assert resolve_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16  # emulated where it must be
 
 
 def test_fast_bfloat16_is_what_the_cpu_says():

@@ -49,6 +49,15 @@ def test_captured_steps_make_the_same_images(client):
         assert np.array_equal(array(captured.images_of(node)[0]), array(eager.images_of(node)[0]))
 
 
+def test_with_float16_the_vae_is_in_float32(on_npu, client):
+    """ComfyUI takes every NPU to be capable of bfloat16, also those for which the model is in float16."""
+    graph = chain(seed=8)
+    graph["loader"] = loader(dtype="float16")
+    before = len(on_npu.log_text())
+    assert client.run(graph).ok
+    assert re.search(r"VAE load device: npu.* dtype: torch.float32", on_npu.log_text()[before:])
+
+
 def test_previews_and_cancel(client):
     job = client.start(
         {"loader": loader(), "make": generation(steps=60, width=128, height=128), "saved": save("make")}

@@ -14,7 +14,7 @@ from golden import TINY
 from platforms import not_on_windows
 
 from deepgen_npu import cli, npu_setup
-from deepgen_npu.tools import doctor
+from deepgen_npu.tools import doctor, probe
 from deepgen_npu.tools.doctor import Report, as_json, as_text, findings, inspect_host
 
 
@@ -39,7 +39,9 @@ class Backend:
         if self.cards[index][2] is None:
             raise RuntimeError("the card is busy\\nsecond line")
         return self.cards[index][2:]
+    def get_device_capability(self, index): return (7, 5)
 cuda = Backend("cuda")
+class version: hip = None
 """
 # torch loads an installed torch_npu by itself, and wraps its error.
 AUTOLOAD = """
@@ -164,10 +166,27 @@ def test_a_healthy_host_shows_its_cards_and_their_free_memory(tmp_path):
     assert re.search(r"npu:1 +Ascend910B3, 15.50 GiB of 64.00 GiB free", outcome.stdout)
     assert re.search(r"torch_npu +2.9.0.post2", outcome.stdout)
     assert "ADVICE" not in outcome.stdout
+    assert "dtype auto is bfloat16: Ascend910B3 is a 910B (Atlas A2), which has bfloat16" in outcome.stdout
 
     outcome = run("doctor", "--device", "npu:2", environment=environment)
     assert outcome.returncode == 1
     assert "PROBLEM: npu:2 does not exist: this machine has npu:0, npu:1" in outcome.stdout
+
+
+def test_the_dtype_of_each_card(tmp_path):
+    """torch_npu is asked first; a GPU by its compute capability; a card without a name has none."""
+    answers = f"{TORCH_NPU}torch.npu.is_bf16_supported = lambda: False\n"
+    cards = [["npu", "Ascend310P3", GIB, GIB], ["cuda", "T4", GIB, GIB]]
+    environment = host(tmp_path, torch_npu=answers, CARDS=json.dumps(cards))
+    found, error = probe.probe(environment)
+    assert error is None
+    assert [(card["dtype"], card["why"]) for card in found] == [
+        ("float16", "torch_npu says that Ascend310P3 has no bfloat16"),
+        ("float16", "T4 (compute capability 7.5) has no bfloat16"),
+    ]
+    assert probe._with_dtype(device="npu:0", name=None) == {
+        "device": "npu:0", "name": None, "dtype": None, "why": None
+    }  # fmt: skip
 
 
 def test_a_card_that_does_not_answer_hides_no_other(tmp_path):
@@ -339,14 +358,14 @@ def test_a_torch_in_the_current_folder_is_not_imported(tmp_path, monkeypatch):
     package(tmp_path / "site", "torch", TORCH, "2.9.0")
     monkeypatch.chdir(tmp_path)
     cards = json.dumps([["cuda", "A card", GIB, 2 * GIB]])
-    found, error = doctor.probe({**os.environ, "PYTHONPATH": str(tmp_path / "site"), "CARDS": cards})
+    found, error = probe.probe({**os.environ, "PYTHONPATH": str(tmp_path / "site"), "CARDS": cards})
     assert error is None and [card["name"] for card in found] == ["A card"]
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_torch_that_hangs(monkeypatch):
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
-    devices, error = doctor.probe(os.environ)
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.01)
+    devices, error = probe.probe(os.environ)
     assert devices == [] and "did not answer within 0.01 s" in str(error)
 
 

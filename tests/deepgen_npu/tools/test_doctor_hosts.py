@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from platforms import not_on_windows
 
+from deepgen_npu import auto_dtype
 from deepgen_npu.tools import doctor
 from deepgen_npu.tools.doctor import as_text, inspect_host
 
@@ -16,6 +18,7 @@ BEST = {"TASK_QUEUE_ENABLE": "2", "CPU_AFFINITY_CONF": "1", "PYTORCH_NPU_ALLOC_C
 NO_LIBRARY = "ImportError: libhccl.so: cannot open shared object file\nRuntimeError: Failed to load the backend"
 NO_SYMBOL = "ImportError: torch_npu/lib/libtorch_npu.so: undefined symbol: aclrtFoo"
 GIB = 2**30
+ROOT = Path(__file__).parents[3]
 
 pytestmark = not_on_windows("its paths have \\, and no Ascend host runs it")
 
@@ -41,11 +44,13 @@ def transcript(tmp_path, monkeypatch):
             put("usr/local/Ascend/cann/set_env.sh")
         packages = {"torch": torch, "torch_npu": torch_npu, "diffusers": "0.38.0", "transformers": "4.57.6"}
         packages |= {"huggingface_hub": "0.36.0", "requests": "2.32.5"}
+        dtype, why = auto_dtype.on_npu(card or "", None)
         device = {"device": "npu:0", "name": card, "free": GIB, "total": 2 * GIB, "error": None}
+        device |= {"dtype": dtype, "why": why}
         monkeypatch.setattr(doctor, "package_version", packages.get)
         monkeypatch.setattr(doctor, "probe", lambda environment: ([device] if works else [], error))
         text = as_text(inspect_host(wanted, BEST, tmp_path)).replace(str(tmp_path), "")
-        rows = dict(re.findall(r"^  (\S+(?: \S+)*) {2,}(.+)$", text, re.MULTILINE))
+        rows = dict(re.findall(r"^  (\S+(?: \S+)*|) {2,}(\S.*)$", text, re.MULTILINE))
         return rows, text.rpartition("\n\n")[2].splitlines()
 
     return transcript
@@ -133,28 +138,37 @@ def test_what_is_missing_and_in_which_order(transcript, host, told):
     assert transcript(**host)[1] == list(told)
 
 
-# A card of each kind with a pair that its images or wheels exist for, and how the report names the pair.
-PAIRS = [
-    ("Ascend910B3", "8.5.1", "2.9.0", "yes, torch_npu 2.9.0 is built for CANN 8.5.0"),
-    ("Ascend910B3", "9.0.0", "2.9.0.post2", "yes, torch_npu 2.9.0.post2 is built for CANN 9.0.0"),
-    ("Ascend910B3", "9.1.0", "2.12.0", "yes, torch_npu 2.12.0 is built for CANN 9.1.0"),
-    ("Ascend910A", "8.5.0", "2.9.0", "yes, torch_npu 2.9.0 is built for CANN 8.5.0"),
-    ("Ascend910_9382", "9.1.1", "2.12.0.post2", "yes, torch_npu 2.12.0.post2 is built for CANN 9.1.x"),
-    ("Ascend950PR_9589", "9.2.0", "2.14.0", "yes, torch_npu 2.14.0 is built for CANN 9.2.0"),
-    ("Ascend310P3", "9.1.0", "2.9.0.post6", "yes, torch_npu 2.9.0.post6 is built for CANN 9.1.0"),
-    ("Ascend310B4", "8.5.0", "2.9.0", "yes, torch_npu 2.9.0 is built for CANN 8.5.0"),
-    ("Ascend910B3", "9.3.0", "2.14.0",
+# Cards of each kind, and pairs: dtype and pair as the report names them.
+CARDS = [
+    ("Ascend910B3", "8.5.1", "2.9.0", "bfloat16", "yes, torch_npu 2.9.0 is built for CANN 8.5.0"),
+    ("Ascend910B3", "9.0.0", "2.9.0.post2", "bfloat16", "yes, torch_npu 2.9.0.post2 is built for CANN 9.0.0"),
+    ("Ascend910B4-1", "9.1.0", "2.12.0", "bfloat16", "yes, torch_npu 2.12.0 is built for CANN 9.1.0"),
+    ("Ascend910A", "8.5.0", "2.9.0", "float16", "yes, torch_npu 2.9.0 is built for CANN 8.5.0"),
+    ("Ascend910B", "9.0.0", "2.10.0", "float16", "yes, torch_npu 2.10.0 is built for CANN 9.0.0"),
+    ("Ascend910_9382", "9.1.1", "2.12.0.post2", "bfloat16", "yes, torch_npu 2.12.0.post2 is built for CANN 9.1.x"),
+    ("Ascend950PR_9589", "9.2.0", "2.14.0", "bfloat16", "yes, torch_npu 2.14.0 is built for CANN 9.2.0"),
+    ("Ascend310P3", "9.1.0", "2.9.0.post6", "float16", "yes, torch_npu 2.9.0.post6 is built for CANN 9.1.0"),
+    ("Ascend310B4", "8.5.0", "2.9.0", "float32", "yes, torch_npu 2.9.0 is built for CANN 8.5.0"),
+    ("Ascend910B3", "9.1.0", "2.9.1", "bfloat16", "unknown: torch_npu 2.9.1 is not in Ascend's table"),
+    ("Ascend910B3", "9.3.0", "2.14.0", "bfloat16",
      "unknown: CANN 9.3.0 is not in Ascend's table, torch_npu 2.14.0 is built for 9.2.0"),
-    ("Ascend910B3", "9.1.0", "2.9.1", "unknown: torch_npu 2.9.1 is not in Ascend's table"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("card", "cann", "torch_npu", "pair"), PAIRS)
-def test_cards_and_pairs(transcript, card, cann, torch_npu, pair):
+@pytest.mark.parametrize(("card", "cann", "torch_npu", "dtype", "pair"), CARDS)
+def test_cards_and_pairs(transcript, card, cann, torch_npu, dtype, pair):
     torch = ".".join(torch_npu.split(".")[:3])
     rows, _ = transcript(torch, torch_npu, cann, card=card, works=True, wanted="npu")
     assert (rows["CANN"], rows["torch_npu"], rows["torch_npu for CANN"]) == (cann, torch_npu, pair)
-    assert rows["npu:0"].startswith(card) and rows["Ascend driver"] == "25.5.0"
+    assert rows["npu:0"].startswith(f"{card}, ") and rows[""].startswith(f"dtype auto is {dtype}: ")
+
+
+@pytest.mark.parametrize("card", auto_dtype.CARDS)
+def test_the_page_has_each_card(card):
+    page = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.count("|") == 7 and "`Ascend" in line]
+    (row,) = [row for row in rows if auto_dtype.card_of(row[3].split("`")[1].rstrip("*")) == card]
+    assert len(rows) == len(auto_dtype.CARDS) and row[4].strip().startswith(card.dtype)
 
 
 def test_the_packages_of_a_torch_npu_without_its_torch(transcript):
