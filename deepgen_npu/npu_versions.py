@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Literal, NamedTuple
 
 from .problem import Problem
@@ -15,30 +16,33 @@ class Release(NamedTuple):
     Attributes:
         number: Its own number, from which those of its packages do not follow.
         cann: The CANN it is built for; ``x`` stands for all numbers.
+        python: The newest Python for which most of its packages exist; the oldest is 3.10 or older.
         builds: Versions of its packages, newest torch first. The first three numbers are those of the torch.
     """
 
     number: str
     cann: str
+    python: tuple[int, int]
     builds: tuple[str, ...]
 
 
 RELEASES = tuple(
-    Release(number, cann, tuple(builds.split()))
-    for number, cann, builds in (
-        ("26.2.0", "9.2.0", "2.14.0 2.13.0 2.12.0.post3 2.11.0.post3 2.10.0.post7 2.9.0.post9 2.7.1.post11"),
-        ("26.1.1", "9.1.x", "2.12.0.post2 2.11.0.post2 2.10.0.post6 2.9.0.post8 2.7.1.post10"),
-        ("26.1.0", "9.1.0", "2.12.0 2.11.0 2.10.0.post4 2.9.0.post6 2.7.1.post8"),
-        ("26.0.0", "9.0.0", "2.10.0 2.9.0.post2 2.8.0.post4 2.7.1.post4"),
-        ("7.3.0", "8.5.0", "2.9.0 2.8.0.post2 2.7.1.post2 2.6.0.post5"),
-        ("7.2.0", "8.3.RC1", "2.8.0 2.7.1 2.6.0.post3"),
-        ("7.1.0", "8.2.RC1", "2.6.0 2.5.1.post1"),
-        ("7.0.0", "8.1.RC1", "2.5.1 2.4.0.post4"),
+    Release(number, cann, (3, python), tuple(builds.split()))
+    for number, cann, python, builds in (
+        ("26.2.0", "9.2.0", 14, "2.14.0 2.13.0 2.12.0.post3 2.11.0.post3 2.10.0.post7 2.9.0.post9 2.7.1.post11"),
+        ("26.1.1", "9.1.x", 13, "2.12.0.post2 2.11.0.post2 2.10.0.post6 2.9.0.post8 2.7.1.post10"),
+        ("26.1.0", "9.1.0", 13, "2.12.0 2.11.0 2.10.0.post4 2.9.0.post6 2.7.1.post8"),
+        ("26.0.0", "9.0.0", 13, "2.10.0 2.9.0.post2 2.8.0.post4 2.7.1.post4"),
+        ("7.3.0", "8.5.0", 12, "2.9.0 2.8.0.post2 2.7.1.post2 2.6.0.post5"),
+        ("7.2.0", "8.3.RC1", 11, "2.8.0 2.7.1 2.6.0.post3"),
+        ("7.1.0", "8.2.RC1", 11, "2.6.0 2.5.1.post1"),
+        ("7.0.0", "8.1.RC1", 11, "2.5.1 2.4.0.post4"),
     )
 )
 """Ascend's table of versions, newest first (github.com/Ascend/pytorch: COMPATIBILITY.en.md @b48e648; for 26.1.1
 docker/OVERVIEW.md @0ae7acf, for 26.2.0 docs/zh/release_notes.md @04937a1, for 2.10.0 docker/supported_tags.md
-@7a50c52). Packages that are not in it, such as 2.9.1, do not say for which CANN they are built."""
+@7a50c52). Packages that are not in it, such as 2.9.1, do not say for which CANN they are built. Pythons are those of
+the wheels on PyPI, which are fewer than COMPATIBILITY.en.md names."""
 
 TOGETHER = ((8, 5), (9, 0), (9, 1), (9, 2))
 """Releases of CANN, each of which works with the torch_npu of the others (release_notes.md @04937a1, the table of
@@ -68,6 +72,8 @@ STACKS: dict[tuple[int, ...], Stack] = {
 
 OLDEST_TORCH = (2, 9)
 """See the extra ``run`` of pyproject.toml."""
+
+PYTHON = sys.version_info[:2]
 
 Pairing = Literal["pair", "compatible", "apart", "unknown"]
 
@@ -173,12 +179,12 @@ def how_to_install(torch: str | None, cann: str | None) -> str:
     """
     cann = cann or RECOMMENDED_CANN
     if build := build_for(torch, cann):
-        return f"pip install torch_npu=={build}"
+        return _no_wheel(build) or f"pip install torch_npu=={build}"
     numbers = release(torch)
     without = f"CANN {cann} has no torch_npu for torch {torch}"
     newest = next(iter(builds_for(cann)), None)
     if newest is not None and (release(newest) or ()) >= OLDEST_TORCH:
-        return f"{_stack(newest, cann)}{f'  # {without}' if numbers else ''}"
+        return _no_wheel(newest) or f"{_stack(newest, cann)}{f'  # {without}' if numbers else ''}"
     if newest is None and _line(cann) > max(TOGETHER):
         exact = f'"torch_npu=={".".join(map(str, numbers))}.*"' if numbers else "torch_npu"
         return f"pip install {exact}  # or the build that its release notes name for CANN {cann}"
@@ -186,6 +192,15 @@ def how_to_install(torch: str | None, cann: str | None) -> str:
     return (
         f"Install CANN {RECOMMENDED_CANN} or 8.5.0: there is no torch_npu for CANN {cann} and torch {oldest} or later"
     )
+
+
+def _no_wheel(torch_npu: str) -> str | None:
+    """What to do where a build has no package for this Python."""
+    newest = next(known.python for known in RELEASES if torch_npu in known.builds)
+    if newest >= PYTHON:
+        return None
+    there, here = (".".join(map(str, numbers)) for numbers in (newest, PYTHON))
+    return f"Make a virtual environment with Python {there}: PyPI has no torch_npu {torch_npu} for Python {here}"
 
 
 def _stack(torch_npu: str, cann: str) -> str:

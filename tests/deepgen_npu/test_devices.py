@@ -50,7 +50,7 @@ def refused(name: str) -> list[str]:
     return str(raised.value).splitlines()
 
 
-def test_a_missing_npu(monkeypatch):
+def test_a_missing_npu(monkeypatch, python_of_all_stacks):
     monkeypatch.setattr(npu_setup, "cann_version", lambda *_: "8.5.1")
     monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
     assert refused("npu") == [
@@ -90,7 +90,7 @@ class TestATorchNpuThatCannotBeUsed:
         assert resolve_device("cpu") == torch.device("cpu")
         assert "torch_npu" not in sys.modules
 
-    def test_it_belongs_to_another_torch(self, monkeypatch, install):
+    def test_it_belongs_to_another_torch(self, monkeypatch, install, python_of_all_stacks):
         install("raise AssertionError('imported in spite of its version')")
         monkeypatch.setattr(npu_setup, "package_version", lambda name: "2.1.0.post3")
         problem, command, *alternative = refused("npu")

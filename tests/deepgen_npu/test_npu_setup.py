@@ -18,6 +18,7 @@ NO_LIBRARY = (
 )
 OLD = "usr/local/Ascend/ascend-toolkit"
 NEW = "usr/local/Ascend/cann"
+pytestmark = pytest.mark.usefixtures("python_of_all_stacks")
 INSTALLED = "package_name=Ascend-cann-toolkit\ninnerversion=V100R001C25\nversion=8.5.1\narch=aarch64\n"
 
 

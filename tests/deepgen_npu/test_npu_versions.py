@@ -17,6 +17,8 @@ REPORT = "pip install -r requirements-npu.txt torchvision==0.24.0 torchaudio==2.
 BY_ITS_NOTES = "# or the build that its release notes name for CANN 9.3.0"
 TOO_OLD = "Install CANN 9.1.0 or 8.5.0: there is no torch_npu for CANN"
 
+pytestmark = pytest.mark.usefixtures("python_of_all_stacks")
+
 
 @pytest.mark.parametrize(
     ("torch", "cann", "command"),
@@ -54,6 +56,24 @@ def test_the_exact_build(torch, cann, command):
 def test_a_wheel_has_no_files_of_requirements(monkeypatch, tmp_path):
     monkeypatch.setattr(npu_versions, "REQUIREMENTS", tmp_path / "requirements.txt")
     assert how_to_install(None, "9.1.0") == "pip install torch==2.12.0 torch_npu==2.12.0"
+
+
+@pytest.mark.parametrize(
+    ("python", "torch", "cann", "told"),
+    [
+        ((3, 14), "2.14.0", "9.2.0", "pip install torch_npu==2.14.0"),
+        ((3, 14), "2.12.0", "9.1.0", "with Python 3.13: PyPI has no torch_npu 2.12.0 for Python 3.14"),
+        (
+            (3, 13),
+            None,
+            "8.5.1",
+            "Make a virtual environment with Python 3.12: PyPI has no torch_npu 2.9.0 for Python 3.13",
+        ),
+    ],
+)
+def test_a_python_without_a_package(monkeypatch, python, torch, cann, told):
+    monkeypatch.setattr(npu_versions, "PYTHON", python)
+    assert told in how_to_install(torch, cann)
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_a_healthy_host():
     assert list(findings(examined(), BEST, Path("/nowhere"))) == []
 
 
-def test_a_card_and_no_torch_npu():
+def test_a_card_and_no_torch_npu(python_of_all_stacks):
     for wanted in (None, "npu"):
         found = examined(packages={"torch_npu": None}, devices=[], wanted=wanted)
         (problem,) = problems(found)
@@ -281,7 +281,7 @@ def test_a_card_that_torch_npu_does_not_find():
     assert "although there is /dev/davinci0" in problem[0]
 
 
-def test_releases_that_do_not_belong_together():
+def test_releases_that_do_not_belong_together(python_of_all_stacks):
     """Told once, whether torch still loads or not."""
     for error in (None, "ImportError: undefined symbol: x"):
         found = examined(packages={"torch": "2.13.0"}, torch_error=error, devices=[] if error else examined().devices)

@@ -20,7 +20,10 @@ NO_SYMBOL = "ImportError: torch_npu/lib/libtorch_npu.so: undefined symbol: aclrt
 GIB = 2**30
 ROOT = Path(__file__).parents[3]
 
-pytestmark = not_on_windows("its paths have \\, and no Ascend host runs it")
+pytestmark = [
+    not_on_windows("its paths have \\, and no Ascend host runs it"),
+    pytest.mark.usefixtures("python_of_all_stacks"),
+]
 
 
 @pytest.fixture
@@ -34,6 +37,7 @@ def transcript(tmp_path, monkeypatch):
     def transcript(
         torch: str | None = None, torch_npu: str | None = None, cann: str | None = None, driver: str | None = "25.5.0",
         card: str | None = "Ascend910B3", error: str | None = None, works: bool = False, wanted: str | None = None,
+        diffusers: str | None = "0.38.0",
     ) -> tuple[dict[str, str], list[str]]:  # fmt: skip
         if card is not None:
             put("dev/davinci0")
@@ -42,7 +46,7 @@ def transcript(tmp_path, monkeypatch):
         if cann is not None:
             put("usr/local/Ascend/cann/aarch64-linux/ascend_toolkit_install.info", f"version={cann}\n")
             put("usr/local/Ascend/cann/set_env.sh")
-        packages = {"torch": torch, "torch_npu": torch_npu, "diffusers": "0.38.0", "transformers": "4.57.6"}
+        packages = {"torch": torch, "torch_npu": torch_npu, "diffusers": diffusers, "transformers": "4.57.6"}
         packages |= {"huggingface_hub": "0.36.0", "requests": "2.32.5"}
         dtype, why = auto_dtype.on_npu(card or "", None)
         device = {"device": "npu:0", "name": card, "free": GIB, "total": 2 * GIB, "error": None}
@@ -101,7 +105,12 @@ HOSTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "a driver": ({}, (*NO_CANN, *NO_PACKAGES, *several(2))),
     "CANN 8.5": ({"cann": "8.5.1"}, (NO_PACKAGES[0], REPORT, *ONE)),
-    "CANN 9.1": ({"cann": "9.1.0"}, (*NO_PACKAGES, *ONE)),
+    "CANN 9.1": ({"cann": "9.1.0", "diffusers": None}, (*NO_PACKAGES, *ONE)),
+    "CANN 9.0, for which there is no file": (
+        {"cann": "9.0.0", "diffusers": None},
+        (NO_PACKAGES[0], "    pip install torch==2.10.0 torch_npu==2.10.0",
+         "PROBLEM: diffusers is not installed in this Python", '    pip install "diffusers>=0.33.0"', *several(2)),
+    ),
     "a torch_npu without CANN": ({"torch": "2.12.0", "torch_npu": "2.12.0", "error": NO_LIBRARY}, (*NO_CANN, *ONE)),
     "a torch": ({"cann": "9.0.0", "torch": "2.9.0"}, (NO_TORCH_NPU, "    pip install torch_npu==2.9.0.post2", *ONE)),
     "a torch without a build": (
