@@ -8,10 +8,10 @@ import os
 
 import torch
 
-from . import npu_setup
+from . import npu_setup, npu_versions
 from .checks import no_such_card
 from .errors import DeviceError
-from .npu_setup import Problem
+from .problem import Problem
 
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ def import_torch_npu() -> None:
     installed = npu_setup.package_version("torch_npu")
     torch_version = torch.__version__
     if installed is None:
-        raise _error(Problem(npu_setup.NOT_INSTALLED, npu_setup.install_command(torch_version)))
-    if problem := npu_setup.mismatch(torch_version, installed):
+        raise _error(npu_setup.not_installed(torch_version, npu_setup.cann_version(os.environ)))
+    if problem := npu_versions.mismatch(torch_version, installed, npu_setup.cann_version(os.environ)):
         raise _error(problem, npu_setup.WITHOUT_TORCH_NPU)
     try:
         import torch_npu  # pyright: ignore[reportMissingImports]  # noqa: F401

@@ -11,15 +11,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
+from . import npu_versions
 from .formatting import command
+from .problem import Problem
 from .requirements import how_to_install
 
 
 NOT_INSTALLED = "torch_npu is not installed in this Python"
 NOT_SOURCED = "torch_npu is installed, but the environment of CANN is not sourced: its libraries are not found"
 NO_CANN = "torch_npu is installed, but CANN, whose libraries it needs, is not found on this machine"
+NOWHERE = "CANN is not found on this machine"
+
+WHAT_TORCH_NPU_NEEDS = "pip install pyyaml decorator scipy attrs psutil"
+"""Packages that torch_npu imports; not all of its releases declare them."""
 
 WITHOUT_NPU = "To run without an NPU, choose --device auto or --device cpu."
 """What a user can do instead of fixing a problem of the NPU."""
@@ -50,30 +55,11 @@ VARIABLES = (
 MEASURED = (*_TUNING, "OMP_NUM_THREADS")
 """Environment variables that change times or memory: a measurement lists those that are set."""
 
+DRIVER = "usr/local/Ascend/driver"
+
 _CANN_FOLDERS = ("cann", "ascend-toolkit/latest", "ascend-toolkit", "nnae/latest", "nnae")
 """Where CANN is, below ``/usr/local/Ascend`` or ``~/Ascend``: from 8.5 in cann, before in ascend-toolkit. nnae is CANN
 without compilers."""
-
-
-class Problem(NamedTuple):
-    """What is wrong, and how to fix it.
-
-    Attributes:
-        what: What is wrong; no full stop at its end.
-        fix: A command. Where none can fix it, a sentence, which begins with a capital letter and has no full stop.
-    """
-
-    what: str
-    fix: str
-
-    def message(self, alternative: str = "") -> str:
-        """The problem, its fix and, if there is one, the alternative, for an error. See `formatting.command`."""
-        if self.fix[:1].isupper():
-            return f"{self.what}. {self.fix}.{' ' if alternative else ''}{alternative}"
-        return f"{self.what}. To fix it:{command(self.fix)}{alternative}"
-
-
-# Versions
 
 
 def package_version(name: str) -> str | None:
@@ -82,34 +68,6 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def release(number: str | None) -> tuple[int, ...] | None:
-    """The first three numbers of a version: (2, 9, 0) of 2.9.0+cpu and of 2.9.0.post2."""
-    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", number or "")
-    return tuple(int(part or 0) for part in match.groups()) if match else None
-
-
-def mismatch(torch: str | None, torch_npu: str | None) -> Problem | None:
-    """The problem where these releases of torch and torch_npu do not belong together.
-
-    A torch_npu is built for one torch and requires it (``torch==2.9.0.*``): the first three numbers are the same.
-    What follows them (+cpu, .post2) does not matter.
-    """
-    if torch is None or torch_npu is None or release(torch) == release(torch_npu):
-        return None
-    return Problem(
-        f"torch_npu {torch_npu} does not belong to torch {torch}: the first three numbers of both must be equal",
-        install_command(torch),
-    )
-
-
-def install_command(torch: str | None) -> str:
-    """The command that installs the torch_npu of a torch."""
-    numbers = release(torch)
-    if numbers is None:
-        return how_to_install("requirements-npu.txt", "run,npu")
-    return f'pip install "torch_npu=={".".join(map(str, numbers))}.*"'
 
 
 # CANN and driver
@@ -151,12 +109,21 @@ def cann_version(environment: Mapping[str, str], root: Path = Path("/")) -> str 
             for path in sorted(place.glob(name)):
                 if found := _version_in(path):
                     return found
+        if named := re.fullmatch(r"cann-(\d[\w.-]+)", place.resolve().name):
+            return named[1]
     return None
 
 
 def driver_version(root: Path = Path("/")) -> str | None:
     """The release of the Ascend driver; None where it is not installed, or hidden from a container."""
-    return _version_in(root / "usr/local/Ascend/driver/version.info")
+    driver = root / DRIVER
+    try:
+        installed = (root / "etc/ascend_install.info").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        installed = ""
+    if elsewhere := re.search(r"^Driver_Install_Path_Param=/(\S+)$", installed, re.MULTILINE):
+        driver = root / elsewhere[1] / "driver"
+    return _version_in(driver / "version.info") or ("unknown" if (driver / "lib64").is_dir() else None)
 
 
 def _version_in(path: Path) -> str | None:
@@ -181,13 +148,12 @@ _SYMPTOMS = (
     (
         _LIBRARY,
         f"{NO_CANN} ({{found}})",
-        "Install CANN, or source the set_env.sh of the folder it is installed in (usually "
-        "/usr/local/Ascend/cann/set_env.sh, before CANN 8.5 /usr/local/Ascend/ascend-toolkit/set_env.sh)",
+        "{cann}",
     ),
     (
         r"No module named '([\w.]+)'",
         "torch_npu needs the package {found}, which is not installed",
-        "pip install -r requirements-npu.txt",
+        WHAT_TORCH_NPU_NEEDS,
     ),
     (
         "Two accelerators",
@@ -197,15 +163,15 @@ _SYMPTOMS = (
     (
         _SYMBOL,
         "torch_npu {torch_npu} was built for another torch or another CANN ({cause})",
-        "{install}  # and check that the release notes of this torch_npu name this CANN",
+        "{install}",
     ),
     ("", "torch_npu is installed but does not load ({cause})", "{install}"),
 )
 """Why an installed torch_npu does not load: what its error contains (a regular expression), the problem, the fix.
 
 The first row that matches applies. ``{found}`` is what the expression's group matched, ``{script}`` the set_env.sh of
-this machine (without one, its row is left out), ``{cause}`` the most informative line of the error, and ``{install}``
-the command that installs the matching torch_npu."""
+this machine (without one, its row is left out), ``{cause}`` the most informative line of the error, ``{cann}`` how to
+install CANN, and ``{install}`` the command that installs the torch_npu that matches torch and CANN."""
 
 
 def why_not_loaded(
@@ -224,10 +190,14 @@ def why_not_loaded(
         torch: Installed version.
         torch_npu: Installed version.
     """
-    if problem := mismatch(torch, torch_npu) or conflict(environment, torch_npu):
+    cann = cann_version(environment, root)
+    if problem := npu_versions.mismatch(torch, torch_npu, cann) or conflict(environment, torch_npu):
+        return problem
+    if _SYMBOL in error and (problem := npu_versions.not_a_pair(torch, torch_npu, cann, "apart")):
         return problem
     script = set_env_script(environment, root)
-    facts = {"script": script, "torch_npu": torch_npu, "cause": _cause(error), "install": install_command(torch)}
+    facts = {"script": script, "torch_npu": torch_npu, "cause": _cause(error)}
+    facts |= {"install": npu_versions.how_to_install(torch, cann), "cann": install_cann(torch_npu)}
     for pattern, what, fix in _SYMPTOMS:
         match = re.search(pattern, error)
         if match is None or (script is None and "{script}" in fix):
@@ -247,12 +217,47 @@ def _cause(error: str) -> str:
 def conflict(environment: Mapping[str, str], torch_npu: str | None) -> Problem | None:
     """The problem of two variables for the allocator, with which torch_npu 2.10 and later does not load."""
     both = "PYTORCH_NPU_ALLOC_CONF" in environment and "PYTORCH_ALLOC_CONF" in environment
-    if both and (release(torch_npu) or (0, 0, 0)) >= (2, 10, 0):
+    if both and (npu_versions.release(torch_npu) or (0, 0, 0)) >= (2, 10, 0):
         return Problem(
             "PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set; torch_npu 2.10 and later refuses to start",
             "unset PYTORCH_ALLOC_CONF",
         )
     return None
+
+
+def install_cann(torch_npu: str | None) -> str:
+    """What to do where CANN is not found."""
+    return (
+        f"Install CANN {npu_versions.cann_to_install(torch_npu)} (toolkit, and the ops package of the card); if it is "
+        "installed in a folder of its own, source the set_env.sh there"
+    )
+
+
+def not_installed(torch: str | None, cann: str | None) -> Problem:
+    """What to say where torch_npu is not installed. Without CANN, torch itself would no longer load with it."""
+    if cann is None:
+        return Problem(
+            f"{NOT_INSTALLED}, and {NOWHERE}",
+            "python -m deepgen_npu doctor --device npu  # says what to install, in which order",
+        )
+    return Problem(NOT_INSTALLED, npu_versions.how_to_install(torch, cann))
+
+
+def no_driver(found: Sequence[str]) -> Problem:
+    """What to say where no driver is found.
+
+    Args:
+        found: Device files, see `cards`.
+    """
+    if found:
+        return Problem(
+            f"there is {', '.join(found)}, but no driver in /{DRIVER}",
+            f"Start the container with -v /{DRIVER}:/{DRIVER}:ro; outside of a container, install the driver",
+        )
+    return Problem(
+        "this machine has no Ascend card, or no driver for it",
+        "Install driver and firmware of the card; npu-smi info then lists it",
+    )
 
 
 def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | None) -> Problem:
@@ -269,19 +274,16 @@ def no_card(environment: Mapping[str, str], found: Sequence[str], driver: str | 
             f"torch_npu finds no NPU, although there is {', '.join(found)}: ASCEND_RT_VISIBLE_DEVICES is {visible!r}",
             "unset ASCEND_RT_VISIBLE_DEVICES  # or set it to the number of a card that npu-smi info lists",
         )
+    if driver is None:
+        return Problem(f"torch_npu finds no NPU: {no_driver(found).what}", no_driver(found).fix)
     if found:
         return Problem(
             f"torch_npu finds no NPU, although there is {', '.join(found)}",
             "npu-smi info  # lists the card as OK? If so, add this user to the group HwHiAiUser, which may use it",
         )
-    if driver is not None:
-        return Problem(
-            "torch_npu finds no NPU: the driver is installed, but there is no card at /dev/davinci*",
-            "npu-smi info  # lists the card? Start a container with --device /dev/davinci0 and the manager devices",
-        )
     return Problem(
-        "torch_npu finds no NPU: this machine has no Ascend card, or no driver for it",
-        "Install driver and firmware of the card; npu-smi info then lists it",
+        "torch_npu finds no NPU: the driver is installed, but there is no card at /dev/davinci*",
+        "npu-smi info  # lists the card? Start a container with --device /dev/davinci0 and the manager devices",
     )
 
 

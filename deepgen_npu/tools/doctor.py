@@ -1,7 +1,6 @@
 """``python -m deepgen_npu doctor``: what this machine has, what is wrong with it, and how to fix that.
 
-torch is never imported in this process: where torch_npu is installed and CANN is not sourced, even importing torch
-fails. A child process tries it, and its error is one of the findings.
+torch is never imported in this process: `probe` tries it in another, and its error is one of the findings.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, auto_dtype, npu_setup
+from .. import __version__, npu_setup, npu_versions
 from ..checks import must_be
 from ..formatting import format_bytes
-from ..npu_setup import Problem, package_version
+from ..npu_setup import package_version
+from ..problem import Problem
 from ..requirements import fits, requirements
+from .probe import probe
 
 
 PACKAGES = (
@@ -43,43 +43,6 @@ PACKAGES = (
 """Packages whose versions are reported: those of the adaptation report, and others that affect results."""
 
 OLDEST_PYTHON = (3, 10)
-
-PROBE_SECONDS = 180
-"""The time that torch gets to list its devices."""
-# A busy or broken card must not hide the others. `python -c` would import modules from the current folder, whosever it
-# is.
-_PROBE = """
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]
-import json
-import torch
-kinds = ["cuda"]
-try:
-    import torch_npu
-    kinds.insert(0, "npu")
-except ModuleNotFoundError as error:
-    if error.name != "torch_npu":
-        raise
-found = []
-for kind in kinds:
-    backend = getattr(torch, kind)
-    for index in range(backend.device_count() if backend.is_available() else 0):
-        card = {"device": f"{kind}:{index}", "name": None, "free": None, "total": None, "error": None}
-        try:
-            card["name"] = backend.get_device_name(index)
-            card["free"], card["total"] = backend.mem_get_info(index)
-        except Exception as error:
-            card["error"] = str(error).strip().split("\\n")[0]
-        try:
-            if kind == "npu":
-                card["bfloat16"] = bool(backend.is_bf16_supported())
-            else:
-                card["capability"], card["rocm"] = backend.get_device_capability(index), bool(torch.version.hip)
-        except Exception:
-            pass
-        found.append(card)
-print("\\n" + json.dumps(found))
-"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +68,7 @@ class Report:
         deepgen, python, system, processor: Versions and names of what runs this.
         packages: Installed versions of `PACKAGES`; None for a missing one.
         cann, driver: Installed releases; None where not found.
+        pair: Whether torch_npu and CANN belong together, in words; None where one of them is not there.
         cards: Device files of NPUs.
         environment: Values of `npu_setup.VARIABLES`; None for unset ones.
         wanted: The device that has to exist.
@@ -123,10 +87,17 @@ class Report:
     driver: str | None
     cards: list[str]
     environment: dict[str, str | None]
+    pair: str | None = None
     wanted: str | None = None
     devices: list[dict[str, Any]] = field(default_factory=list)
     torch_error: str | None = None
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def lacks_npu(self) -> bool:
+        """Whether an NPU is wanted, or there is one, and torch does not find it."""
+        needed = bool(self.cards) or (self.wanted or "").startswith("npu")
+        return needed and not self.has_device("npu")
 
     @property
     def healthy(self) -> bool:
@@ -167,6 +138,7 @@ def inspect_host(
         environment={name: environment.get(name) for name in npu_setup.VARIABLES},
         wanted=wanted,
     )
+    found.pair = npu_versions.described(found.packages["torch_npu"], found.cann)
     if found.packages["torch"] is not None:
         found.devices, found.torch_error = probe(environment)
     found.findings = list(findings(found, environment, root))
@@ -199,45 +171,6 @@ def set_variables(names: Sequence[str], environment: Mapping[str, str] | None = 
     return {name: environment[name] for name in names if name in environment}
 
 
-def probe(environment: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
-    """The devices that torch finds in a process of its own, and its error if it does not load."""
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=dict(environment),
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return [], f"torch did not answer within {PROBE_SECONDS} s"
-    if child.returncode != 0:
-        return [], _errors(child.stderr) or f"the process ended with status {child.returncode}"
-    found = json.loads(child.stdout.strip().splitlines()[-1])
-    return [_with_dtype(**device) for device in found], None
-
-
-def _with_dtype(
-    bfloat16: bool | None = None, capability: Sequence[int] | None = None, rocm: bool = False, **device: Any
-) -> dict[str, Any]:
-    """A device with what the dtype ``auto`` is there, from what the probe asked it."""
-    best, name = None, device["name"]
-    if name is not None and device["device"].startswith("npu"):
-        best = auto_dtype.on_npu(name, bfloat16)
-    elif name is not None and capability is not None:
-        best = auto_dtype.on_cuda(name, (capability[0], capability[1]), rocm)
-    return {**device, "dtype": best and best.dtype, "why": best and best.why}
-
-
-def _errors(traceback: str) -> str:
-    """The lines of a traceback that name an error, such as "ImportError: ...", causes first."""
-    lines = traceback.strip().splitlines()
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
-    return "\n".join(errors or lines[-1:])
-
-
 # What is wrong
 
 
@@ -249,45 +182,86 @@ def findings(found: Report, environment: Mapping[str, str], root: Path = Path("/
         environment: Variables of the process.
         root: Of the file system.
     """
-    problems = [*_of_packages(found), *_of_torch(found, environment, root)]
-    problems += [*_of_devices(found, environment)]
+    problems = [*_of_python(found), *_of_host(found, environment, root), *_of_torch(found, environment, root)]
+    if not any(problem.fix.startswith("pip install -r") for problem in problems):  # which installs these, too
+        problems += _of_packages(found)
+    problems += _of_devices(found, environment)
     yield from (Finding("problem", *problem) for problem in problems)
-    if found.packages["torch_npu"] is None:
+    torch, torch_npu = found.packages["torch"], found.packages["torch_npu"]
+    if torch_npu is None:
         return
     if not problems and not found.has_device("npu"):
         yield Finding("advice", *npu_setup.no_card(environment, found.cards, found.driver))
+    if not problems and (advice := npu_versions.not_a_pair(torch, torch_npu, found.cann, "compatible")):
+        yield Finding("advice", *advice)
     yield from (Finding("advice", *advice) for advice in npu_setup.advice(environment))
 
 
-def _of_packages(found: Report) -> Iterator[Problem]:
+def _of_python(found: Report) -> Iterator[Problem]:
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         yield Problem(f"Python must be {oldest} or later, got {found.python}", f"install Python {oldest} or later")
-    if found.packages["torch"] is None:
-        yield Problem("torch is not installed in this Python", "pip install torch  # in the build for this machine")
+
+
+def _of_host(found: Report, environment: Mapping[str, str], root: Path) -> Iterator[Problem]:
+    """What an NPU needs below Python: each part needs the one before. A torch_npu that loads has found its CANN."""
+    torch, torch_npu = found.packages["torch"], found.packages["torch_npu"]
+    loads = None not in (torch, torch_npu) and found.torch_error is None
+    if not found.lacks_npu or loads:
+        return
+    if found.driver is None:
+        yield npu_setup.no_driver(found.cards)
+    if not _has_cann(found, environment, root):
+        yield Problem(npu_setup.NOWHERE, npu_setup.install_cann(torch_npu))
+
+
+def _has_cann(found: Report, environment: Mapping[str, str], root: Path) -> bool:
+    return found.cann is not None or bool(npu_setup.cann_folders(environment, root))
+
+
+def _of_torch(found: Report, environment: Mapping[str, str], root: Path) -> Iterator[Problem]:
+    torch, torch_npu = found.packages["torch"], found.packages["torch_npu"]
+    if torch is None:
+        if found.lacks_npu and torch_npu is None:
+            what = "torch and torch_npu are not installed in this Python"
+            yield Problem(what, npu_versions.how_to_install(None, found.cann))
+        else:
+            exact = ".".join(map(str, npu_versions.release(torch_npu) or ()))
+            install = f"pip install torch=={exact}" if exact else "pip install torch  # in the build for this machine"
+            yield Problem("torch is not installed in this Python", install)
+    elif torch_npu is None:
+        if found.lacks_npu:
+            card = f", but there is {', '.join(found.cards)}" if found.cards else ""
+            yield Problem(f"{npu_setup.NOT_INSTALLED}{card}", npu_versions.how_to_install(torch, found.cann))
+        if found.torch_error is not None:
+            last = found.torch_error.splitlines()[-1]
+            yield Problem(f"torch does not load ({last})", "install torch again, in the build for this machine")
+    else:
+        yield from _of_torch_npu(found, environment, root, torch, torch_npu)
+
+
+def _of_torch_npu(
+    found: Report, environment: Mapping[str, str], root: Path, torch: str, torch_npu: str
+) -> Iterator[Problem]:
+    problem = npu_versions.mismatch(torch, torch_npu, found.cann) or npu_setup.conflict(environment, torch_npu)
+    if found.torch_error is not None:
+        problem = npu_setup.why_not_loaded(found.torch_error, environment, root, torch, torch_npu)
+        if problem.what.startswith(npu_setup.NO_CANN) and found.lacks_npu and not _has_cann(found, environment, root):
+            problem = None  # already reported
+    apart = npu_versions.not_a_pair(torch, torch_npu, found.cann, "apart")
+    if apart is not None and npu_versions.release(torch) == npu_versions.release(torch_npu):
+        yield apart
+    if problem is not None and problem != apart:
+        yield problem
+
+
+def _of_packages(found: Report) -> Iterator[Problem]:
     for name, versions in requirements().items():
         installed = found.packages.get(name) or package_version(name)
         if installed is None:
             yield Problem(f"{name} is not installed in this Python", f'pip install "{name}{versions}"')
         elif not fits(installed, versions):
             yield Problem(f"{name} must be {versions}, got {installed}", f'pip install "{name}{versions}"')
-
-
-def _of_torch(found: Report, environment: Mapping[str, str], root: Path) -> Iterator[Problem]:
-    torch, torch_npu = found.packages["torch"], found.packages["torch_npu"]
-    if torch is None:
-        return
-    if torch_npu is None:
-        if found.cards or (found.wanted or "").startswith("npu"):
-            card = f", but there is {', '.join(found.cards)}" if found.cards else ""
-            yield Problem(f"{npu_setup.NOT_INSTALLED}{card}", npu_setup.install_command(torch))
-        if found.torch_error is not None:
-            last = found.torch_error.splitlines()[-1]
-            yield Problem(f"torch does not load ({last})", "install torch again, in the build for this machine")
-    elif found.torch_error is not None:
-        yield npu_setup.why_not_loaded(found.torch_error, environment, root, torch, torch_npu)
-    elif problem := npu_setup.mismatch(torch, torch_npu) or npu_setup.conflict(environment, torch_npu):
-        yield problem
 
 
 def _of_devices(found: Report, environment: Mapping[str, str]) -> Iterator[Problem]:
@@ -321,7 +295,8 @@ def as_text(found: Report) -> str:
     """For reading, and for pasting into an issue."""
     lines = [f"deepgen_npu {found.deepgen}, Python {found.python} on {found.system}", "", "Versions"]
     lines += _table([(name, installed or "-") for name, installed in found.packages.items()])
-    lines += _table([("CANN", found.cann or "-"), ("Ascend driver", found.driver or "-")])
+    lines += _table([("CANN", found.cann or "-"), ("torch_npu for CANN", found.pair or "-")])
+    lines += _table([("Ascend driver", found.driver or "-")])
     lines += ["", "Devices"]
     for device in found.devices:
         lines += _table([(device["device"], _memory(device))])
@@ -336,7 +311,8 @@ def as_text(found: Report) -> str:
         fix = [f"    {line.strip()}" for line in finding.fix.splitlines() if line.strip()]
         lines += [f"{finding.level.upper()}: {finding.what}", *fix]
     count = sum(finding.level == "problem" for finding in found.findings)
-    lines += [f"{count} problem(s) found." if count else "No problem was found."]
+    order = " Fix them in this order: each may need those above it." if count > 1 else ""
+    lines += [f"{count} problem(s) found.{order}" if count else "No problem was found."]
     return "\n".join(lines)
 
 

@@ -3,8 +3,8 @@
     python -m dev.checks.third_party [--release]
 
 Every run validates and packs the pack with comfy-cli, lints it with comfy-test, and checks it against each ComfyUI
-with comfy-import-guard and comfy-lint. ``--release`` adds nodesafe, which looks for suspicious code, and comfy-test in
-a running ComfyUI.
+with comfy-import-guard and comfy-lint; hadolint reads the Dockerfile. ``--release`` adds nodesafe, which looks for
+suspicious code, and comfy-test in a running ComfyUI.
 
 Run it in an environment with dev/requirements/checks.txt. The exit status is 1 if any check fails. ComfyUI checkouts
 and their interpreters are found as the tests find them.
@@ -89,6 +89,11 @@ def node_pack(tree: Path, work: Path) -> None:
 def comfy_test_lint(tree: Path, work: Path) -> None:
     """The static rules of comfy-test."""
     run("comfy-test", "lint", ".", cwd=tree, env=comfy_test_folders(work))
+
+
+def hadolint(tree: Path, work: Path) -> None:
+    """The rules of hadolint, all of them. The Dockerfile is not published."""
+    run("hadolint", "--no-color", ROOT / "Dockerfile", cwd=work)
 
 
 def nodesafe(tree: Path, work: Path) -> None:
@@ -255,6 +260,7 @@ def main() -> int:
         results.check("comfy node validate", node_validate, tree)
         results.check("comfy node pack", node_pack, tree)
         results.check("comfy-test lint", comfy_test_lint, tree)
+        results.check("hadolint", hadolint, tree)
         if release:
             results.check("nodesafe", nodesafe, tree)
         checkouts = find_checkouts()

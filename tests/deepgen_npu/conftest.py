@@ -10,7 +10,14 @@ import pytest
 from batch_files import batch, quick  # noqa: F401
 from hub_server import DATA, Hub, serve
 
+from deepgen_npu import npu_versions
 from deepgen_npu.hub.download import MODEL_ID
+
+
+@pytest.fixture
+def python_of_all_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs the tests: for Python 3.11 there are packages of every torch_npu."""
+    monkeypatch.setattr(npu_versions, "PYTHON", (3, 11))
 
 
 @pytest.fixture

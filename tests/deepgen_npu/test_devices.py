@@ -50,11 +50,12 @@ def refused(name: str) -> list[str]:
     return str(raised.value).splitlines()
 
 
-def test_a_missing_npu():
-    release = torch.__version__.split("+")[0]
+def test_a_missing_npu(monkeypatch, python_of_all_stacks):
+    monkeypatch.setattr(npu_setup, "cann_version", lambda *_: "8.5.1")
+    monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
     assert refused("npu") == [
         "The NPU cannot be used: torch_npu is not installed in this Python. To fix it:",
-        f'    pip install "torch_npu=={release}.*"',
+        "    pip install torch_npu==2.9.0",
         npu_setup.WITHOUT_NPU,
     ]
 
@@ -89,12 +90,12 @@ class TestATorchNpuThatCannotBeUsed:
         assert resolve_device("cpu") == torch.device("cpu")
         assert "torch_npu" not in sys.modules
 
-    def test_it_belongs_to_another_torch(self, monkeypatch, install):
+    def test_it_belongs_to_another_torch(self, monkeypatch, install, python_of_all_stacks):
         install("raise AssertionError('imported in spite of its version')")
         monkeypatch.setattr(npu_setup, "package_version", lambda name: "2.1.0.post3")
         problem, command, *alternative = refused("npu")
         assert "torch_npu 2.1.0.post3 does not belong to torch" in problem
-        assert command.startswith('    pip install "torch_npu==') and alternative == UNINSTALL
+        assert command.startswith("    pip install -r requirements-npu-cann9.1.txt ") and alternative == UNINSTALL
 
     @not_on_windows("its paths have \\, and no Ascend host runs it")
     def test_cann_is_not_sourced(self, install):
@@ -108,7 +109,7 @@ class TestATorchNpuThatCannotBeUsed:
         install("import a_package_that_is_nowhere")
         problem, command, *alternative = refused("npu")
         assert "needs the package a_package_that_is_nowhere, which is not installed. To fix it:" in problem
-        assert command == "    pip install -r requirements-npu.txt" and alternative == UNINSTALL
+        assert command == f"    {npu_setup.WHAT_TORCH_NPU_NEEDS}" and alternative == UNINSTALL
 
     def test_a_fix_that_is_no_command_is_a_sentence(self, install):
         install("raise RuntimeError('Two accelerators cannot be used at the same time in PyTorch: npu and cuda.')")
@@ -127,7 +128,7 @@ class TestATorchNpuThatCannotBeUsed:
         ("visible", "cards", "driver", "what", "fix"),
         [
             ("7", ["/dev/davinci0"], None, "/dev/davinci0: ASCEND_RT_VISIBLE_DEVICES is '7'.", "unset ASCEND_RT_VIS"),
-            (None, ["/dev/davinci0"], None, "although there is /dev/davinci0.", "npu-smi info"),
+            (None, ["/dev/davinci0"], "25.0", "although there is /dev/davinci0.", "npu-smi info"),
             (None, [], "25.0", "the driver is installed, but there is no card at /dev/davinci*.", "npu-smi info"),
         ],
     )

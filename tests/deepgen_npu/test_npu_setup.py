@@ -18,6 +18,7 @@ NO_LIBRARY = (
 )
 OLD = "usr/local/Ascend/ascend-toolkit"
 NEW = "usr/local/Ascend/cann"
+pytestmark = pytest.mark.usefixtures("python_of_all_stacks")
 INSTALLED = "package_name=Ascend-cann-toolkit\ninnerversion=V100R001C25\nversion=8.5.1\narch=aarch64\n"
 
 
@@ -28,37 +29,14 @@ def put(root: Path, name: str, text: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("torch", "torch_npu"),
-    [
-        ("2.9.0+cpu", "2.9.0.post2"),
-        ("2.9.0", "2.9.0"),
-        ("2.7.1", "2.7.1.post4.dev20260101"),
-        ("2.9.0", None),
-        (None, "2.9.0"),
-    ],
-)
-def test_releases_that_belong_together(torch, torch_npu):
-    assert npu_setup.mismatch(torch, torch_npu) is None
-
-
-@pytest.mark.parametrize(
-    ("torch", "torch_npu"), [("2.13.0+cpu", "2.9.0.post2"), ("2.7.0", "2.7.1"), ("2.9.0", "3.9.0"), ("2.9", "2.9.1")]
-)
-def test_releases_that_do_not(torch, torch_npu):
-    problem = npu_setup.mismatch(torch, torch_npu)
-    assert problem is not None and torch in problem.what and torch_npu in problem.what
-
-
-def test_the_command_names_the_release_of_this_torch():
-    assert npu_setup.install_command("2.9.0+cpu") == 'pip install "torch_npu==2.9.0.*"'
-    assert npu_setup.install_command(None) == "pip install -r requirements-npu.txt"
-
-
 def test_versions_of_cann_and_driver(tmp_path):
     assert npu_setup.cann_version({}, tmp_path) is None and npu_setup.driver_version(tmp_path) is None
     put(tmp_path, "usr/local/Ascend/driver/version.info", "Version=24.1.rc1\nascendhal_version=7.35.19\n")
     assert npu_setup.driver_version(tmp_path) == "24.1.rc1"
+    put(tmp_path, "etc/ascend_install.info", "UserName=HwHiAiUser\nDriver_Install_Path_Param=/opt/ascend\n")
+    assert npu_setup.driver_version(tmp_path) is None
+    put(tmp_path, "opt/ascend/driver/lib64/libascend_hal.so")  # a container to which only the libraries are passed
+    assert npu_setup.driver_version(tmp_path) == "unknown"
     put(
         tmp_path,
         f"{OLD}/latest/version.cfg",
@@ -73,6 +51,8 @@ def test_versions_of_cann_and_driver(tmp_path):
     mine = put(tmp_path, "home/Ascend/cann/x86_64-linux/ascend_toolkit_install.info", INSTALLED.replace("8.5", "9.0"))
     assert npu_setup.cann_version({"ASCEND_HOME_PATH": str(mine.parents[1])}, tmp_path) == "9.0.1"
     assert npu_setup.cann_version({"HOME": str(tmp_path / "home")}, tmp_path / "nothing") == "9.0.1"
+    named = put(tmp_path, "image/cann-9.1.0/set_env.sh").parent
+    assert npu_setup.cann_version({"ASCEND_HOME_PATH": str(named)}, tmp_path) == "9.1.0"
 
 
 def test_the_script_to_source_is_the_one_that_is_there(tmp_path):
@@ -96,7 +76,7 @@ def test_cards_are_in_order(tmp_path):
 
 def test_not_sourced_is_distinguished_from_not_installed(tmp_path):
     missing = npu_setup.why_not_loaded(NO_LIBRARY, {}, tmp_path, "2.13.0+cpu", "2.13.0")
-    assert missing.what == f"{npu_setup.NO_CANN} (libhccl.so)" and missing.fix.startswith("Install CANN, or source")
+    assert missing.what == f"{npu_setup.NO_CANN} (libhccl.so)" and missing.fix.startswith("Install CANN 9.2.0 (")
     script = put(tmp_path, f"{NEW}/set_env.sh")
     closed = npu_setup.why_not_loaded(NO_LIBRARY, {}, tmp_path, "2.13.0+cpu", "2.13.0")
     assert closed == (f"{npu_setup.NOT_SOURCED} (libhccl.so)", f"source {script}")
@@ -107,15 +87,15 @@ def test_not_sourced_is_distinguished_from_not_installed(tmp_path):
     [
         # Releases that do not belong together explain any error.
         (NO_LIBRARY, {}, ("2.13.0+cpu", "2.9.0"),
-         "torch_npu 2.9.0 does not belong to torch 2.13.0+cpu", 'npu==2.13.0.*"'),
+         "torch_npu 2.9.0 does not belong to torch 2.13.0+cpu", "requirements-npu-cann9.1.txt"),
         ("SystemExit: 1", {"PYTORCH_NPU_ALLOC_CONF": "", "PYTORCH_ALLOC_CONF": ""}, ("2.10.0", "2.10.0"),
          "are both set", "unset PYTORCH_ALLOC_CONF"),
         ("ModuleNotFoundError: No module named 'yaml'", {}, ("2.9.0", "2.9.0"),
-         "needs the package yaml", "pip install -r requirements-npu.txt"),
+         "needs the package yaml", "pip install pyyaml decorator"),
         ("RuntimeError: Two accelerators cannot be used at the same time in PyTorch: npu and cuda.", {},
          ("2.9.0", "2.9.0"), "accelerator of another kind", "CPU build"),
         ("ImportError: torch_npu/_C.so: undefined symbol: aclrtFoo\nRuntimeError: Failed to load", {},
-         ("2.9.0", "2.9.0"), "another torch or another CANN (ImportError: torch_npu/_C.so: undefined", "pip install"),
+         ("2.9.0", "2.9.0"), "another torch or another CANN (ImportError: torch_npu/_C.so: und", "npu==2.9.0.post6"),
         ("ValueError: surprise", {}, ("2.9.0", "2.9.0"), "does not load (ValueError: surprise)", "pip install"),
         ("", {}, ("2.9.0", "2.9.0"), "no message", "pip install"),
     ],
@@ -126,19 +106,27 @@ def test_why_torch_npu_does_not_load(tmp_path, error, environment, versions, wha
     assert "{" not in "".join(problem)
 
 
+def test_a_symbol_is_missing_because_of_another_cann(tmp_path):
+    put(tmp_path, f"{NEW}/x86_64-linux/ascend_toolkit_install.info", INSTALLED)
+    error = "ImportError: torch_npu/_C.so: undefined symbol: aclrtFoo"
+    problem = npu_setup.why_not_loaded(error, {}, tmp_path, "2.6.0", "2.6.0")
+    assert problem.what.startswith("torch_npu 2.6.0 is built for CANN 8.2.RC1, this machine has CANN 8.5.1: ")
+    assert problem.fix == "pip install torch_npu==2.6.0.post5"
+    assert npu_setup.why_not_loaded(error, {}, tmp_path, "2.9.0", "2.9.0").fix == "pip install torch_npu==2.9.0"
+
+
+def test_torch_npu_is_not_installed():
+    """Where it were without CANN, not even torch would load."""
+    assert npu_setup.not_installed("2.9.0", "9.0.0") == (npu_setup.NOT_INSTALLED, "pip install torch_npu==2.9.0.post2")
+    problem = npu_setup.not_installed("2.9.0", None)
+    assert "torch_npu is not installed" in problem.what and "CANN is not found" in problem.what
+    assert problem.fix.startswith("python -m deepgen_npu doctor --device npu")
+
+
 def test_an_error_may_have_braces(tmp_path):
     """It is put into the rows of a table of symptoms, and is itself no format."""
     problem = npu_setup.why_not_loaded("ValueError: {script} {0} }{", {}, tmp_path, "2.9.0", "2.9.0")
     assert problem.what == "torch_npu is installed but does not load (ValueError: {script} {0} }{)"
-
-
-def test_a_message_has_its_command_on_a_line_of_its_own():
-    command = npu_setup.Problem("A is wrong", "do this  # now?")
-    assert command.message() == "A is wrong. To fix it:\n    do this  # now?\n"
-    assert command.message("Or not.") == "A is wrong. To fix it:\n    do this  # now?\nOr not."
-    sentence = npu_setup.Problem("A is wrong", "Do this")
-    assert sentence.message() == "A is wrong. Do this."
-    assert sentence.message("Or not.") == "A is wrong. Do this. Or not."
 
 
 def test_the_variables_of_a_measurement():
@@ -149,6 +137,13 @@ def test_the_variables_of_a_measurement():
 @pytest.mark.parametrize(
     ("environment", "cards", "driver", "what", "fix"),
     [
+        (
+            {},
+            ["/dev/davinci0"],
+            None,
+            "/dev/davinci0, but no driver in /usr/local/Ascend/driver",
+            "Start the container",
+        ),
         ({"ASCEND_RT_VISIBLE_DEVICES": ""}, ["/dev/davinci0"], "25.0", "VISIBLE_DEVICES is ''", "unset ASCEND_RT"),
         ({}, ["/dev/davinci0", "/dev/davinci1"], "25.0", "/dev/davinci0, /dev/davinci1", "HwHiAiUser"),
         ({"ASCEND_RT_VISIBLE_DEVICES": "0"}, [], "25.0", "the driver is installed", "--device /dev/davinci0"),

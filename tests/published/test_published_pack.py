@@ -17,8 +17,8 @@ from nodes.names import DEMO
 LARGEST_MIB = 20
 # Folders and files that a user needs; those that are not in the repository are not asked for.
 AT_RUN_TIME = (
-    "__init__.py", "inference.py", "requirements.txt", "requirements-npu.txt", "requirements-scale.txt",
-    "pyproject.toml",
+    "__init__.py", "inference.py", "requirements.txt", "requirements-npu.txt", "requirements-npu-cann9.1.txt",
+    "requirements-scale.txt", "pyproject.toml",
     "README.md", "LICENSE", "CHANGELOG.md", "demo_checkpoint/", "workflows/", "web/", "locales/", "subgraphs/",
     "nodes/", "deepgen_npu/",
 )  # fmt: skip
