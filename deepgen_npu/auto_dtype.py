@@ -81,7 +81,7 @@ def on_cuda(name: str, capability: tuple[int, int], rocm: bool = False) -> Choic
 
     Args:
         name: Of the card.
-        capability: As ``torch.cuda.get_device_capability()`` returns it.
+        capability: As PyTorch's ``get_device_capability()`` returns it.
         rocm: Whether this is AMD's build of PyTorch, which calls all its cards capable of bfloat16.
     """
     number = ".".join(map(str, capability))

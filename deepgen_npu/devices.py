@@ -108,7 +108,7 @@ def best_dtype(device: torch.device) -> auto_dtype.Choice:
     if device.type == "npu":
         return auto_dtype.on_npu(device_name(device), npu.has_bfloat16(device.index or 0))
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
+        capability = _backend("cuda").get_device_capability(device)
         return auto_dtype.on_cuda(device_name(device), capability, torch.version.hip is not None)
     return auto_dtype.Choice("bfloat16", "the model was trained in it")
 

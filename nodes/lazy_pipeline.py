@@ -58,9 +58,7 @@ class LazyPipeline:
         DeviceError: When the device cannot compute with the format of its weights.
     """
 
-    def __init__(
-        self, folder: Path, dtype_name: str, capture_graph: bool, text_device: torch.device | None = None
-    ):
+    def __init__(self, folder: Path, dtype_name: str, capture_graph: bool, text_device: torch.device | None = None):
         device = mm.get_torch_device()
         self._weights = _shared(folder, resolve_dtype(dtype_name, device), text_device or device)
         self.patcher: ModelPatcher = self._weights.model().clone()

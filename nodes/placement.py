@@ -87,9 +87,7 @@ class ComfyPlacement:
     how_to_tile = "with DeepGen Sampler and VAE Decode (Tiled)"
     """The pipeline's advice where an image does not fit on the device in one piece."""
 
-    def __init__(
-        self, pipe: DeepGenPipeline, transformer: ModelPatcher, vae: ModelPatcher, text_device: torch.device
-    ):
+    def __init__(self, pipe: DeepGenPipeline, transformer: ModelPatcher, vae: ModelPatcher, text_device: torch.device):
         for part in (pipe.vlm, pipe.connector):
             make_castable(part, pipe.transformer.dtype)
             check_cancel_in(part)

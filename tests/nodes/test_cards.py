@@ -50,5 +50,11 @@ def test_each_branch_of_guidance_runs_on_a_card(found, checkout):
 
 def test_a_card_that_is_not_there_is_the_default(found):
     missing = found["missing"]
-    assert missing["devices"] == {"default": "npu:0", "cpu": "cpu", "gpu:0": "npu:0", "gpu:1": "npu:1", "gpu:7": "npu:0"}
+    assert missing["devices"] == {
+        "default": "npu:0",
+        "cpu": "cpu",
+        "gpu:0": "npu:0",
+        "gpu:1": "npu:1",
+        "gpu:7": "npu:0",
+    }
     assert missing["log"] == ["DeepGen: this machine has no gpu:7, so the text encoder runs on npu:0."]
