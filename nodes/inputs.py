@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 from comfy_api.latest import io
@@ -117,6 +118,11 @@ def references(*numbers: int) -> list[io.Input]:
         )
         for number in numbers
     ]
+
+
+def advanced() -> dict[str, Any]:
+    """For an input: the front end shows it on request, where ComfyUI has such inputs."""
+    return {"advanced": True} if "advanced" in inspect.signature(io.Combo.Input.__init__).parameters else {}
 
 
 def search_aliases(*words: str) -> dict[str, Any]:

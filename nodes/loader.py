@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..deepgen_npu.dtypes import CHOICES
 from .cards import DEFAULT, DEVICES, find_device
 from .check import DeepGenNode
-from .inputs import Pipeline, search_aliases
+from .inputs import Pipeline, advanced, search_aliases
 from .model_folder import all_folders, find_model, model_choices, state_of
 from .names import CATEGORY
 
@@ -55,7 +55,7 @@ class DeepGenLoader(DeepGenNode):
                     options=DEVICES,
                     default=DEFAULT,
                     optional=True,
-                    extra_dict={"advanced": True},
+                    **advanced(),
                     tooltip="Where VLM and connector run: default is the card of the model, gpu:1 the second card of "
                     "this machine. Each card then holds only its own parts; images are identical. A card that this "
                     "machine does not have is the default, and the log says so.",
