@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-import comfy.model_management as mm
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ def find_device(name: str, what: str) -> torch.device:
         name: One of `DEVICES`.
         what: What is to run there, for the log.
     """
+    import comfy.model_management as mm
+    import torch
+
     default = mm.get_torch_device()
     if name == "cpu":
         return torch.device("cpu")
