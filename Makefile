@@ -17,7 +17,7 @@ IN_COMFYUI := $(NODES) $(PACK)
 # Of tests/deepgen_npu: what a library pair cannot change, or others show on both pairs. A new file runs on both
 # until it is entered here.
 ON_ONE_PAIR := bench cli devices doctor doctor_hosts files hostile_hub image_files images import library_pairs locations \
-	npu_setup npu_versions problem auto_dtype property_arguments refused_downloads stopped_downloads \
+	npu_setup npu_versions problem auto_dtype graphs property_arguments refused_downloads stopped_downloads \
 	property_image_files property_references publishing baseline requirements signals sizes verify \
 	quantize lora_option file kinds formats \
 	boxes change composite demo_checkpoint editing fitting lines masks registration run \

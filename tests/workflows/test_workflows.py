@@ -126,7 +126,8 @@ class TestFiles:
     def test_one_loader_and_the_defaults(self, name):
         nodes = list(twin(name).values())
         (loader,) = [node for node in nodes if node["class_type"] == "DeepGenLoader"]
-        assert loader["inputs"] == {"model": EITHER, "dtype": "auto", "capture_graph": False}
+        placed = {"capture_graph": False, "text_encoder_device": "default"}
+        assert loader["inputs"] == {"model": EITHER, "dtype": "auto", **placed}
         drawing = [node["inputs"] for node in nodes if "steps" in node["inputs"]]
         assert drawing and {(inputs["steps"], inputs["cfg"]) for inputs in drawing} == {(50, 4.0)}
 
