@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = linux_only("Ascend hosts run it")
 
 SIMULATED = "tests/npu/simulated"
-OF_THE_LIBRARIES = [
-    f"{SIMULATED}/test_{name}.py" for name in ("golden_on_npu", "fused_operators", "step_counts", "graphs")
-]
+OF_THE_LIBRARIES = [f"{SIMULATED}/test_{name}.py" for name in ("golden_on_npu", "fused_operators", "step_counts")]
 
 
 WITH_COMFYUI = "tests/hardware/test_comfyui.py"
