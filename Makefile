@@ -6,6 +6,9 @@
 PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
+# Tests start many processes. What pip did not compile, and ComfyUI, Python compiles once, not in each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What a part took is noted, and shown by `python -m dev.timed`.
 TIMED = $(PYTHON) -m dev.timed $@
 
