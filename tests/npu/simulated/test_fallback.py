@@ -23,6 +23,7 @@ INT_MM = "aten::_int_mm"  # no release of torch_npu up to 2.14.0 has a kernel fo
 @pytest.fixture
 def int_mm(monkeypatch):
     """An operator that the card has no kernel for; on the CPU it needs 2-d int8."""
+    monkeypatch.delenv("TORCH_NPU_FALLBACK_CPU_DISABLE", raising=False)  # tests/hardware sets it
     resolve_device("npu")
     monkeypatch.setattr(state, "without_kernel", {INT_MM})
     monkeypatch.setattr(npu_fallback, "_named", [])
