@@ -118,7 +118,7 @@ def test_a_float_mask_takes_the_unfused_route():
 
 def test_graphs_that_cannot_be_captured_cost_nothing_but_a_warning(npu_pipe, caplog):
     """The stand-in has no graphs, as an old CANN has none."""
-    latents = []
+    latents, stream = [], torch.npu.current_stream()
     try:
         for captured in (False, True):
             npu_pipe.capture_graph = captured
@@ -128,3 +128,4 @@ def test_graphs_that_cannot_be_captured_cost_nothing_but_a_warning(npu_pipe, cap
     finally:
         npu_pipe.capture_graph = False
     assert torch.equal(*latents)
+    assert torch.npu.current_stream() == stream, "not that of the graph"
