@@ -83,7 +83,8 @@ class _Captured:
                 step(self._latents, self._modulation)
         backend.current_stream().wait_stream(stream)
         self._graph = getattr(backend, _GRAPHS[latents.device.type])()
-        with backend.graph(self._graph):
+        # A capture that cannot even begin leaves the thread on the stream of the graph; the outer block takes it back.
+        with backend.stream(backend.current_stream()), backend.graph(self._graph):
             self._velocity = step(self._latents, self._modulation)  # [rows, C, h, w]
 
     def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from . import npu_setup, npu_versions
+from . import npu_fallback, npu_setup, npu_versions
 from .checks import no_such_card
 from .errors import DeviceError
 from .problem import Problem
@@ -85,8 +85,10 @@ def set_up_thread(index: int) -> None:
     """Choose the card for the calling thread, and the settings that Ascend's own examples use.
 
     Contexts belong to threads: ComfyUI loads packs in one thread and runs prompts in another. Kernels compiled online
-    (jit_compile) make first runs slow, and with private memory formats convolutions fail: both are turned off.
+    (jit_compile) make first runs slow, and with private memory formats convolutions fail: both are turned off. From
+    the first time on, operators that run on the CPU are named.
     """
     torch.npu.set_device(index)
     torch.npu.set_compile_mode(jit_compile=False)
     torch.npu.config.allow_internal_format = False
+    npu_fallback.watch()

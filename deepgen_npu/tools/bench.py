@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .. import npu_fallback
 from ..components import Part
 from ..devices import memory_allocated, peak_memory, reset_peak_memory, synchronize
 from ..formatting import format_bytes
@@ -46,6 +47,7 @@ class Measurement:
         runs: The other runs.
         peaks: The most memory that was allocated on the device during each stage of any run, weights included, and
             during the ``whole run``; None on a CPU, where allocations are not counted.
+        on_cpu: Operators without a kernel on the NPU, which run on the CPU.
     """
 
     settings: RunSettings
@@ -54,6 +56,7 @@ class Measurement:
     warm_up: Times
     runs: list[Times] = field(default_factory=list)
     peaks: dict[str, int] | None = None
+    on_cpu: list[str] = field(default_factory=list)
 
     @property
     def stages(self) -> dict[str, float]:
@@ -80,6 +83,7 @@ class Measurement:
             "median": {**self.stages, "run": self.run, "steps_per_second": self.steps_per_second},
             "runs": [{**times.stages, "run": times.run} for times in self.runs],
             "peaks": self.peaks,
+            "on_cpu": self.on_cpu,
         }
 
 
@@ -122,7 +126,8 @@ def measure(
         run(pipe, settings, timed)
         runs.append(Times(seconds))
     peaks["whole run"] = max(peaks.values())
-    return Measurement(settings, parts, load_seconds, runs[0], runs[1:], peaks if counted else None)
+    on_cpu = npu_fallback.named()
+    return Measurement(settings, parts, load_seconds, runs[0], runs[1:], peaks if counted else None, on_cpu)
 
 
 def as_markdown(result: Measurement) -> str:
@@ -145,4 +150,6 @@ def as_markdown(result: Measurement) -> str:
     empty = " |" if result.peaks else ""
     lines.append(f"| denoising | {result.steps_per_second:.2f} it/s | {first_rate:.2f} it/s |{empty}")
     lines += ["", loading]
+    if result.on_cpu:
+        lines += ["", f"Without a kernel on the NPU, computed on the CPU: {', '.join(result.on_cpu)}."]
     return "\n".join(lines)

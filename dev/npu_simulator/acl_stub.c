@@ -29,7 +29,7 @@ static unsigned devices(void) {
   return count ? (unsigned)atoi(count) : 0;
 }
 
-void ascend_stub_trace(const char *name) {
+__attribute__((visibility("hidden"))) void ascend_stub_trace(const char *name) {
   static int wanted = -1;
   if (wanted < 0) {
     const char *value = getenv("ASCEND_STUB_TRACE");

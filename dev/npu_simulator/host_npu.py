@@ -39,6 +39,7 @@ _KEPT = (
     "aten::view",
     "aten::_reshape_alias",
     "aten::_lazy_clone",
+    "aten::_copy_from_and_resize",
     "aten::scaled_dot_product_attention",
     "npu::empty_with_format",
     "npu::unsafe_empty_with_format",
@@ -61,6 +62,8 @@ def environment(cards: int, base: Mapping[str, str] | None = None) -> dict[str, 
     variables["TASK_QUEUE_ENABLE"] = "0"
     # As on a host with CANN, importing torch imports torch_npu.
     variables.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
+    # Compiled by Python in each process, the packages would cost ten seconds a process.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     return variables
 
 
@@ -78,9 +81,11 @@ def install() -> int:
     from . import kernels
 
     kernels.register("CPU", _observe)
-    # The softmax of torch_npu calls it; PyTorch has no such operator.
+    # The softmax of torch_npu calls it; PyTorch has no such operator. In 2.9.0 it has no underscore.
     library = torch.library.Library("npu", "IMPL")
-    library.impl("_npu_dtype_cast", lambda input, dtype: input.to(dtype), "CPU")
+    for name in ("_npu_dtype_cast", "npu_dtype_cast"):
+        if hasattr(torch.ops.npu, name):
+            library.impl(name, lambda input, dtype: input.to(dtype), "CPU")
     _libraries.append(library)
     torch.ops.load_library(str(KERNELS))
     return len(torch.ops.host_npu.install(list(_KEPT)))

@@ -1,6 +1,6 @@
-"""Schemas of the fused operators in torch_npu 2.13.0, as ``str(torch.ops.npu.<name>.default._schema)`` prints them.
+"""Schemas of the fused operators in torch_npu, as ``str(torch.ops.npu.<name>.default._schema)`` prints them.
 
-tests/npu/torch_npu compares them with the installed package.
+tests/npu/torch_npu compares them with the installed package, for each release that `make test-torch-npu` runs on.
 """
 
 from __future__ import annotations
@@ -64,4 +64,31 @@ SCHEMAS: dict[str, str] = {
         'round_mode="rint", int? scale_alg=0, float? dst_type_max=0., bool? transpose_y=False) -> (Tensor, Tensor)'
     ),
 }
-"""By the name of the operator in torch.ops.npu; without the namespace."""
+"""Those of torch_npu 2.14.0 and 2.13.0, by the name of the operator in torch.ops.npu; without the namespace."""
+
+_DIFFERENT: dict[str, dict[str, str | None]] = {
+    "2.9.0": {
+        "npu_rotary_mul": 'npu_rotary_mul(Tensor input, Tensor r1, Tensor r2, str rotary_mode="half") -> Tensor',
+        "npu_fusion_attention": SCHEMAS["npu_fusion_attention"].replace(
+            ", Tensor? dropout_mask=None, int seed=0, int offset=0", ""
+        ),
+        "npu_fusion_attention_v3": None,
+        "npu_dynamic_quant": (
+            "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, ScalarType? "
+            "dst_type=None) -> (Tensor, Tensor)"
+        ),
+        "npu_quant_matmul": (
+            "npu_quant_matmul(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, Tensor? "
+            "pertoken_scale=None, Tensor? bias=None, ScalarType? output_dtype=None, SymInt[]? group_sizes=None) -> "
+            "Tensor"
+        ),
+        "npu_rotate_quant": None,
+    }
+}
+"""What differs in older releases; None where the operator is missing."""
+
+
+def of(release: str) -> dict[str, str]:
+    """The schemas of a release of torch_npu, without the operators that it lacks."""
+    schemas = {**SCHEMAS, **_DIFFERENT.get(release, {})}
+    return {name: schema for name, schema in schemas.items() if schema is not None}

@@ -20,10 +20,11 @@ from torch.utils import backend_registration
 
 from .kernels import KERNELS
 from .schemas import SCHEMAS
-from .simulated import Memory, aten, index_of, run, state, wrap
+from .simulated import Memory, aten, fall_back, index_of, run, state, wrap
 from .simulated_graph import NPUGraph, graph
 
 
+_KEY = "PrivateUse1"
 _kept: list[Any] = []  # libraries unregister what they registered when they are collected
 
 FACTORIES = (
@@ -61,18 +62,19 @@ def install(cards: int = 1) -> None:
     _kept.append(library)
     for name, overload in FACTORIES:
         operator = getattr(getattr(aten, name), overload)
-        library.impl(name if overload == "default" else f"{name}.{overload}", _factory(operator, cards), "PrivateUse1")
+        library.impl(name if overload == "default" else f"{name}.{overload}", _factory(operator, cards), _KEY)
 
     def copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         return run(aten.copy_.default, (target, source), {})
 
-    library.impl("_copy_from", copy_from, "PrivateUse1")
+    library.impl("_copy_from", copy_from, _KEY)
     # PyTorch would decompose it; torch_npu does not.
     attention = aten.scaled_dot_product_attention.default
-    library.impl("scaled_dot_product_attention", lambda *a, **k: run(attention, a, k), "PrivateUse1")
-    no_autocast = torch.library.Library("_", "IMPL")
-    _kept.append(no_autocast)
-    no_autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    library.impl("scaled_dot_product_attention", lambda *a, **k: run(attention, a, k), _KEY)
+    fallbacks = torch.library.Library("_", "IMPL")
+    _kept.append(fallbacks)
+    fallbacks.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    fallbacks.fallback(fall_back, _KEY)
     _install_torch_npu()
 
 

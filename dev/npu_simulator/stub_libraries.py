@@ -1,12 +1,13 @@
-"""Stand-ins for the shared libraries of CANN, with which the installed torch_npu loads on a machine without CANN.
+"""Stand-ins for shared libraries that are not on this machine: those of CANN for torch_npu, those of CUDA for torch.
 
-The ELF files of the wheel show what is missing: libraries that do not exist here, and functions that no library
-defines. `acl_stub.c` implements those that torch_npu needs to work; every other one becomes a stub that returns an
-error. Nothing of CANN is copied. torch is not imported here: without these libraries it may not load.
+The ELF files of an installed package show what is missing: libraries that do not exist here, and functions that no
+library defines. A source of ours implements those that have to work; every other one becomes a stub that returns an
+error. Nothing of CANN or CUDA is copied. torch is not imported here: without these libraries it may not load.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Iterable
@@ -16,13 +17,22 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 
-SOURCE = Path(__file__).with_name("acl_stub.c")
+_DECLARED = '__attribute__((visibility("hidden"))) void ascend_stub_trace(const char *name);'
 _STUB = """
 long stub{number}(void) __asm__("{name}");
 long stub{number}(void) {{ ascend_stub_trace("{name}"); return 507008; }}
 """
-_COMMON = "libascendstub.so"  # has all functions; the libraries with the names of CANN link to it
+_OPENED_BY_NAME = ("libopapi.so",)
+"""torch_npu 2.9.0 opens it when it is imported, to ask for functions that may be absent."""
 _SYSTEM = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What files need and this machine lacks: libraries, and functions that no library defines."""
+
+    libraries: list[str]
+    functions: set[str]
 
 
 @dataclass(frozen=True)
@@ -32,40 +42,67 @@ class _Symbols:
     defined: set[str]
 
 
-def write(folder: Path, site_packages: Path) -> list[str]:
-    """Compile the libraries into a folder and return their names.
+def of_cann(site_packages: Path) -> Missing:
+    """What the torch_npu of an environment lacks."""
+    found = _missing(sorted((site_packages / "torch_npu").rglob("*.so")), [site_packages / "torch" / "lib"])
+    return Missing(sorted({*found.libraries, *_OPENED_BY_NAME}), found.functions)
+
+
+def of_cuda(site_packages: Path, common: str) -> Missing:
+    """What the torch of an environment lacks; nothing unless it is a CUDA build.
+
+    Args:
+        site_packages: Of the environment.
+        common: The library that stand-ins of an earlier time link to.
+    """
+    torch = site_packages / "torch"
+    files = [path for path in sorted((torch / "lib").glob("*.so*")) if path.name != common]
+    own = [path for path in files if common not in _symbols(path, ".dynsym").libraries]
+    return _missing([*own, *torch.glob("_C.*.so")], [])
+
+
+def write(folder: Path, common: str, missing: Missing, sources: Iterable[Path]) -> None:
+    """Compile the libraries into a folder.
 
     Args:
         folder: Of the libraries.
-        site_packages: Where torch and torch_npu are installed.
+        common: Name of the library that has all functions; the others link to it.
+        missing: What to write.
+        sources: In C and C++: the functions that have to work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CC", "cc")
-    libraries, functions = missing(site_packages)
+    compilers = {".c": os.environ.get("CC", "cc"), ".cpp": os.environ.get("CXX", "c++")}
+    objects = []
+    for source in sources:
+        objects.append(folder / f"{source.name}.o")
+        _run(compilers[source.suffix], "-O1", "-w", "-fPIC", "-c", "-o", objects[-1], source)
+    known = {name for path in objects for name in _symbols(path, ".symtab").defined}
+    others = folder / f"{common}.c"
+    stubs = (_STUB.format(number=number, name=name) for number, name in enumerate(sorted(missing.functions - known)))
+    others.write_text(_DECLARED + "".join(stubs), encoding="utf-8")
+    library = folder / common
+    link = ("-shared", f"-Wl,-soname,{common}", "-o", library, *objects, others, "-Wl,--as-needed", "-lstdc++")
+    _run(compilers[".c"], "-O1", "-w", "-fPIC", *link)
 
-    known = folder / "acl_stub.o"
-    _run(compiler, "-O1", "-w", "-fPIC", "-c", "-o", known, SOURCE)
-    others = folder / "others.c"
-    names = sorted(functions - _symbols(known, ".symtab").defined)
-    stubs = (_STUB.format(number=number, name=name) for number, name in enumerate(names))
-    others.write_text("void ascend_stub_trace(const char *name);\n" + "".join(stubs), encoding="utf-8")
-    common = folder / _COMMON
-    _run(compiler, "-O1", "-w", "-fPIC", "-shared", f"-Wl,-soname,{_COMMON}", "-o", common, known, others)
-
-    empty = folder / "empty.c"
+    empty = folder / f"{common}.empty.c"
     empty.write_text("static int unused;\n", encoding="utf-8")
-    for library in libraries:
+    for name in missing.libraries:
         # Nothing in it uses the common library, hence --no-as-needed.
-        link = (f"-Wl,-soname,{library}", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN")
-        _run(compiler, "-w", "-fPIC", "-shared", *link, "-o", folder / library, empty, common)
-    return libraries
+        link = (f"-Wl,-soname,{name}", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN")
+        _run(compilers[".c"], "-w", "-fPIC", "-shared", *link, "-o", folder / name, empty, library)
+    for path in (*objects, others, empty):
+        path.unlink()
 
 
-def missing(site_packages: Path) -> tuple[list[str], set[str]]:
-    """The libraries that torch_npu needs and this machine lacks, and the functions that no library defines."""
-    own = sorted((site_packages / "torch_npu").rglob("*.so"))
+def _missing(own: list[Path], beside: list[Path]) -> Missing:
+    """What some files need.
+
+    Args:
+        own: The files.
+        beside: Folders with libraries that they find, besides those of the system.
+    """
     wheel = _union(_symbols(path, ".dynsym") for path in own)
-    places = [site_packages / "torch" / "lib", *(Path("/", place) for place in _SYSTEM), Path("/lib64"), Path("/lib")]
+    places = [*beside, *(Path("/", place) for place in _SYSTEM), Path("/lib64"), Path("/lib")]
     present: dict[str, Path | None] = {path.name: None for path in own}
     for name in wheel.libraries - present.keys():
         found = [place / name for place in places if (place / name).exists()]
@@ -75,9 +112,10 @@ def missing(site_packages: Path) -> tuple[list[str], set[str]]:
     undefined = wheel.undefined - wheel.defined - system.defined
     # The functions of Python are in the interpreter.
     functions = {name for name in undefined if not name.startswith(("Py", "_Py"))}
-    return sorted(wheel.libraries - present.keys()), functions
+    return Missing(sorted(wheel.libraries - present.keys()), functions)
 
 
+@functools.cache
 def _symbols(path: Path, section: str) -> _Symbols:
     with path.open("rb") as stream:
         elf = ELFFile(stream)

@@ -1,8 +1,10 @@
-"""Compile what the tests on the real torch_npu need, into build/torch_npu.
+"""Compile what the tests on the real torch_npu need.
 
     python -m dev.npu_simulator.torch_npu_build
 
-It compiles only what is missing, or whose source, torch or torch_npu has changed.
+Into build/torch_npu/VERSION: the stand-ins for CANN and the kernels of the card. Into torch's own folder, where it
+looks for them: the stand-ins for CUDA, if its build is one for CUDA. Only what is missing is compiled, or whose
+source, torch or torch_npu has changed.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from deepgen_npu import npu_setup
+
 
 HERE = Path(__file__).parent
-FOLDER = HERE.parents[1] / "build" / "torch_npu"
+FOLDER = HERE.parents[1] / "build" / "torch_npu" / (npu_setup.package_version("torch_npu") or "none")
 LIBRARIES = FOLDER / "lib"
 KERNELS = FOLDER / "host_npu.so"
+CUDA = "libcudastub.so"
 
 
 def build() -> None:
@@ -30,7 +35,10 @@ def build() -> None:
         SystemExit: When there is no compiler.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    _bring_up_to_date(LIBRARIES, ("acl_stub.c", "stub_libraries.py"), _build_libraries)
+    _bring_up_to_date(
+        _torch() / "lib" / CUDA, ("cuda_stub.c", "cuda_stub.cpp", "stub_libraries.py"), _stand_in_for_cuda
+    )
+    _bring_up_to_date(LIBRARIES, ("acl_stub.c", "stub_libraries.py"), _stand_in_for_cann)
     _bring_up_to_date(KERNELS, ("host_npu.cpp",), _build_kernels)
 
 
@@ -43,17 +51,29 @@ def _bring_up_to_date(target: Path, sources: Sequence[str], make: Callable[[], N
     if target.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
         return
     stamp.unlink(missing_ok=True)
-    print(f"Building {target.relative_to(HERE.parents[1])}", flush=True)
+    print(f"Building {os.path.relpath(target)}", flush=True)
     make()
     stamp.write_text(key, encoding="utf-8")
 
 
-def _build_libraries() -> None:
+def _stand_in_for_cuda() -> None:
+    """Libraries of CUDA, or for a CPU build of torch a library that nothing needs."""
+    from . import stub_libraries
+
+    _compiler("CC", "cc")
+    missing = stub_libraries.of_cuda(_torch().parent, CUDA)
+    stub_libraries.write(_torch() / "lib", CUDA, missing, (HERE / "cuda_stub.c", HERE / "cuda_stub.cpp"))
+    print("Stand-ins for", *(missing.libraries or ["no library: torch is a CPU build"]))
+
+
+def _stand_in_for_cann() -> None:
     from . import stub_libraries
 
     _compiler("CC", "cc")
     shutil.rmtree(LIBRARIES, ignore_errors=True)
-    print("Stand-ins for", *stub_libraries.write(LIBRARIES, _torch().parent))
+    missing = stub_libraries.of_cann(_torch().parent)
+    stub_libraries.write(LIBRARIES, "libascendstub.so", missing, [HERE / "acl_stub.c"])
+    print("Stand-ins for", *missing.libraries)
 
 
 def _build_kernels() -> None:

@@ -7,6 +7,7 @@ kernels must have as well.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -14,16 +15,18 @@ import torch
 from golden import CASES, TINY, differences
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from deepgen_npu import DeepGenPipeline
+from deepgen_npu import DeepGenPipeline, npu_fallback
 from deepgen_npu.checkpoint.folder import Checkpoint
 from deepgen_npu.quantization.layers import PARTS
 from deepgen_npu.tools.quantize import plan, quantize
-from dev.npu_simulator import host_npu
+from dev.npu_simulator import host_npu, schemas
 from dev.npu_simulator.host_npu import FusedCall
 
 
-OURS = {"npu_rms_norm", "npu_rotary_mul", "npu_swiglu", "npu_fusion_attention_v3"}
-OF_INT8 = {"npu_dynamic_quant", "npu_rotate_quant", "npu_quant_matmul"}
+HERE = schemas.of(version("torch_npu"))
+ATTENTION = "npu_fusion_attention_v3" if "npu_fusion_attention_v3" in HERE else "npu_fusion_attention"
+OURS = {"npu_rms_norm", "npu_rotary_mul", "npu_swiglu", ATTENTION}
+OF_INT8 = {"npu_dynamic_quant", "npu_rotate_quant", "npu_quant_matmul"} & HERE.keys()
 
 
 def shape(value: Any) -> Any:
@@ -70,6 +73,7 @@ def calls(tmp_path_factory) -> list[FusedCall]:
 
 def test_all_that_we_use_was_called(calls):
     assert {call.name for call in calls} == OURS | OF_INT8
+    assert npu_fallback.named() == [], "operators that torch_npu computes on the CPU"
 
 
 def on_meta(call: FusedCall) -> Any:
@@ -88,7 +92,7 @@ def on_a_fake_card(call: FusedCall) -> Any:
 def test_torch_npu_accepts_the_call_and_agrees_on_the_result(calls, run: Callable[[FusedCall], Any]):
     for call in calls:
         found, ours = tensors(run(call)), tensors(call.result)
-        if call.name == "npu_fusion_attention_v3":
+        if call.name == ATTENTION:
             # Attention, and the maximum and sum of the softmax; seed and offset of the dropout follow.
             found, ours = found[:3], ours[:3]
         assert found == ours, (call.name, shape(call.args), call.kwargs)
