@@ -9,6 +9,8 @@ from large_sums import difference, with_large_sums
 
 from deepgen_npu import DeepGenPipeline, cli
 from deepgen_npu.errors import DeviceError
+from deepgen_npu.quantization.formats import INT8, LayerFormat
+from deepgen_npu.quantization.linear import QuantizedLinear
 from deepgen_npu.tools.runs import reference_images
 from dev.npu_simulator import simulated
 
@@ -37,9 +39,20 @@ def test_the_whole_model_runs_in_float16(no_bfloat16, references):
     expected = latents(with_large_sums(DeepGenPipeline.from_pretrained(TINY, torch_dtype="float32")), image)
     assert found.device.type == "npu" and difference(found, expected) < 0.02
     assert pipe.decode(found)[0].size == (64, 64)
+    counts = simulated.state.counts.operators
+    assert not [name for name in counts if name.startswith("npu::")], "a 310P has no fused attention"
+    assert counts["unfused attention"]
 
 
-def test_the_fused_operators_are_used(no_bfloat16, load):
+def test_int8_is_dequantised_where_there_are_no_fused_kernels(no_bfloat16):
+    layer = QuantizedLinear(LayerFormat(INT8), 32, 8, None).to_empty(device="cpu")
+    layer.quantize_(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).half()
+    expected = layer(x)
+    assert difference(layer.to("npu")(x.to("npu")), expected) < 2e-3
+
+
+def test_the_fused_operators_are_used_from_the_910b_on(load):
     pipe = load("npu", torch_dtype=torch.float16)
     simulated.reset()
     latents(pipe)
