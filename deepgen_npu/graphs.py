@@ -9,6 +9,7 @@ tensors after the run, and the next run of the same shapes copies its own into t
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import OrderedDict
@@ -76,14 +77,16 @@ class _Captured:
         backend: Any = getattr(torch, latents.device.type)
         self._latents = latents.clone()  # [b, C, h, w]
         self._modulation = modulation.clone()  # [rows, vectors, width]
-        stream = backend.Stream()
+        # Of PyTorch's own choice are streams on the card of the process's first capture: on another card nothing would
+        # be recorded. And one for all captures: matrix products keep a workspace for each stream that they ran on.
+        stream = _capture_stream(latents.device)
         stream.wait_stream(backend.current_stream())
         with backend.stream(stream):
             for _ in range(_WARM_UP):
                 step(self._latents, self._modulation)
         backend.current_stream().wait_stream(stream)
         self._graph = getattr(backend, _GRAPHS[latents.device.type])()
-        with backend.graph(self._graph):
+        with backend.graph(self._graph, stream=stream):
             self._velocity = step(self._latents, self._modulation)  # [rows, C, h, w]
 
     def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:
@@ -91,6 +94,11 @@ class _Captured:
         self._modulation.copy_(modulation)
         self._graph.replay()
         return self._velocity
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> Any:
+    return getattr(torch, device.type).Stream(device)
 
 
 class _Weights:

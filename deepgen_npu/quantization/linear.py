@@ -32,9 +32,10 @@ ROTATE_QUANT_LEAST_GROUP = 16
 class QuantizedLinear(nn.Module):
     """Takes the place of a ``torch.nn.Linear``.
 
-    On an NPU from the 910B on, inputs are quantised row by row and multiplied in int8. On a GPU comfy-kitchen does the same if it is
-    installed; without it, elsewhere, and always with float8, the weight of one layer at a time is dequantised. (On a
-    CPU comfy-kitchen takes up to three times as long as that in bfloat16, and rounds the inputs as well.)
+    On an NPU from the 910B on, inputs are quantised row by row and multiplied in int8. On a GPU comfy-kitchen does the
+    same if it is installed; without it, elsewhere, and always with float8, the weight of one layer at a time is
+    dequantised. (On a CPU comfy-kitchen takes up to three times as long as that in bfloat16, and rounds the inputs as
+    well.)
 
     Args:
         layer: How the weight is stored.

@@ -166,8 +166,8 @@ class _Event:
 
 
 class _Stream:
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        pass
+    def __init__(self, device: Any = None, **options: Any) -> None:
+        self.device = torch.device("npu", index_of(device))
 
     def synchronize(self) -> None:
         pass
