@@ -102,18 +102,31 @@ def _capture_stream(device: torch.device) -> Any:
 
 
 class _Weights:
-    """Which parameters and buffers a model had, and where each lay."""
+    """Which layers, parameters and buffers a model had, and where each lay."""
 
     def __init__(self, model: Module):
+        self._layers = [weakref.ref(module) for module in model.modules()]
         self._tensors = [(weakref.ref(tensor), _address(tensor)) for tensor in _tensors_of(model)]
 
     def are_those_of(self, model: Module) -> bool:
-        """Whether nothing has moved or been exchanged since."""
-        tensors = list(_tensors_of(model))
-        return len(tensors) == len(self._tensors) and all(
-            known() is tensor and address == _address(tensor)
-            for (known, address), tensor in zip(self._tensors, tensors, strict=True)
+        """Whether nothing has moved or been exchanged since, and the layers compute with these weights alone."""
+        layers, tensors = list(model.modules()), list(_tensors_of(model))
+        return (
+            (len(layers), len(tensors)) == (len(self._layers), len(self._tensors))
+            and all(known() is layer for known, layer in zip(self._layers, layers, strict=True))
+            and all(
+                known() is tensor and address == _address(tensor)
+                for (known, address), tensor in zip(self._tensors, tensors, strict=True)
+            )
+            and not _is_disturbed(model)
         )
+
+
+def _is_disturbed(model: Module) -> bool:
+    """Whether others compute in its layers, with weights of their own: hooks, or ComfyUI's LoRAs in bypass mode."""
+    return any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    )
 
 
 def _tensors_of(model: Module) -> Iterator[Tensor]:
@@ -201,7 +214,7 @@ class StepOfRun:
             step = self._captured_where_better(latents, modulation, shapes)
         else:
             step = capture(self._step, latents, modulation)
-        if step is not self._step:
+        if step is not self._step and not _is_disturbed(self._model):
             self._kept = _Kept(step, self._prepared, _Weights(self._model))
         return step
 

@@ -26,6 +26,22 @@ def test_weights_that_moved_are_noticed():
     assert not known.are_those_of(model)
 
 
+def test_layers_that_compute_something_else_are_noticed():
+    """ComfyUI's LoRAs in bypass mode replace the forward of a layer, and nodes may replace layers: weights stay."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    known, first = _Weights(model), model[0]
+    first.forward = lambda x: x
+    assert not known.are_those_of(model)
+    del first.forward
+    hook = first.register_forward_hook(lambda *arguments: None)
+    assert not known.are_those_of(model)
+    hook.remove()
+    assert known.are_those_of(model)
+    model[0] = nn.Linear(3, 3)
+    model[0].weight, model[0].bias = first.weight, first.bias
+    assert not known.are_those_of(model)
+
+
 def test_of_a_tensor_made_of_others_the_others_count():
     class Quantised:
         def __init__(self):
