@@ -204,7 +204,9 @@ class StepOfRun:
             return self._step
         shapes = {"latents": latents, "modulation": modulation, **self._prepared.tensors()}
         shapes = {name: [dtype_name(tensor.dtype), *tensor.shape] for name, tensor in shapes.items()}
-        self._key = (device, *((name, tuple(shape)) for name, shape in shapes.items()))
+        # Tensors made in inference mode cannot be written outside of it.
+        mode = torch.is_inference_mode_enabled()
+        self._key = (device, mode, *((name, tuple(shape)) for name, shape in shapes.items()))
         kept = self._graphs.take(self._key, self._model)
         if kept is not None:
             self._kept = kept
