@@ -83,5 +83,5 @@ def test_the_connector_normalises_what_float16_cannot_hold():
 @pytest.mark.parametrize("largest", [65504.0, -65504.0, float("inf"), float("nan")])
 def test_a_card_without_infinity_stops_at_the_largest_number(largest):
     numerics.require_finite(torch.tensor([1.0, 65472.0]).half(), "The latents", {})
-    with pytest.raises(FloatingPointError, match="The latents became NaN or infinite in torch.float16"):
+    with pytest.raises(FloatingPointError, match=r"The latents became NaN or infinite in torch\.float16"):
         numerics.require_finite(torch.tensor([1.0, largest]).half(), "The latents", {})
