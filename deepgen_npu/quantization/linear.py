@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import Linear
 
 from ..dtypes import stored_dtype
-from ..model.ops import fuses
 from .formats import FP8, INT8, LARGEST_GROUP, STORED, LayerFormat
 from .rotation import hadamard, rotate
 from .values import dequantize, quantize
@@ -83,7 +82,7 @@ class QuantizedLinear(nn.Module):
         """[..., in] to [..., out], in the dtype of ``x``."""
         if self.layer.name == FP8:
             return F.linear(x, self.dequantized(x.dtype), self.bias)
-        if fuses(x):
+        if x.device.type == "npu" and torch.npu.is_bf16_supported():  # from the 910B on (see `model.ops.fuses`)
             return self._on_npu(x)
         if x.device.type == "cuda" and comfy_kitchen() is not None:
             return self._by_kitchen(x)
