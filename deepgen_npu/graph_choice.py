@@ -15,6 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,13 @@ def captured_where_better(
         captured, verdict = _measure(step, capture, latents, modulation)
     except RuntimeError as error:
         if is_out_of_memory(error):
-            path.unlink(missing_ok=True)
+            _forget(path)
             logger.warning("There is no memory for a graph of the denoising step; the host launches its operators.")
             return None
         captured, verdict = None, Verdict(trouble=str(error).splitlines()[0])
+    except BaseException:  # Ctrl-C: that says nothing about graphs
+        _forget(path)
+        raise
     _write(path, verdict, facts)
     logger.info("On %s a denoising step %s from now on (%s).", facts["card"], verdict, path)
     return captured if verdict.captures else None
@@ -166,3 +170,9 @@ def _write(path: Path, verdict: Verdict, facts: Mapping[str, Any]) -> None:
             unfinished.write_text(f"{content}\n", encoding="utf-8")
     except OSError as error:
         logger.debug("The verdict cannot be remembered: %s", error)
+
+
+def _forget(path: Path) -> None:
+    """A measurement has no result."""
+    with suppress(OSError):
+        path.unlink()

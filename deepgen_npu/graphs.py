@@ -9,6 +9,7 @@ tensors after the run, and the next run of the same shapes copies its own into t
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections import OrderedDict
@@ -76,7 +77,9 @@ class _Captured:
         backend: Any = getattr(torch, latents.device.type)
         self._latents = latents.clone()  # [b, C, h, w]
         self._modulation = modulation.clone()  # [rows, vectors, width]
-        stream = backend.Stream()
+        # Of PyTorch's own choice are streams on the card of the process's first capture: on another card nothing would
+        # be recorded. And one for all captures: matrix products keep a workspace for each stream that they ran on.
+        stream = _capture_stream(latents.device)
         stream.wait_stream(backend.current_stream())
         with backend.stream(stream):
             for _ in range(_WARM_UP):
@@ -84,7 +87,7 @@ class _Captured:
         backend.current_stream().wait_stream(stream)
         self._graph = getattr(backend, _GRAPHS[latents.device.type])()
         # A capture that cannot even begin leaves the thread on the stream of the graph; the outer block takes it back.
-        with backend.stream(backend.current_stream()), backend.graph(self._graph):
+        with backend.stream(backend.current_stream()), backend.graph(self._graph, stream=stream):
             self._velocity = step(self._latents, self._modulation)  # [rows, C, h, w]
 
     def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:
@@ -94,19 +97,37 @@ class _Captured:
         return self._velocity
 
 
+@functools.cache
+def _capture_stream(device: torch.device) -> Any:
+    return getattr(torch, device.type).Stream(device)
+
+
 class _Weights:
-    """Which parameters and buffers a model had, and where each lay."""
+    """Which layers, parameters and buffers a model had, and where each lay."""
 
     def __init__(self, model: Module):
+        self._layers = [weakref.ref(module) for module in model.modules()]
         self._tensors = [(weakref.ref(tensor), _address(tensor)) for tensor in _tensors_of(model)]
 
     def are_those_of(self, model: Module) -> bool:
-        """Whether nothing has moved or been exchanged since."""
-        tensors = list(_tensors_of(model))
-        return len(tensors) == len(self._tensors) and all(
-            known() is tensor and address == _address(tensor)
-            for (known, address), tensor in zip(self._tensors, tensors, strict=True)
+        """Whether nothing has moved or been exchanged since, and the layers compute with these weights alone."""
+        layers, tensors = list(model.modules()), list(_tensors_of(model))
+        return (
+            (len(layers), len(tensors)) == (len(self._layers), len(self._tensors))
+            and all(known() is layer for known, layer in zip(self._layers, layers, strict=True))
+            and all(
+                known() is tensor and address == _address(tensor)
+                for (known, address), tensor in zip(self._tensors, tensors, strict=True)
+            )
+            and not _is_disturbed(model)
         )
+
+
+def _is_disturbed(model: Module) -> bool:
+    """Whether others compute in its layers, with weights of their own: hooks, or ComfyUI's LoRAs in bypass mode."""
+    return any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    )
 
 
 def _tensors_of(model: Module) -> Iterator[Tensor]:
@@ -184,7 +205,9 @@ class StepOfRun:
             return self._step
         shapes = {"latents": latents, "modulation": modulation, **self._prepared.tensors()}
         shapes = {name: [dtype_name(tensor.dtype), *tensor.shape] for name, tensor in shapes.items()}
-        self._key = (device, *((name, tuple(shape)) for name, shape in shapes.items()))
+        # Tensors made in inference mode cannot be written outside of it.
+        mode = torch.is_inference_mode_enabled()
+        self._key = (device, mode, *((name, tuple(shape)) for name, shape in shapes.items()))
         kept = self._graphs.take(self._key, self._model)
         if kept is not None:
             self._kept = kept
@@ -194,7 +217,7 @@ class StepOfRun:
             step = self._captured_where_better(latents, modulation, shapes)
         else:
             step = capture(self._step, latents, modulation)
-        if step is not self._step:
+        if step is not self._step and not _is_disturbed(self._model):
             self._kept = _Kept(step, self._prepared, _Weights(self._model))
         return step
 

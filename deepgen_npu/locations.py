@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from .checkpoint.files import how_to_download
@@ -42,7 +43,10 @@ def cache_folder() -> Path:
     """The folder for what can be made again, in the user's own; it may not exist yet."""
     usual = {"win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local"), "darwin": "~/Library/Caches"}
     base = os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, "~/.cache")
-    return Path(base).expanduser() / "deepgen_npu"
+    try:
+        return Path(base).expanduser() / "deepgen_npu"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / "deepgen_npu"
 
 
 def comfyui_target() -> Path | None:

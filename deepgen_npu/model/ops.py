@@ -1,6 +1,7 @@
 """The operators for which Ascend has a fused kernel, each with the plain form that every other device runs.
 
-The device of the tensor decides, not whether torch_npu is installed: on an Ascend host the CPU runs the plain form.
+The device of the tensor decides, not whether torch_npu is installed: on an Ascend host the CPU runs the plain form,
+and so does a card from before the 910B.
 (diffusers' own RMSNorm calls ``npu_rms_norm`` also for CPU tensors if the package is installed, and fails.)
 """
 
@@ -17,9 +18,17 @@ from torch import Tensor
 from .float16 import scaled_linear, sum_dtype
 
 
-def on_npu(tensor: Tensor) -> bool:
-    """Whether a tensor is on an NPU, so that fused kernels can be used."""
-    return tensor.device.type == "npu"
+def fuses(tensor: Tensor) -> bool:
+    """Whether a tensor is on an NPU whose fused kernels can be used: those from the 910B on.
+
+    Those before it have no ``npu_fusion_attention``, and of the others only some dtypes and shapes. They are told by
+    bfloat16: torch_npu orders chips by number, and asks for the same one before it calls that kernel by itself
+    (Ascend/op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp) and for bfloat16.
+    """
+    if tensor.device.type != "npu":
+        return False
+    backend: Any = torch.npu  # pyright: ignore[reportAttributeAccessIssue]
+    return backend.is_bf16_supported()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -30,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: [n].
         eps: Added to the mean square.
     """
-    if on_npu(x):
+    if fuses(x):
         return torch.ops.npu.npu_rms_norm(x, weight, eps)[0]
     scaled = x.float()  # [..., n]
     scaled = scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + eps)  # [..., n] x [..., 1]
@@ -39,7 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) x up, elementwise; both [..., n]."""
-    if on_npu(gate):
+    if fuses(gate):
         return torch.ops.npu.npu_swiglu(torch.cat([gate, up], dim=-1), -1)
     return F.silu(gate) * up
 
@@ -52,7 +61,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: [b or 1, L, 1, d] in the dtype of ``x``.
         sin: As ``cos``.
     """
-    if on_npu(x):
+    if fuses(x):
         return torch.ops.npu.npu_rotary_mul(x, cos, sin)
     first, second = x.chunk(2, dim=-1)  # [b, L, heads, d/2] each
     return x * cos + torch.cat([-second, first], dim=-1) * sin
@@ -70,7 +79,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     Returns:
         [b, L, heads, d].
     """
-    if on_npu(q):
+    if fuses(q):
         # Called directly: PyTorch's function has the heads before the tokens, which costs the device a transposition
         # of queries, keys, values and result. Each query has a key, so the default inner_precise is right.
         return _fused_attention()(q, k, v, q.shape[2], "BSND", atten_mask=mask, scale=q.shape[-1] ** -0.5)[0]
@@ -86,7 +95,7 @@ def attention_mask(allowed: Tensor) -> Tensor:
         allowed: [b, 1, L, S] boolean, True where a query may attend; every row has a True. It has the full shape,
             since the fused kernel does not broadcast a mask over queries or keys.
     """
-    return allowed.logical_not_() if on_npu(allowed) else allowed
+    return allowed.logical_not_() if fuses(allowed) else allowed
 
 
 @functools.cache

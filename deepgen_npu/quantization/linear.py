@@ -31,9 +31,10 @@ ROTATE_QUANT_LEAST_GROUP = 16
 class QuantizedLinear(nn.Module):
     """Takes the place of a ``torch.nn.Linear``.
 
-    On an NPU, inputs are quantised row by row and multiplied in int8. On a GPU comfy-kitchen does the same if it is
-    installed; without it, elsewhere, and always with float8, the weight of one layer at a time is dequantised. (On a
-    CPU comfy-kitchen takes up to three times as long as that in bfloat16, and rounds the inputs as well.)
+    On an NPU from the 910B on, inputs are quantised row by row and multiplied in int8. On a GPU comfy-kitchen does the
+    same if it is installed; without it, elsewhere, and always with float8, the weight of one layer at a time is
+    dequantised. (On a CPU comfy-kitchen takes up to three times as long as that in bfloat16, and rounds the inputs as
+    well.)
 
     Args:
         layer: How the weight is stored.
@@ -81,7 +82,7 @@ class QuantizedLinear(nn.Module):
         """[..., in] to [..., out], in the dtype of ``x``."""
         if self.layer.name == FP8:
             return F.linear(x, self.dequantized(x.dtype), self.bias)
-        if x.device.type == "npu":
+        if x.device.type == "npu" and torch.npu.is_bf16_supported():  # from the 910B on (see `model.ops.fuses`)
             return self._on_npu(x)
         if x.device.type == "cuda" and comfy_kitchen() is not None:
             return self._by_kitchen(x)

@@ -23,6 +23,7 @@ class NPUGraph:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.operators: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.device: torch.device | None = None
 
     def capture_begin(self, *arguments: Any, **options: Any) -> None:
         if state.capture is not None:
@@ -41,6 +42,11 @@ class NPUGraph:
         if any(not isinstance(tensor, Tensor) and tensor.dim() > 0 for tensor in given):
             raise RuntimeError(f"{name} reads a tensor of the host: not permitted while a stream is capturing")
         state.capture = None  # operators inside this one are not recorded
+        if any(isinstance(tensor, Tensor) and tensor.device != self.device for tensor in given):
+            try:
+                return compute(func, args, kwargs)  # on a stream of another card, which does not capture
+            finally:
+                state.capture = self
         try:
             result = compute(func, args, kwargs)
         finally:
@@ -73,10 +79,16 @@ class NPUGraph:
 
 
 class graph:  # noqa: N801  (its name in torch.npu)
-    def __init__(self, npu_graph: NPUGraph, **options: Any) -> None:
-        self.graph = npu_graph
+    default_capture_stream: Any = None
+
+    def __init__(self, npu_graph: NPUGraph, stream: Any = None, **options: Any) -> None:
+        # As in torch_npu and PyTorch: one for all captures of a process, on the card of the first.
+        if graph.default_capture_stream is None:
+            graph.default_capture_stream = torch.npu.Stream()  # pyright: ignore[reportAttributeAccessIssue]
+        self.graph, self.stream = npu_graph, stream or graph.default_capture_stream
 
     def __enter__(self) -> None:
+        self.graph.device = self.stream.device
         self.graph.capture_begin()
 
     def __exit__(self, *error: Any) -> None:

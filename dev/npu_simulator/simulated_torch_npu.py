@@ -108,10 +108,12 @@ def _attend(
 ) -> torch.Tensor:
     """F.scaled_dot_product_attention with the kernels that torch_npu 2.13.0 chooses (see tests/npu/torch_npu).
 
-    Four dimensions and a boolean mask or none: the fused operator. Anything else: matrix products and a softmax.
+    Four dimensions and a boolean mask or none: the fused operator. Anything else, and all on cards before the 910B,
+    which have no bfloat16: matrix products and a softmax.
     """
     boolean = attn_mask is None or attn_mask.dtype == torch.bool
-    if query.dim() != 4 or not boolean or is_causal or query.shape[-1] > 512:
+    fuses: bool = torch.npu.is_bf16_supported()  # pyright: ignore[reportAttributeAccessIssue]
+    if not fuses or query.dim() != 4 or not boolean or is_causal or query.shape[-1] > 512:
         state.counts.operators["unfused attention"] += 1
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -166,8 +168,8 @@ class _Event:
 
 
 class _Stream:
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        pass
+    def __init__(self, device: Any = None, **options: Any) -> None:
+        self.device = torch.device("npu", index_of(device))
 
     def synchronize(self) -> None:
         pass

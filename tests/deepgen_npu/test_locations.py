@@ -35,6 +35,16 @@ def test_a_demo_that_is_not_there_is_not_offered(nothing_downloaded, monkeypatch
     assert str(caught.value).splitlines()[1] == "    python -m deepgen_npu download"
 
 
+def test_the_cache_of_a_user_without_a_home(monkeypatch, tmp_path):
+    def expanduser(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(locations.Path, "expanduser", expanduser)
+    monkeypatch.setattr(locations.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert locations.cache_folder() == tmp_path / "deepgen_npu"
+
+
 def test_the_folder_in_comfyui_comes_first(monkeypatch, tmp_path):
     monkeypatch.setattr(locations, "find_downloaded", lambda: tmp_path / "cache")
     monkeypatch.setattr(locations, "comfyui_target", lambda: tmp_path / "missing")

@@ -51,6 +51,30 @@ def text_encoder() -> None:
         "current": torch.npu.current_device(),
         "comfyui runs on": str(mm.get_torch_device()),
     }
+    # Out of memory there, once.
+    encoding = importlib.import_module("pack.deepgen_npu.encoding")
+    computed, placement = encoding.stacked_hidden_states, two_cards.load().placement
+    make_room, left = placement.make_room, []
+
+    def out_of_memory_once(*arguments: Any) -> Any:
+        if not left:
+            raise RuntimeError("NPU out of memory. Tried to allocate 1 GiB")
+        return computed(*arguments)
+
+    def make_room_there(part: str) -> None:
+        make_room(part)
+        left.append(text.loaded_size())
+
+    with (
+        replaced(encoding, "stacked_hidden_states", out_of_memory_once),
+        replaced(placement, "make_room", make_room_there),
+    ):
+        given = encoded(two_cards, prompt="a red square")
+    found["text encoder"]["after running out of memory"] = {
+        "left there": left,
+        "apart": apart(given, encoded(one_card, prompt="a red square")),
+        "current": torch.npu.current_device(),
+    }
 
 
 def guidance() -> None:

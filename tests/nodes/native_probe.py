@@ -22,6 +22,7 @@ import comfy.model_base
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
+from comfy.patcher_extension import PatcherInjection
 
 
 sampling = importlib.import_module("pack.nodes.native.sampling")
@@ -98,6 +99,21 @@ def _patched(patcher: Any, strength: float = 1.0) -> Any:
     return patcher
 
 
+def _beside(patcher: Any) -> Any:
+    """As ComfyUI's LoRAs in bypass mode: the layer computes more, its weights stay."""
+    layer = patcher.model.diffusion_model.transformer_blocks[0].attn.to_q
+
+    def inject(patcher: Any) -> None:
+        plain = layer.forward
+        layer.forward = lambda x: plain(x) * 1.5
+
+    def eject(patcher: Any) -> None:
+        del layer.forward
+
+    patcher.set_injections("a test", [PatcherInjection(inject, eject)])
+    return patcher
+
+
 def _wrapped(patcher: Any) -> Any:
     def wrapper(executor: Any, *arguments: Any, **more: Any) -> Any:
         return executor(*arguments, **more)
@@ -126,9 +142,9 @@ def kept_graphs() -> None:
     graphs = model.patcher.model.diffusion_model.graphs
     first, second = encoded(model, 1), encoded(model, 1, prompt="a red square")
     lora = _patched(model.patcher.clone())
-    # Another conditioning, another clone with the same weights, a LoRA, and back.
-    runs = [(model.patcher, first), (model.patcher, second), (model.patcher.clone(), first), (lora, first)]
-    runs += [(model.patcher, second)]
+    # Another conditioning, another clone with the same weights, a LoRA beside the weights, one in them, and back.
+    runs = [(model.patcher, first), (model.patcher, second), (model.patcher.clone(), first)]
+    runs += [(_beside(model.patcher.clone()), first), (lora, first), (model.patcher, second)]
     drawn, launched = [], []
     for patcher, given in runs:
         simulated.reset()

@@ -32,6 +32,11 @@ def test_vlm_and_connector_run_on_the_second_card(found):
     assert (text["current"], text["comfyui runs on"]) == (0, "npu:0")
 
 
+def test_a_second_card_without_memory_is_emptied(found):
+    again = found["text encoder"]["after running out of memory"]
+    assert again == {"left there": [0], "apart": 0, "current": 0}
+
+
 def test_each_branch_of_guidance_runs_on_a_card(found, checkout):
     """By ComfyUI's MultiGPU CFG Split: the bits of one card that evaluates the branches one after the other."""
     if checkout.version_tuple < (0, 33):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -314,6 +315,25 @@ def test_errors_of_the_system_name_the_file(monkeypatch, capsys):
         monkeypatch.setattr(checkpoint, "_check", fail)
         assert cli.main(["check", "x"]) == 2
         assert capsys.readouterr().err == f"error: {words}\n"
+
+
+def test_what_the_library_says_goes_to_stderr(monkeypatch, capsys):
+    """Such as which dtype ``auto`` is, and what capturing gains: in lines without names of modules."""
+    logger = logging.getLogger("deepgen_npu")
+    for name, value in {"propagate": False, "handlers": [], "level": logging.NOTSET}.items():
+        monkeypatch.setattr(logger, name, value)
+    monkeypatch.setattr(image, "_run", lambda arguments: logging.getLogger("deepgen_npu.devices").info("It is so."))
+    assert cli.main(["generate", "--prompt", "x"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "It is so.\n")
+
+
+def test_a_switch_before_the_file_of_a_batch_has_no_value():
+    words = ["batch", "--capture_graph", "tasks.csv"]
+    assert options.with_explicit_value(words) == ["batch", "--capture_graph=on", "tasks.csv"]
+    for words in (["batch", "--capture_graph", "auto", "tasks.csv"], ["batch", "tasks.csv", "--capture_graph=off"]):
+        assert options.with_explicit_value(words) == words
+    assert options.with_explicit_value(["batch", "tasks.csv", "--capture_graph"])[-1] == "--capture_graph=on"
 
 
 def test_an_interrupted_save_leaves_the_old_image(tmp_path, monkeypatch):

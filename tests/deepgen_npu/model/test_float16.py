@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from deepgen_npu import DeepGenPipeline
-from deepgen_npu.model import connector, float16, ops, transformer, vision_language, vision_tower
+from deepgen_npu.model import connector, float16, numerics, ops, transformer, vision_language, vision_tower
 
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -78,3 +78,10 @@ def test_the_connector_normalises_what_float16_cannot_hold():
     large = torch.randn(4, 32) * 1e6
     found = connector.layer_norm(norm, large, torch.float16)
     assert found.dtype == torch.float16 and difference(found, norm.double()(large.double())) < 2e-3
+
+
+@pytest.mark.parametrize("largest", [65504.0, -65504.0, float("inf"), float("nan")])
+def test_a_card_without_infinity_stops_at_the_largest_number(largest):
+    numerics.require_finite(torch.tensor([1.0, 65472.0]).half(), "The latents", {})
+    with pytest.raises(FloatingPointError, match=r"The latents became NaN or infinite in torch\.float16"):
+        numerics.require_finite(torch.tensor([1.0, largest]).half(), "The latents", {})

@@ -9,6 +9,9 @@ from large_sums import difference, with_large_sums
 
 from deepgen_npu import DeepGenPipeline, cli
 from deepgen_npu.errors import DeviceError
+from deepgen_npu.memory import Workload, activation_bytes
+from deepgen_npu.quantization.formats import INT8, LayerFormat
+from deepgen_npu.quantization.linear import QuantizedLinear
 from deepgen_npu.tools.runs import reference_images
 from dev.npu_simulator import simulated
 
@@ -34,12 +37,26 @@ def test_the_whole_model_runs_in_float16(no_bfloat16, references):
     assert pipe.vlm.dtype == pipe.connector.dtype == pipe.transformer.dtype == torch.float16
     assert pipe.vae.dtype == torch.float32
     found = latents(with_large_sums(pipe), image)
-    expected = latents(with_large_sums(DeepGenPipeline.from_pretrained(TINY, torch_dtype="float32")), image)
+    wide = with_large_sums(DeepGenPipeline.from_pretrained(TINY, torch_dtype="float32"))
+    expected = latents(wide, image)
     assert found.device.type == "npu" and difference(found, expected) < 0.02
     assert pipe.decode(found)[0].size == (64, 64)
+    work = Workload("transformer", 64, 64, 2)
+    assert activation_bytes(pipe, work) == activation_bytes(wide, work), "its sums are in float32"
+    counts = simulated.state.counts.operators
+    assert not [name for name in counts if name.startswith("npu::")], "a 310P has no fused attention"
+    assert counts["unfused attention"]
 
 
-def test_the_fused_operators_are_used(no_bfloat16, load):
+def test_int8_is_dequantised_where_there_are_no_fused_kernels(no_bfloat16):
+    layer = QuantizedLinear(LayerFormat(INT8), 32, 8, None).to_empty(device="cpu")
+    layer.quantize_(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).half()
+    expected = layer(x)
+    assert difference(layer.to("npu")(x.to("npu")), expected) < 2e-3
+
+
+def test_the_fused_operators_are_used_from_the_910b_on(load):
     pipe = load("npu", torch_dtype=torch.float16)
     simulated.reset()
     latents(pipe)

@@ -118,18 +118,19 @@ def test_what_is_not_equal_and_faster_is_not_used(load, cache, monkeypatch, capl
     assert words[way] in line
 
 
+class Stopped(graphs._Captured):
+    def __init__(self, *arguments):
+        raise KeyboardInterrupt
+
+
 def test_a_measurement_that_took_the_process_down_is_not_repeated(load, cache, monkeypatch, caplog):
     """It leaves the mark of a measurement that began. Another process, which measures now, is not waited for."""
     pipe = load()
     expected = draw(pipe)
     pipe.capture_graph = "auto"
-
-    class Dies(graphs._Captured):
-        def __init__(self, *arguments):
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(graphs, "_Captured", Dies)
+        patch.setattr(graphs, "_Captured", Stopped)
+        patch.setattr(graph_choice, "_forget", lambda path: None)  # the process ended before
         draw(pipe)
     (path,) = cache.glob("*.json")
     assert torch.equal(draw(pipe), expected) and state.counts.operators[REPLAYS] == 0 and caplog.messages == []
@@ -141,6 +142,15 @@ def test_a_measurement_that_took_the_process_down_is_not_repeated(load, cache, m
     ]
     path.unlink()
     assert torch.equal(draw(pipe), expected) and state.counts.operators[REPLAYS] > STEPS
+
+
+def test_one_that_the_user_stopped_is(load, cache, monkeypatch):
+    pipe = load()
+    pipe.capture_graph = "auto"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(graphs, "_Captured", Stopped)
+        draw(pipe)
+    assert list(cache.glob("*.json")) == []
 
 
 def test_short_memory_is_no_verdict(load, cache, monkeypatch, caplog):
@@ -155,6 +165,9 @@ def test_short_memory_is_no_verdict(load, cache, monkeypatch, caplog):
     monkeypatch.setattr(graphs, "_Captured", Large)
     assert torch.equal(draw(pipe), expected)
     assert verdicts(cache) == [] and "There is no memory for a graph" in caplog.text
+    (cache.parents[1] / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1] / "file"))  # nor where nothing can be written
+    assert torch.equal(draw(pipe), expected)
 
 
 def test_a_folder_that_cannot_be_written(load, tmp_path, monkeypatch):
