@@ -148,7 +148,8 @@ def _connect(components: Components, stacked: Tensor) -> Embeds:
     )
     if connector.dtype == torch.float16:
         # Otherwise all steps would be drawn before the latents show it. Other dtypes need not wait for the device.
-        require_finite(sequence, "The prompt embeddings", {"vlm": components.vlm, "connector": connector})
+        for embeddings in (sequence, pooled):
+            require_finite(embeddings, "The prompt embeddings", {"vlm": components.vlm, "connector": connector})
     prompt_embeds, negative_prompt_embeds = sequence.chunk(2)
     pooled_embeds, negative_pooled_embeds = pooled.chunk(2)
     return prompt_embeds, pooled_embeds, negative_prompt_embeds, negative_pooled_embeds

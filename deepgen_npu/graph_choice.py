@@ -117,6 +117,9 @@ def captured_where_better(
     except BaseException:  # Ctrl-C: that says nothing about graphs
         _forget(path)
         raise
+    if verdict is None:
+        _forget(path)
+        return None
     _write(path, verdict, facts)
     logger.info("On %s a denoising step %s from now on (%s).", facts["card"], verdict, path)
     return captured if verdict.captures else None
@@ -124,11 +127,14 @@ def captured_where_better(
 
 def _measure(
     step: Step, capture: Callable[[Step, Tensor, Tensor], Step], latents: Tensor, modulation: Tensor
-) -> tuple[Step, Verdict]:
+) -> tuple[Step, Verdict | None]:
+    """The captured step, and the verdict: None where the step is broken, so that nothing can be compared."""
     captured = capture(step, latents, modulation)
     # With other values than those of the capture: a graph that does not read its inputs would still be equal.
     other = latents * 0.5, modulation * 0.5
     launched = step(*other)
+    if not torch.isfinite(launched).all():
+        return captured, None
     equal = torch.equal(launched, captured(*other))
     return captured, Verdict(equal, _milliseconds(step, *other), _milliseconds(captured, *other))
 

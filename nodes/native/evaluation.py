@@ -67,9 +67,12 @@ class Evaluation:
             return step(self._denoiser, self._denoiser.slots, self._prepared, x, modulation, around_block)
         return self._evaluate(x, modulation)
 
-    def keep_graph(self) -> None:
-        """The sampling has succeeded: its graph is there for the next one."""
-        self._evaluate.end()
+    def keep_graph(self, has_room: bool) -> None:
+        """The sampling has succeeded: its graph is there for the next one. Without room all graphs are dropped."""
+        if has_room:
+            self._evaluate.end()
+        else:
+            self._denoiser.graphs.clear()
 
     def _modulation(self, timesteps: Tensor) -> Tensor:
         if self._ahead is not None:

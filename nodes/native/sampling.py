@@ -20,7 +20,7 @@ import comfy.model_management as mm
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from ...deepgen_npu.devices import is_out_of_memory, prepare_thread
+from ...deepgen_npu.devices import free_memory, is_out_of_memory, prepare_thread
 from ...deepgen_npu.model.modulation import MODULATION_BYTES
 from ...deepgen_npu.model.numerics import require_finite
 from .plain_conditioning import CALC_COND_BATCH, SAMPLING, evaluate_plain
@@ -38,6 +38,10 @@ CAPTURE_GRAPH = "deepgen_capture_graph"
 """Key of the loader's choice there."""
 
 _BY_RGB = (comfy.cli_args.LatentPreviewMethod.Auto, comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+
+ROOM_FOR_GRAPHS = 3 << 30
+"""Graphs are kept only where the card has so many bytes that nobody uses, enough to decode in float32 at 512 x 512:
+ComfyUI counts the memory of a graph as free."""
 
 MOST_KEPT = 16
 """Evaluations kept at once, which differ in conditioning or size: regions, ranges of steps."""
@@ -69,11 +73,11 @@ class Sampling:
         self.step = 0
         self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
         self.without_effect: set[str] = set()
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._bytes_left = MODULATION_BYTES
 
     @staticmethod
-    def key(options: dict[str, Any], x: Tensor) -> Hashable | None:
+    def key(options: dict[str, Any], x: Tensor) -> tuple[Any, ...] | None:
         """What an evaluation depends on, besides latents and timestep: conditionings, size and card. None if unknown.
 
         ComfyUI's MultiGPU CFG Split evaluates the conditionings of a step on several cards, each in a thread.
@@ -82,7 +86,7 @@ class Sampling:
             return None
         return tuple(options["uuids"]), tuple(options.get("cond_or_uncond", ())), tuple(x.shape), x.device
 
-    def kept(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+    def kept(self, key: tuple[Any, ...], make: Callable[[], Kept]) -> Kept:
         """The evaluation of a key, made if it is not there."""
         if key not in self._kept:
             if len(self._kept) == MOST_KEPT:
@@ -98,9 +102,10 @@ class Sampling:
         return granted
 
     def keep_graphs(self) -> None:
-        """It has succeeded: its graphs are there for the next sampling."""
-        for evaluation in self._kept.values():
-            evaluation.keep_graph()
+        """It has succeeded: its graphs are there for the next sampling, unless memory is short."""
+        for (*_, device), evaluation in self._kept.items():
+            room = free_memory(device)
+            evaluation.keep_graph(room is not None and room[0] >= ROOM_FOR_GRAPHS)
 
     def end(self) -> None:
         """Give back what was kept, at once: it refers back here, and Python seldom looks for such circles."""

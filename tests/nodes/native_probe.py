@@ -157,6 +157,12 @@ def kept_graphs() -> None:
         "launched": launched,
         "kept": len(graphs),
     }
+    total, CARD.total = CARD.total, CARD.now + (1 << 30)
+    core_sample(model.patcher, first)
+    found["kept graphs"]["on a full card"] = len(graphs)
+    CARD.total = total
+    core_sample(model.patcher, first)
+    found["kept graphs"]["again"] = len(graphs)
     unload()
     found["kept graphs"]["after unloading"] = len(graphs)
 

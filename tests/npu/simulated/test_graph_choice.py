@@ -153,6 +153,15 @@ def test_one_that_the_user_stopped_is(load, cache, monkeypatch):
     assert list(cache.glob("*.json")) == []
 
 
+def test_a_broken_model_is_no_verdict(load, cache):
+    pipe = load()
+    pipe.transformer.proj_out.bias.data.fill_(float("nan"))
+    pipe.capture_graph = "auto"
+    with pytest.raises(FloatingPointError, match="The latents became NaN"):
+        draw(pipe)
+    assert verdicts(cache) == []
+
+
 def test_short_memory_is_no_verdict(load, cache, monkeypatch, caplog):
     pipe = load()
     expected = draw(pipe)
