@@ -99,7 +99,8 @@ class _Captured:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> Any:
-    return getattr(torch, device.type).Stream(device)
+    backend: Any = getattr(torch, device.type)
+    return backend.Stream(device)
 
 
 class _Weights:

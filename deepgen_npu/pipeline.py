@@ -287,6 +287,9 @@ class DeepGenPipeline(Components):
             replaced = callback_on_step_end(self, step, timestep, {"latents": latents, "x0": x0})
             return checks.replaced_latents(replaced, latents)
 
+        if not self.capture_graph:
+            self.graphs.clear()  # of runs before it was turned off
+
         def run(device: torch.device) -> Tensor:
             with self.progress_bar(total=num_inference_steps) as progress_bar:
                 return denoise(

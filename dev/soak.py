@@ -95,7 +95,8 @@ def prompts(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
         dtypes = ("float32", "bfloat16") if number // 5 % 2 else ("bfloat16", "float32")
         settings = {"seed": number, "width": side, "height": side, "prompt": f"a {colour} circle"}
         model = {"model": MODELS[number // 2 % 2], "dtype": dtypes[0]}
-        graph = {"loader": loader(**model, capture_graph=number % 7 == 6), "saved": save("make")}
+        captured = number % 7 == 6
+        graph = {"loader": loader(**model, capture_graph=captured), "saved": save("make")}
         kind = ("generate", "edit", "modular", "two references", "two loaders")[number % 5]
         if kind == "generate":
             graph["make"] = generation(**settings, batch_size=1 + number // 5 % 2)
@@ -118,7 +119,7 @@ def prompts(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
             graph["second"] = loader(MODELS[0], dtypes[1])
             graph["again"] = edit("make", **settings, pipeline=["second", 0])
             graph["saved"] = save("again")
-        yield f"{kind} {side} {model['model']} {model['dtype']}", graph
+        yield f"{kind} {side} {model['model']} {model['dtype']}{' captured' * captured}", graph
 
 
 def soak(server: ComfyServer, runs: int) -> list[Row]:

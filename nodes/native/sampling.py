@@ -132,6 +132,8 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
     model.check_latents(noise)
     model.check_timesteps(guider.model_patcher.get_model_object("model_sampling"))
     options = guider.model_options["transformer_options"]
+    if not options.get(CAPTURE_GRAPH):
+        model.diffusion_model.graphs.clear()  # of samplings before it was turned off
     known = patches_without_effect(options, model.diffusion_model)
     _warn_of(known)
     conds = {name: [one.copy() for one in conds] for name, conds in guider.conds.items()}

@@ -44,6 +44,7 @@ USUAL: dict[str, Description] = {
     "model": plain("tiny"),
     "dtype": plain("float32"),
     "capture_graph": plain(False),
+    "text_encoder_device": plain("default"),
     "pipeline": MADE,
     "conditioning": MADE,
     "lora_name": plain(LORA),

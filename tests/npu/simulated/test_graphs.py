@@ -110,6 +110,14 @@ def test_a_run_within_a_run_has_a_graph_of_its_own(captured, expected):
     assert torch.equal(within[0], expected["a red square"])
 
 
+def test_turned_off_it_gives_the_memory_back(captured, expected):
+    drawn(captured, "a green line")
+    assert len(captured.graphs) == 1
+    captured.capture_graph = False
+    assert torch.equal(drawn(captured, "a green line"), expected["a green line"])
+    assert len(captured.graphs) == 0
+
+
 def test_offloaded_parts_leave_no_graph_on_the_card(captured):
     captured.enable_model_cpu_offload("npu:0")
     drawn(captured, "a green line")
