@@ -103,7 +103,7 @@ def best_dtype(device: torch.device) -> auto_dtype.Choice:
     """
     if device.type == "cpu":
         fast = cpu_has_fast_bfloat16()
-        how = "multiplies" if fast else "only emulates"
+        how = "multiplies in" if fast else "only emulates"
         return auto_dtype.Choice("bfloat16" if fast else "float32", f"this CPU {how} bfloat16")
     if device.type == "npu":
         return auto_dtype.on_npu(device_name(device), npu.has_bfloat16(device.index or 0))
