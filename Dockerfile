@@ -34,12 +34,12 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN git clone --quiet --depth 1 --branch "${COMFYUI}" "${COMFYUI_REPOSITORY}" /ComfyUI
 WORKDIR /ComfyUI
 
-COPY ${STACK} /tmp/stack.txt
-RUN sed -i -e "s/^torch==.*/torch==${TORCH_NPU%.post*}/" -e "s/^torch_npu==.*/torch_npu==${TORCH_NPU}/" /tmp/stack.txt \
-    && grep -v '^comfy-kitchen' requirements.txt > /tmp/comfyui.txt \
-    && python3 -m pip install --no-cache-dir -r /tmp/stack.txt -r /tmp/comfyui.txt \
+COPY ${STACK} stack.txt
+RUN sed -i -e "s/^torch==.*/torch==${TORCH_NPU%.post*}/" -e "s/^torch_npu==.*/torch_npu==${TORCH_NPU}/" stack.txt \
+    && grep -v '^comfy-kitchen' requirements.txt > comfyui.txt \
+    && python3 -m pip install --no-cache-dir -r stack.txt -r comfyui.txt \
         "torchvision==${TORCHVISION}" "torchaudio==${TORCHAUDIO}" "comfy-kitchen==${COMFY_KITCHEN}" \
-    && rm /tmp/stack.txt /tmp/comfyui.txt
+    && rm stack.txt comfyui.txt
 
 COPY . custom_nodes/ComfyUI-DeepGen
 

@@ -106,7 +106,7 @@ def best_dtype(device: torch.device) -> auto_dtype.Choice:
         how = "multiplies in" if fast else "only emulates"
         return auto_dtype.Choice("bfloat16" if fast else "float32", f"this CPU {how} bfloat16")
     if device.type == "npu":
-        return auto_dtype.on_npu(device_name(device), npu.has_bfloat16(device.index or 0))
+        return auto_dtype.on_npu(device_name(device), npu.has_bfloat16())
     if device.type == "cuda":
         capability = _backend("cuda").get_device_capability(device)
         return auto_dtype.on_cuda(device_name(device), capability, torch.version.hip is not None)

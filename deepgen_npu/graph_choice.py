@@ -32,7 +32,7 @@ from .locations import cache_folder
 logger = logging.getLogger(__name__)
 
 Step = Callable[[Tensor, Tensor], Tensor]
-"""As in `graphs`."""
+"""(latents [b, C, h, w], modulation [rows, vectors, width]) to velocity [rows, C, h, w]."""
 
 _STEP = 1
 """Raised when a step has other operators, so that it is measured again."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -23,14 +22,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from .dtypes import dtype_name
-from .graph_choice import captured_where_better
+from .graph_choice import Step, captured_where_better
 from .model.transformer import Prepared
 
 
 logger = logging.getLogger(__name__)
-
-Step = Callable[[Tensor, Tensor], Tensor]
-"""(latents [b, C, h, w], modulation [rows, vectors, width]) to velocity [rows, C, h, w]."""
 
 CaptureGraph = bool | Literal["auto"]
 """Whether steps are captured. ``auto``: where that was measured to be equal and faster (see `graph_choice`)."""
@@ -154,9 +150,9 @@ class Graphs:
     """The graphs of a model that no run uses at present."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._kept: dict[tuple[Hashable, ...], _Kept] = {}
 
-    def take(self, key: Hashable, model: Module) -> _Kept | None:
+    def take(self, key: tuple[Hashable, ...], model: Module) -> _Kept | None:
         """The graph of a key, which then belongs to the caller. Of runs at the same time each has its own."""
         kept = self._kept.pop(key, None)
         return kept if kept is not None and kept.weights.are_those_of(model) else None
@@ -164,7 +160,7 @@ class Graphs:
     def put(self, key: tuple[Hashable, ...], kept: _Kept) -> None:
         """Keep a graph. The first entry of its key is its device."""
         self._kept[key] = kept
-        of_device = [one for one in self._kept if isinstance(one, tuple) and one[0] == key[0]]
+        of_device = [one for one in self._kept if one[0] == key[0]]
         for one in of_device[:-MOST_KEPT]:
             self._kept.pop(one, None)
 

@@ -69,15 +69,15 @@ def require_npu(index: int) -> None:
     set_up_thread(index)
 
 
-def has_bfloat16(index: int) -> bool | None:
-    """Whether a card computes in bfloat16, as torch_npu says; None where it does not say.
+def has_bfloat16() -> bool | None:
+    """Whether the cards compute in bfloat16, as torch_npu says; None where it does not say.
 
     It answers for the calling thread's card: all cards of a machine are of one family.
     """
     try:
         return bool(torch.npu.is_bf16_supported())
     except (AttributeError, RuntimeError):
-        logger.debug("torch_npu does not say whether npu:%s has bfloat16", index, exc_info=True)
+        logger.debug("torch_npu does not say whether its cards have bfloat16", exc_info=True)
         return None
 
 

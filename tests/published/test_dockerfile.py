@@ -91,8 +91,8 @@ class TestItsShell:
     def test_the_stack_takes_the_torch_of_the_torch_npu(self, tmp_path):
         (edit,) = [rest.partition("&&")[0] for rest in of("RUN") if rest.startswith("sed ")]
         (tmp_path / "stack.txt").write_text("torch==1\ntorch_npu==1\ntorchvision==1\n", encoding="utf-8")
-        command = ["bash", "-c", edit.replace("/tmp/", f"{tmp_path}/")]
-        subprocess.run(command, check=True, env={"TORCH_NPU": "2.9.0.post6", "PATH": "/usr/bin:/bin"})
+        environment = {"TORCH_NPU": "2.9.0.post6", "PATH": "/usr/bin:/bin"}
+        subprocess.run(["bash", "-c", edit], check=True, env=environment, cwd=tmp_path)
         lines = (tmp_path / "stack.txt").read_text(encoding="utf-8").splitlines()
         assert lines == ["torch==2.9.0", "torch_npu==2.9.0.post6", "torchvision==1"]
 
