@@ -32,9 +32,9 @@ CaptureGraph = bool | Literal["auto"]
 """Whether steps are captured. ``auto``: where that was measured to be equal and faster (see `graph_choice`)."""
 
 MOST_KEPT = 2
-"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step. Those of steps in between,
-without negative rows, are counted apart: a run that leaves these out (`guidance_every`) needs one of each kind, and two
-such settings must not drop each other's; runs that never do keep no more than before."""
+"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step. Those of steps
+in between, without negative rows, are counted apart: a run with ``guidance_every`` needs one of each kind, and two
+such settings must not drop each other's."""
 
 _GRAPHS = {"npu": "NPUGraph", "cuda": "CUDAGraph"}
 """Name of the graph class by kind of device."""

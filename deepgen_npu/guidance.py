@@ -46,8 +46,8 @@ class GuidedVelocity:
     two run concurrently if the host launches fast enough; graph capture ensures it.
 
     The difference of the branches changes slowly from step to step. So the negative one may be left out of most steps:
-    ``v = v_positive + (scale - 1) d`` is v_negative + scale (v_positive - v_negative), with d = v_positive - v_negative
-    of the last step that had both. Which steps these are is known before the run, so no step waits for the device.
+    v = v_positive + (scale - 1) d, where d = v_positive - v_negative is that of the last step that had both. Which
+    steps these are is known before the run, so no step waits for the device.
 
     Args:
         transformers: The DiT, or two copies of it, for the positive and the negative branch.
@@ -112,7 +112,7 @@ class GuidedVelocity:
             both = (torch.cat(pair) for pair in zip(negative, positive, strict=True))  # [2b, L, D], [2b, P]
             self._branches = [branch(transformers[0], *both, guided_steps)]
             if shared:
-                # Computed from its own rows: a graph is kept with what it reads, and none may write what another reads.
+                # No view of the rows above: a graph is kept with what it reads, where the next run writes.
                 others = [step for step in steps if step not in guided_steps]
                 self._positive = branch(transformers[0], *positive, others, in_between=True)
         else:

@@ -128,7 +128,9 @@ class DeepGenPipeline(Components):
 
         copies = batch // len(prompts)
         run = num_inference_steps, guidance_scale, callback_on_step_end
-        drawing = Drawing(self, prompts, negative_prompt, references[1:], copies, noise, *run, guidance_every=guidance_every)
+        drawing = Drawing(
+            self, prompts, negative_prompt, references[1:], copies, noise, *run, guidance_every=guidance_every
+        )
         if mask is not None or keep_unchanged:
             if output_type == "latent":
                 requirement = "pil, np or pt with mask or keep_unchanged"
