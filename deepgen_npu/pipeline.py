@@ -106,7 +106,7 @@ class DeepGenPipeline(Components):
             keep_unchanged: Whether all that the edit left alone comes from the image, to the bit; for all images
                 but those of an edit that changes everything.
             guidance_every: The negative prompt is evaluated in every so many-th step only, and the difference that
-                it made is kept in between: an approximation. 2 saves nearly a quarter of the work (docs/speed.md).
+                it made is kept in between: an approximation. 2 does 0.75 of the work (docs/speed.md has the price).
 
         Raises:
             TypeError, ValueError: For arguments that cannot work, before anything slow.

@@ -36,7 +36,6 @@ def make_images(
     guidance: float = GUIDANCE,
     negative_prompt: str = "",
     guidance_every: int = 1,
-    form: str = "pil",
 ) -> list[np.ndarray]:
     """The images [H, W, 3] (uint8) of cases, each as it would be made alone with its seed.
 
@@ -50,7 +49,6 @@ def make_images(
         guidance: Scale of classifier-free guidance.
         negative_prompt: For all cases.
         guidance_every: As in `DeepGenPipeline`.
-        form: Of images, as ``output_type`` of `DeepGenPipeline`: with ``np`` they are floats in [0, 1].
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     prepared = [_text(pipe, case) for case in wanted]
@@ -72,7 +70,7 @@ def make_images(
             conditioning = Conditioning(embeds, pooled, negative_embeds, negative_pooled, height, width, references)
             noise = torch.cat([pipe.prepare_latents(1, height, width, seed=case.seed) for case in chosen])
             latents = pipe.denoise(conditioning, noise, steps, guidance, guidance_every=guidance_every)
-            made = pipe.decode(latents, form)
+            made = pipe.decode(latents, "pil")
             for number, image in zip(some, made, strict=True):
                 images[number] = np.asarray(image)
     return images

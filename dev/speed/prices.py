@@ -2,11 +2,12 @@
 
 Generations of the evaluation's hardest group that fits into batches (`GROUP`), and edits of every kind, in float32 on
 the CPU. Each picture is compared with the one of the published 50 steps, of the same noise and in the same run: by the
-PSNR of its pixels before they are rounded to levels, and by the verdict of the demo's judge.
+PSNR of its pixels, in levels as they are saved, and by the verdict of the demo's judge.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Made:
-    """The pictures of a setting, each [H, W, 3] in [0, 1], and whether the judge finds them right."""
+    """The pictures of a setting, each [H, W, 3] in levels of 255, and whether the judge finds them right."""
 
     pictures: list[np.ndarray]
     right: list[bool]
@@ -88,17 +89,14 @@ def make(pipe: DeepGenPipeline, chosen: Sequence[Case], setting: Setting) -> Mad
     ):
         for start in range(0, len(some), BATCH):
             batch = some[start : start + BATCH]
-            pictures += make_images(
-                pipe, batch, setting.steps, GUIDANCE, guidance_every=setting.guidance_every, form="np"
-            )
-    levels = [(picture * 255).round().astype(np.uint8) for picture in pictures]
-    return Made(pictures, [one.right for one in verdicts(levels, chosen)])
+            pictures += make_images(pipe, batch, setting.steps, GUIDANCE, guidance_every=setting.guidance_every)
+    return Made(pictures, [one.right for one in verdicts(pictures, chosen)])
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two pictures in [0, 1], in dB."""
+    """Of two pictures, in dB."""
     error = float(np.square(one.astype(np.float64) - other).mean())
-    return float("inf") if error == 0 else -10 * float(np.log10(error))
+    return 20 * math.log10(255) - 10 * math.log10(error) if error else math.inf
 
 
 def table(generations: int = GENERATIONS, edits: int = EDITS, settings: Sequence[Setting] = SETTINGS) -> str:
