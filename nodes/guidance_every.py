@@ -35,9 +35,9 @@ class DeepGenGuidanceEvery(DeepGenNode):
                     default=2,
                     min=1,
                     max=10,
-                    tooltip="Evaluate the negative prompt in every so many-th step. 2 does 0.75 of the work at a "
-                    "difference that is hard to see, 4 does 0.63 at a larger one; 1 is without effect. Where cfg is "
-                    "1 there is nothing to save.",
+                    tooltip="Evaluate the negative prompt in every so many-th step. 2 does 0.75 of the work, 4 "
+                    "does 0.63 and differs more, 1 is without effect. To save more, take fewer steps. Where cfg is 1 "
+                    "there is nothing to save.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For KSampler, and for DeepGen LoRA.")],
