@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
-from tables import rows
 
 from dev.speed import prices
 from dev.speed.prices import BASELINE, Made, Setting
@@ -26,11 +27,9 @@ def test_the_columns(monkeypatch):
         picture = np.full((2, 2, 3), 100 if setting == BASELINE else 101, np.uint8)
         return Made([picture] * 6, [True] * 5 + [setting == BASELINE])
 
-    monkeypatch.setattr(
-        prices, "load", lambda folder: type("Pipe", (), {"set_progress_bar_config": lambda *a, **k: 0})()
-    )
+    monkeypatch.setattr(prices, "load", lambda folder: MagicMock())
     monkeypatch.setattr(prices, "make", make)
-    found = rows(prices.table(4, 2, (BASELINE, Setting(25, 5))))
-    assert found["50 steps"] == ["50.0", "1.00 x", "1.000", "1.000", "(same)", "", "0"]
-    # 20 log10(255)
-    assert found["25 steps, `guidance_every` 5"] == ["15.0", "3.33 x", "1.000", "0.500", "48.1", "48.1", "1"]
+    lines = prices.table(4, 2, (BASELINE, Setting(25, 5))).splitlines()
+    assert lines[2] == "| 50 steps | 50.0 | 1.00 x | 1.000 | 1.000 | (same) |  | 0 |"
+    # The PSNR is 20 log10(255).
+    assert lines[3] == "| 25 steps, `guidance_every` 5 | 15.0 | 3.33 x | 1.000 | 0.500 | 48.1 | 48.1 | 1 |"
