@@ -109,8 +109,8 @@ class GuidedVelocity:
             self._branches = [branch(transformers[0], *positive, steps)]
         elif len(transformers) == 1:
             # Negative rows come first, as in the original.
-            both = (torch.cat(pair) for pair in zip(negative, positive, strict=True))  # [2b, L, D], [2b, P]
-            self._branches = [branch(transformers[0], *both, guided_steps)]
+            embeds, pooled = (torch.cat(pair) for pair in zip(negative, positive, strict=True))  # [2b, L, D], [2b, P]
+            self._branches = [branch(transformers[0], embeds, pooled, guided_steps)]
             if shared:
                 # No view of the rows above: a graph is kept with what it reads, where the next run writes.
                 others = [step for step in steps if step not in guided_steps]
