@@ -32,9 +32,11 @@ CaptureGraph = bool | Literal["auto"]
 """Whether steps are captured. ``auto``: where that was measured to be equal and faster (see `graph_choice`)."""
 
 MOST_KEPT = 2
-"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step. Those of steps
-in between, without negative rows, are counted apart: a run with ``guidance_every`` needs one of each kind, and two
-such settings must not drop each other's."""
+"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step.
+
+Those of steps in between, without negative rows, are counted apart: a run with ``guidance_every`` needs one of each
+kind, and two such settings must not drop each other's. Other runs keep no more than without them.
+"""
 
 _GRAPHS = {"npu": "NPUGraph", "cuda": "CUDAGraph"}
 """Name of the graph class by kind of device."""

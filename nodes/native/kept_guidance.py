@@ -59,7 +59,7 @@ class KeptGuidance:
         hindrance: Why there was an evaluation of both without it; empty if there was none.
     """
 
-    def __init__(self, every: int = 1):
+    def __init__(self, every: int):
         self.every = every
         self.hindrance = ""
         self._asked = False
