@@ -185,8 +185,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--num_inference_steps",
         type=integer("--num_inference_steps", 1, checks.MAX_STEPS),
         default=50,
-        help="the work grows with it: 20 is 0.4 of that of 50, and 12 is 0.24. With the demo model, images then differ "
-        "little from those of 50; with 8, small things begin to be wrong (default: %(default)s)",
+        help="the work grows with it: 20 is 0.4 of that of 50, and 12 is 0.24. With the demo model, images then "
+        "differ little from those of 50; with 8, small things begin to be wrong (default: %(default)s)",
     )
     add(
         "--guidance_scale",

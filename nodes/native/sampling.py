@@ -200,7 +200,7 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
     transformer_options = options["transformer_options"]
     guidance = KeptGuidance(transformer_options.get(GUIDANCE_EVERY, 1))
     if hindrance := _what_may_change(guider):
-        if guidance.every > 1:
+        if guidance.every > 1 and getattr(guider, "cfg", None) != 1:
             warn_of(hindrance)
         return None
     timesteps = None

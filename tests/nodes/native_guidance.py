@@ -115,4 +115,5 @@ def _without_effect(model: Any, every: Any, given: Any, wrapped: Change, by_comf
     ways = [(model.patcher, every, two), (*(wrapped(one.clone()) for one in (model.patcher, every)), positive)]
     ways.append((*other, positive))
     apart = [distance(*(core_sample(one, given, steps=2, positive=wanted) for one in pair)) for *pair, wanted in ways]
+    core_sample(ways[1][1], given, steps=1, cfg=1.0)  # has nothing to leave out, and so nothing to say
     return {"without effect": apart, "log": watcher.messages}
