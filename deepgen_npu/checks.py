@@ -167,6 +167,11 @@ def steps(num_inference_steps: SupportsIndex, guidance_scale: float) -> tuple[in
     return count, number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
 
+def guidance_every(value: SupportsIndex, name: str = "guidance_every") -> int:
+    """In every so many-th step the negative branch of guidance is evaluated."""
+    return positive(name, value, MAX_STEPS)
+
+
 def generator(value: torch.Generator | None) -> torch.Generator | None:
     """One generator for the noise of the batch, or None."""
     if value is not None and not hasattr(value, "initial_seed"):

@@ -31,6 +31,7 @@ def denoise(
     capture_graph: CaptureGraph = False,
     init_image: InitImage | None = None,
     graphs: Graphs | None = None,
+    guidance_every: int = 1,
 ) -> Tensor:
     """Integrate the flow from noise to data with the scheduler's steps.
 
@@ -48,6 +49,8 @@ def denoise(
         capture_graph: Capture the DiT's evaluation in a graph of the device and replay it (see `graphs`).
         init_image: An image to start from (img2img, inpainting), on the same device.
         graphs: Of earlier runs with this DiT, where the graph of this one is kept. None keeps none.
+        guidance_every: The negative rows are evaluated in every so many-th step, from the first on; in between, the
+            difference that they made is kept (see `GuidedVelocity`).
 
     Returns:
         [b, C, h, w].
@@ -61,7 +64,7 @@ def denoise(
     height, width = latents.shape[-2:]
     graphs = Graphs() if graphs is None else graphs
     velocity_of = GuidedVelocity(
-        transformers, conditioning, timesteps, guidance_scale, height, width, capture_graph, graphs
+        transformers, conditioning, timesteps, guidance_scale, guidance_every, height, width, capture_graph, graphs
     )
     for step, timestep in enumerate(timesteps):  # timestep: []
         velocity = velocity_of(latents, step)  # [b, C, h, w]

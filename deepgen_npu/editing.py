@@ -50,6 +50,8 @@ class Stages(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         callback_on_step_end: Any,
+        *,
+        guidance_every: int,
     ) -> Tensor:
         """Stage 2."""
         ...
@@ -124,6 +126,7 @@ class Drawing:
         guidance_scale: As in `DeepGenPipeline`.
         callback_on_step_end: As in `DeepGenPipeline`.
         on_stage: Called with "encode", "denoise" or "decode" when that has run.
+        guidance_every: As in `DeepGenPipeline`.
     """
 
     pipe: Stages
@@ -136,6 +139,7 @@ class Drawing:
     guidance_scale: float
     callback_on_step_end: Any = None
     on_stage: Callable[[str], Any] = lambda stage: None
+    guidance_every: int = 1
 
     @property
     def count(self) -> int:
@@ -185,7 +189,12 @@ class Drawing:
         conditioning = self.pipe.encode(prompts, images or None, self.negative_prompt, height, width, copies)
         self.on_stage("encode")
         latents = self.pipe.denoise(
-            conditioning, noise, self.num_inference_steps, self.guidance_scale, self.callback_on_step_end
+            conditioning,
+            noise,
+            self.num_inference_steps,
+            self.guidance_scale,
+            self.callback_on_step_end,
+            guidance_every=self.guidance_every,
         )
         self.on_stage("denoise")
         return latents

@@ -32,7 +32,11 @@ CaptureGraph = bool | Literal["auto"]
 """Whether steps are captured. ``auto``: where that was measured to be equal and faster (see `graph_choice`)."""
 
 MOST_KEPT = 2
-"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step."""
+"""Graphs that are kept for each device of a pipeline. Each holds the activations of a step.
+
+Those of steps in between, without negative rows, are counted apart: a run with ``guidance_every`` needs one of each
+kind, and two such settings must not drop each other's. Other runs keep no more than without them.
+"""
 
 _GRAPHS = {"npu": "NPUGraph", "cuda": "CUDAGraph"}
 """Name of the graph class by kind of device."""
@@ -144,6 +148,7 @@ class _Kept:
     step: Step
     prepared: Prepared
     weights: _Weights
+    in_between: bool = False
 
 
 class Graphs:
@@ -160,8 +165,10 @@ class Graphs:
     def put(self, key: tuple[Hashable, ...], kept: _Kept) -> None:
         """Keep a graph. The first entry of its key is its device."""
         self._kept[key] = kept
-        of_device = [one for one in self._kept if one[0] == key[0]]
-        for one in of_device[:-MOST_KEPT]:
+        of_kind = [
+            one for one, other in list(self._kept.items()) if one[0] == key[0] and other.in_between == kept.in_between
+        ]
+        for one in of_kind[:-MOST_KEPT]:
             self._kept.pop(one, None)
 
     def clear(self) -> None:
@@ -181,9 +188,19 @@ class StepOfRun:
         step: The step itself.
         prepared: What it reads besides its arguments and the weights.
         model: Whose weights it reads.
+        in_between: Whether it leaves out the negative rows that other steps of the run have.
     """
 
-    def __init__(self, graphs: Graphs, capture_graph: CaptureGraph, step: Step, prepared: Prepared, model: Module):
+    def __init__(
+        self,
+        graphs: Graphs,
+        capture_graph: CaptureGraph,
+        step: Step,
+        prepared: Prepared,
+        model: Module,
+        in_between: bool = False,
+    ):
+        self._in_between = in_between
         self._graphs, self._capture_graph = graphs, capture_graph
         self._step, self._prepared, self._model = step, prepared, model
         self._chosen: Step | None = None if capture_graph else step
@@ -209,13 +226,14 @@ class StepOfRun:
         if kept is not None:
             self._kept = kept
             kept.prepared.copy_from(self._prepared)
+            kept.in_between = self._in_between  # that of a run without guidance serves as well
             return kept.step
         if self._capture_graph == "auto":
             step = self._captured_where_better(latents, modulation, shapes)
         else:
             step = capture(self._step, latents, modulation)
         if step is not self._step and not _is_disturbed(self._model):
-            self._kept = _Kept(step, self._prepared, _Weights(self._model))
+            self._kept = _Kept(step, self._prepared, _Weights(self._model), self._in_between)
         return step
 
     def _captured_where_better(self, latents: Tensor, modulation: Tensor, shapes: dict[str, list[Any]]) -> Step:

@@ -77,6 +77,7 @@ class DeepGenPipeline(Components):
         callback_on_step_end: StepCallback | None = None,
         mask: Mask | None = None,
         keep_unchanged: bool = False,
+        guidance_every: int = 1,
     ) -> DeepGenPipelineOutput:
         """Generate images, or edit one.
 
@@ -104,6 +105,8 @@ class DeepGenPipeline(Components):
                 its surroundings, edited by itself and put back; outside, the image stays as it is, to the bit.
             keep_unchanged: Whether all that the edit left alone comes from the image, to the bit; for all images
                 but those of an edit that changes everything.
+            guidance_every: The negative prompt is evaluated in every so many-th step only, and the difference that
+                it made is kept in between: an approximation. 2 does 0.75 of the work (docs/speed.md has the price).
 
         Raises:
             TypeError, ValueError: For arguments that cannot work, before anything slow.
@@ -112,6 +115,7 @@ class DeepGenPipeline(Components):
         """
         checks.output_type(output_type)
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
+        guidance_every = checks.guidance_every(guidance_every)
         references = as_list(image)
         prompts, _ = self._check_prompts(prompt, negative_prompt, bool(references))
         batch = len(prompts) * checks.images("num_images_per_prompt", num_images_per_prompt)
@@ -124,7 +128,9 @@ class DeepGenPipeline(Components):
 
         copies = batch // len(prompts)
         run = num_inference_steps, guidance_scale, callback_on_step_end
-        drawing = Drawing(self, prompts, negative_prompt, references[1:], copies, noise, *run)
+        drawing = Drawing(
+            self, prompts, negative_prompt, references[1:], copies, noise, *run, guidance_every=guidance_every
+        )
         if mask is not None or keep_unchanged:
             if output_type == "latent":
                 requirement = "pil, np or pt with mask or keep_unchanged"
@@ -258,6 +264,7 @@ class DeepGenPipeline(Components):
         guidance_scale: float = 4.0,
         callback_on_step_end: StepCallback | None = None,
         init_image: InitImage | None = None,
+        guidance_every: int = 1,
     ) -> Tensor:
         """From noise to finished latents.
 
@@ -268,6 +275,7 @@ class DeepGenPipeline(Components):
             guidance_scale: As in `__call__`.
             callback_on_step_end: As in `__call__`.
             init_image: An image to start from instead of pure noise (img2img, inpainting).
+            guidance_every: As in `__call__`.
 
         Returns:
             [b, C, H/8, W/8] in scaled space, in the DiT's dtype.
@@ -278,6 +286,7 @@ class DeepGenPipeline(Components):
             FloatingPointError: When the latents are not finite.
         """
         num_inference_steps, guidance_scale = checks.steps(num_inference_steps, guidance_scale)
+        guidance_every = checks.guidance_every(guidance_every)
         batch = len(conditioning.prompt_embeds)
         self._check_latents(latents, batch, conditioning.height, conditioning.width)
         noise = latents
@@ -305,6 +314,7 @@ class DeepGenPipeline(Components):
                     self.capture_graph,
                     init_image.to(device) if init_image else None,
                     self.graphs if self.placement.stays("transformer") else None,
+                    guidance_every,
                 )
 
         work = Workload(

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .crop_region import DeepGenCropRegion
 from .edit import DeepGenEdit
 from .encode import DeepGenEncode
+from .guidance_every import DeepGenGuidanceEvery
 from .loader import DeepGenLoader
 from .lora import DeepGenLora
 from .put_back import DeepGenPutBack
@@ -28,4 +29,5 @@ class DeepGenExtension(ComfyExtension):
             DeepGenLora,
             DeepGenCropRegion,
             DeepGenPutBack,
+            DeepGenGuidanceEvery,
         ]

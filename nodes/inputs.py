@@ -65,7 +65,8 @@ def steps() -> io.Input:
         default=50,
         min=1,
         max=1000,
-        tooltip="Denoising steps. 50 is what the model was evaluated with; 25 is a quick look.",
+        tooltip="Denoising steps. 50 is what the model was evaluated with. With the demo model, 20 is 2.5 times as "
+        "fast and 12 is 4 times, for images that differ little; with 8, small things begin to be wrong.",
     )
 
 

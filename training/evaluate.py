@@ -35,6 +35,7 @@ def make_images(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
     negative_prompt: str = "",
+    guidance_every: int = 1,
 ) -> list[np.ndarray]:
     """The images [H, W, 3] (uint8) of cases, each as it would be made alone with its seed.
 
@@ -47,6 +48,7 @@ def make_images(
         steps: Of denoising.
         guidance: Scale of classifier-free guidance.
         negative_prompt: For all cases.
+        guidance_every: As in `DeepGenPipeline`.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     prepared = [_text(pipe, case) for case in wanted]
@@ -67,7 +69,8 @@ def make_images(
                 references.append(pipe.encode_image(image_tensor([edit.sources[index] for edit in edits])))
             conditioning = Conditioning(embeds, pooled, negative_embeds, negative_pooled, height, width, references)
             noise = torch.cat([pipe.prepare_latents(1, height, width, seed=case.seed) for case in chosen])
-            made = pipe.decode(pipe.denoise(conditioning, noise, steps, guidance), "pil")
+            latents = pipe.denoise(conditioning, noise, steps, guidance, guidance_every=guidance_every)
+            made = pipe.decode(latents, "pil")
             for number, image in zip(some, made, strict=True):
                 images[number] = np.asarray(image)
     return images

@@ -87,6 +87,7 @@ def _surveyor(arguments: argparse.Namespace, checkpoint: Checkpoint, folder: Out
         arguments.keep_unchanged,
         arguments.num_inference_steps,
         arguments.guidance_scale,
+        arguments.guidance_every,
     )
     table = Path(arguments.rows).expanduser()
     return Surveyor(table, defaults, checkpoint, folder, run, arguments.overwrite, arguments.keep_errors)

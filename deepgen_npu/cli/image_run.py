@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         "noise": arguments.noise,
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,
+        **({"guidance_every": arguments.guidance_every} if arguments.guidance_every > 1 else {}),
         "loras": [one.as_dict() for one in arguments.lora],
     }
     image_files.rehearse(outputs, *request.result_size, parameters, "--output_image")
@@ -119,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps,
         arguments.guidance_scale,
         on_stage=laps.add,
+        guidance_every=arguments.guidance_every,
     )
     images, kept = zip(*request.draw(drawing), strict=True)
     if plan is not None:

@@ -211,6 +211,7 @@ class PreparedTransformer:
         reference_latents: Each [rows, C, h_k, w_k].
         height: Of the latents.
         width: Of the latents.
+        modulation_bytes: As ``nbytes`` of `ModulationAhead`.
     """
 
     def __init__(
@@ -222,12 +223,13 @@ class PreparedTransformer:
         reference_latents: Sequence[Tensor],
         height: int,
         width: int,
+        modulation_bytes: int | None = None,
     ):
         self._transformer = transformer
         self._slots = slots_of(transformer)
         self.prepared = prepare(transformer, prompt_embeds, reference_latents, height, width)
         embeddings = time_and_text(transformer, timesteps[:, None], pooled_prompt_embeds)  # [n, rows, width]
-        self.modulation = ModulationAhead(self._slots, embeddings)
+        self.modulation = ModulationAhead(self._slots, embeddings, modulation_bytes)
         """From the index of a step to its modulation, [rows, vectors, width]."""
 
     def __call__(self, latents: Tensor, modulation: Tensor) -> Tensor:

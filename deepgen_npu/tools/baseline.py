@@ -82,7 +82,7 @@ class Baseline:
             "model": self.model,
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
-            "settings": vars(self.settings),
+            "settings": self.settings.as_dict(),
             "machine": dict(self.machine),
         }
         with new_folder(folder) as unfinished:

@@ -76,7 +76,7 @@ class Measurement:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the medians and what they are computed from."""
         return {
-            "settings": asdict(self.settings),
+            "settings": self.settings.as_dict(),
             "parts": {name: asdict(part) for name, part in self.parts.items()},
             "load_seconds": self.load_seconds,
             "warm_up": {**self.warm_up.stages, "run": self.warm_up.run},

@@ -18,6 +18,9 @@ from ..pipeline import DeepGenPipeline
 
 STAGES = ("encode", "denoise", "decode")
 
+EVERY_STEP: Mapping[str, Any] = {"guidance_every": 1}
+"""A setting that files leave out where it has no effect: older ones do not know it."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -25,6 +28,7 @@ class RunSettings:
 
     Attributes:
         references: Number of reference images, which are those of `reference_images`.
+        guidance_every: As in `DeepGenPipeline`. Files that were saved before it have none: it is 1.
     """
 
     prompt: str
@@ -34,6 +38,7 @@ class RunSettings:
     num_inference_steps: int
     guidance_scale: float
     references: int = 0
+    guidance_every: int = 1
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> RunSettings:
@@ -46,8 +51,10 @@ class RunSettings:
             ValueError, TypeError: Naming what is missing, unknown or of a wrong kind.
         """
         names = [field.name for field in fields(cls)]
+        found = checks.Named(f"{len(stored)} keys")
+        stored = {**EVERY_STEP, **stored}
         if stored.keys() != set(names):
-            found, wrong = checks.Named(f"{len(stored)} keys"), checks.shown(sorted(stored.keys() ^ set(names)))
+            wrong = checks.shown(sorted(stored.keys() ^ set(names)))
             advice = f"Missing or unknown: {wrong}."
             raise ValueError(checks.must("settings", f"have the keys {', '.join(names)}", found, advice=advice))
         if not isinstance(stored["prompt"], str):
@@ -61,14 +68,23 @@ class RunSettings:
             steps,
             guidance,
             checks.integer("references", stored["references"], 0, checks.MAX_REFERENCES),
+            checks.guidance_every(stored["guidance_every"]),
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file, as `of` reads it; without ``guidance_every`` where it is 1."""
+        return dict(item for item in vars(self).items() if item not in EVERY_STEP.items())
 
     def __str__(self) -> str:
         task = f"editing with {self.references} reference(s)" if self.references else "generation"
         return (
             f"{task} at {format_size(self.width, self.height)}, {self.num_inference_steps} steps, "
-            f"guidance {self.guidance_scale:g}, seed {self.seed}"
+            f"guidance {self.guidance_scale:g}{_in_every(self.guidance_every)}, seed {self.seed}"
         )
+
+
+def _in_every(count: int) -> str:
+    return f" in one of {count} steps" if count > 1 else ""
 
 
 def run(
@@ -93,7 +109,13 @@ def run(
         with stage("encode"):
             conditioning = pipe.encode(settings.prompt, references or None, "", height, width)
         with stage("denoise"):
-            latents = pipe.denoise(conditioning, noise, settings.num_inference_steps, settings.guidance_scale)
+            latents = pipe.denoise(
+                conditioning,
+                noise,
+                settings.num_inference_steps,
+                settings.guidance_scale,
+                guidance_every=settings.guidance_every,
+            )
         with stage("decode"):
             images = pipe.decode(latents, "pil")
     finally:

@@ -100,7 +100,9 @@ class ModelSpec:
         height, width = rules.check(height, width, editing=references > 0)
         check_prompts_for(self.checkpoint, arguments.prompt, "", editing=references > 0)
         steps, guidance = arguments.num_inference_steps, arguments.guidance_scale
-        return RunSettings(arguments.prompt, height, width, arguments.seed, steps, guidance, references)
+        return RunSettings(
+            arguments.prompt, height, width, arguments.seed, steps, guidance, references, arguments.guidance_every
+        )
 
     def latent_shape(self, settings: RunSettings) -> tuple[int, int, int, int]:
         """The shape [1, C, H/8, W/8] of the latents of a run, from the configs.

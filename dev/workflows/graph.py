@@ -90,6 +90,10 @@ def lora(key: str, box: Box, **more: Any) -> Node:
     return Node(key, "DeepGenLoRA", box, {"pipeline": PIPELINE, "lora_name": CHOOSE, **more})
 
 
+def guidance_every(key: str, box: Box, model: tuple[str, int] = MODEL) -> Node:
+    return Node(key, "DeepGenGuidanceEvery", box, {"model": model})
+
+
 def cache(key: str, box: Box, model: tuple[str, int] = MODEL) -> Node:
     """ComfyUI's cache of steps that is right in every version: the other one mixes both prompts in 0.3.64."""
     return Node(key, "LazyCache", box, {"model": model})

@@ -33,6 +33,7 @@ from dev.workflows.graph import (
     edit,
     encode,
     generate,
+    guidance_every,
     ksampler,
     load,
     loader,
@@ -112,6 +113,14 @@ def graphs(texts: dict[str, str]) -> dict[str, list[Node]]:
             lora("lora", (0, 70, 300, 0), lora_name=LORA),
             generate("make", (350, 0, 300, 370), texts["star"], pipeline=("lora", 0)),
             preview("see", (700, 0, 240, 300), "make"),
+        ],
+        "DeepGenGuidanceEvery": [
+            collapsed(demo()),
+            collapsed(encode("encode", (0, 60, 220, 0), texts["star"])),
+            guidance_every("every", (0, 130, 300, 0)),
+            ksampler("sample", (350, 0, 270, 0), "encode", model=("every", 0)),
+            decoded("decode", 670, 0, "sample"),
+            preview("see", (670, 60, 240, 300), "decode"),
         ],
         # Also that of DeepGen Put Back.
         "DeepGenCropRegion": [

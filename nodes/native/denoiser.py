@@ -127,7 +127,10 @@ class DeepGenDenoiser(nn.Module):
         else:
             # Not in one of several threads: while one captures, no other may use a device.
             captures = sampling.may_capture() and MULTIGPU_THREAD not in options
-            evaluation = sampling.kept(key, lambda: Evaluation(self, sampling, x, context, y, references, captures))
+            in_between = sampling.guidance.every > 1 and options.get("cond_or_uncond") == [0]
+            evaluation = sampling.kept(
+                key, lambda: Evaluation(self, sampling, x, context, y, references, captures, in_between)
+            )
             velocity = evaluation(x, timesteps, around_block)
         return velocity[..., :height, :width]
 

@@ -28,6 +28,7 @@ class Evaluation:
         y: [rows, pooled_projection_dim].
         references: Each [rows, C, h_k, w_k], sides as of ``x``.
         captures: Whether the step is captured in a graph.
+        in_between: As of `StepOfRun`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Evaluation:
         y: Tensor,
         references: Sequence[Tensor],
         captures: bool,
+        in_between: bool = False,
     ):
         self._denoiser, self._sampling = denoiser, sampling
         height, width = x.shape[-2:]
@@ -52,7 +54,7 @@ class Evaluation:
             self._ahead = modulations.ModulationAhead(denoiser.slots, embeddings, sampling.reserve(wanted))
         # Not a method of this object: that would be a circle.
         plain = partial(step, denoiser, denoiser.slots, self._prepared)
-        self._evaluate = StepOfRun(denoiser.graphs, captures, plain, self._prepared, denoiser)
+        self._evaluate = StepOfRun(denoiser.graphs, captures, plain, self._prepared, denoiser, in_between)
 
     def __call__(self, x: Tensor, timesteps: Tensor, around_block: AroundBlock | None = None) -> Tensor:
         """The velocity [rows, C, h, w].

@@ -38,15 +38,31 @@ def evaluate_plain(arguments: dict[str, Any]) -> list[Tensor]:
     model, conds, options = arguments["model"], arguments["conds"], arguments["model_options"]
     x, sigma = arguments["input"], arguments["sigma"]
     sampling = options["transformer_options"].get(SAMPLING)
+    if sampling is None or not any(conds) or not all(map(_is_plain, conds)) or not _is_undisturbed(model, options):
+        if sampling is not None and all(conds):
+            sampling.guidance.not_plain()
+        return comfy.samplers.calc_cond_batch(model, conds, x, sigma, options)
+    uuids = [cond[0]["uuid"] for cond in conds if cond]
+    pair = sampling.guidance.pair((*uuids, tuple(x.shape), x.device), len(uuids))
+    if pair is None:
+        return _evaluated(model, options, conds, x, sigma)
+    if pair.is_due():
+        positive, negative = _evaluated(model, options, conds, x, sigma)
+        pair.keep(positive, negative, sigma)
+        return [positive, negative]
+    positive, _ = _evaluated(model, options, [conds[0], None], x, sigma)
+    return [positive, pair.negative(positive, sigma)]
+
+
+def _evaluated(model: Any, options: dict[str, Any], conds: list[Any], x: Tensor, sigma: Tensor) -> list[Tensor]:
+    """The same for conditionings that are plain or None, by ComfyUI only where they do not fit together."""
     # Negative rows come first, as in the library.
     given = [(index, cond[0]) for index, cond in reversed(list(enumerate(conds))) if cond]
-    found = None
-    if sampling is not None and given and all(map(_is_plain, conds)) and _is_undisturbed(model, options):
-        second = _second_card(model, options)
-        if second is not None and len(given) == 2:
-            found = _on_two_cards(model, second, options["transformer_options"], given, x, sigma)
-        else:
-            found = _denoised(model, options["transformer_options"], given, x, sigma)
+    second = _second_card(model, options)
+    if second is not None and len(given) == 2:
+        found = _on_two_cards(model, second, options["transformer_options"], given, x, sigma)
+    else:
+        found = _denoised(model, options["transformer_options"], given, x, sigma)
     if found is None:
         return comfy.samplers.calc_cond_batch(model, conds, x, sigma, options)
     return [found[index] if index in found else torch.zeros_like(x) for index in range(len(conds))]

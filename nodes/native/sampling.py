@@ -23,6 +23,7 @@ from torch import Tensor
 from ...deepgen_npu.devices import free_memory, is_out_of_memory, prepare_thread
 from ...deepgen_npu.model.modulation import MODULATION_BYTES
 from ...deepgen_npu.model.numerics import require_finite
+from .kept_guidance import GUIDANCE_EVERY, KeptGuidance, warn_of
 from .plain_conditioning import CALC_COND_BATCH, SAMPLING, evaluate_plain
 
 
@@ -61,6 +62,7 @@ class Sampling:
     Args:
         timesteps: [n] in 0..1000 on the device: that of each step, where there is one evaluation a step; else None.
         may_capture: Whether a step can be captured in a graph of the device, once the weights are loaded.
+        guidance: Whether the negative prompt is left out of some evaluations, and what is kept for them.
 
     Attributes:
         step: The step that is evaluated.
@@ -68,8 +70,8 @@ class Sampling:
         without_effect: Patches of other nodes that came with an evaluation: some add theirs no earlier.
     """
 
-    def __init__(self, timesteps: Tensor | None, may_capture: Callable[[], bool]):
-        self.timesteps, self.may_capture = timesteps, may_capture
+    def __init__(self, timesteps: Tensor | None, may_capture: Callable[[], bool], guidance: KeptGuidance):
+        self.timesteps, self.may_capture, self.guidance = timesteps, may_capture, guidance
         self.step = 0
         self.conditionings: dict[Hashable, dict[str, Any] | None] = {}
         self.without_effect: set[str] = set()
@@ -111,6 +113,7 @@ class Sampling:
         """Give back what was kept, at once: it refers back here, and Python seldom looks for such circles."""
         self._kept.clear()
         self.conditionings.clear()
+        self.guidance.end()
 
 
 def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) -> Tensor:
@@ -149,6 +152,7 @@ def around_sampling(executor: Any, noise: Tensor, *arguments: Any, **more: Any) 
             samples = executor(noise, *_with_callback(arguments, guider.model_patcher.load_device, sampling), **more)
             if sampling is not None:
                 _warn_of(sampling.without_effect - known)
+                sampling.guidance.warn()
             require_finite(samples, "The latents", {"transformer": model.diffusion_model}, model.get_dtype())
             if sampling is not None:
                 sampling.keep_graphs()
@@ -194,12 +198,10 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
     """What may be kept for this sampling; None where a conditioning or the weights may change while it runs."""
     options, patcher = guider.model_options, guider.model_patcher
     transformer_options = options["transformer_options"]
-    # What stands between sampler and model may change what the model is given.
-    between = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-    if "model_function_wrapper" in options or any(get_all_wrappers(kind, transformer_options) for kind in between):
-        return None
-    # Hooks change weights between two evaluations.
-    if any("hooks" in one for conds in guider.conds.values() for one in conds or ()):
+    guidance = KeptGuidance(transformer_options.get(GUIDANCE_EVERY, 1))
+    if hindrance := _what_may_change(guider):
+        if guidance.every > 1 and getattr(guider, "cfg", None) != 1:
+            warn_of(hindrance)
         return None
     timesteps = None
     function = getattr(sampler, "sampler_function", None)
@@ -208,7 +210,22 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
     if by_comfyui and not getattr(sampler, "extra_options", {}).get("s_churn"):
         listed = patcher.get_model_object("model_sampling").timestep(sigmas[:-1].float().cpu()).float()
         timesteps = listed.to(patcher.load_device)
-    return Sampling(timesteps, partial(_may_capture, patcher, transformer_options))
+    return Sampling(timesteps, partial(_may_capture, patcher, transformer_options), guidance)
+
+
+def _what_may_change(guider: Any) -> str:
+    """Why nothing may be kept for a sampling; empty if it may."""
+    options = guider.model_options
+    # What stands between sampler and model may change what the model is given.
+    between = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+    if "model_function_wrapper" in options or any(
+        get_all_wrappers(kind, options["transformer_options"]) for kind in between
+    ):
+        return "another node stands between sampler and model"
+    # Hooks change weights between two evaluations.
+    if any("hooks" in one for conds in guider.conds.values() for one in conds or ()):
+        return "hooks change the weights"
+    return ""
 
 
 def _may_capture(patcher: Any, options: dict[str, Any]) -> bool:

@@ -125,7 +125,9 @@ class Recorder:
         self.encoded.append((list(prompt), image, num_images_per_prompt))
         return None
 
-    def denoise(self, conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end):
+    def denoise(
+        self, conditioning, latents, num_inference_steps, guidance_scale, callback_on_step_end, guidance_every
+    ):
         self.rows.append(latents[:, 0].tolist())
         return latents
 

@@ -28,6 +28,7 @@ NUMBERS = {
     "--seed": (0, 2**64 - 1),
     "--num_inference_steps": (1, 1000),
     "--guidance_scale": (0, 100),
+    "--guidance_every": (1, 1000),
 }
 COMMANDS = {
     "generate": {**NUMBERS, "--num_images": (1, 1000)},
@@ -35,7 +36,8 @@ COMMANDS = {
     "bench": {**NUMBERS, "--runs": (1, 1000), "--references": (0, 16)},
     "verify": {**NUMBERS, "--references": (0, 16), "--max_difference": (0, 255), "--min_psnr": (0, 1000)},
 }
-WHOLE = {"--height", "--width", "--seed", "--num_inference_steps", "--num_images", "--runs", "--references"}
+WHOLE = {"--height", "--width", "--seed", "--num_inference_steps", "--guidance_every", "--num_images", "--runs"}
+WHOLE |= {"--references"}
 
 # What argv can hold: any bytes but NUL.
 words = st.text(st.characters(codec=None, exclude_characters="\0"), max_size=12) | st.binary(max_size=12).map(

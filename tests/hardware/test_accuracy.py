@@ -41,12 +41,12 @@ def test_two_runs_are_identical_to_the_bit(device, dtype):
     assert torch.equal(first.cpu(), second.cpu())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_captured_run_is_identical_to_an_eager_one(device, dtype, caplog):
+@pytest.mark.parametrize(("dtype", "every"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_a_captured_run_is_identical_to_an_eager_one(device, dtype, every, caplog):
     pipe = load(device, dtype)
-    eager = draw(pipe, output_type="latent").cpu()
+    eager = draw(pipe, output_type="latent", guidance_every=every).cpu()
     pipe.capture_graph = True
-    captured = draw(pipe, output_type="latent").cpu()
+    captured = draw(pipe, output_type="latent", guidance_every=every).cpu()
     assert not caplog.records, "the step was captured"
     assert torch.equal(captured, eager)
 

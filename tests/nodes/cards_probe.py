@@ -13,6 +13,7 @@ from native_bench import Records, replaced, unload
 # isort: on
 
 
+guidance_every = importlib.import_module("pack.nodes.guidance_every")
 plain = importlib.import_module("pack.nodes.native.plain_conditioning")
 
 denoised = plain._denoised
@@ -98,6 +99,17 @@ def guidance() -> None:
             "apart": [distance(one, expected) for one in drawn],
             "replays": state.counts.operators["replay of a graph"],
             "current": torch.npu.current_device(),
+        }
+        every = guidance_every.DeepGenGuidanceEvery
+        kept, kept_split = (every.execute(model=one, guidance_every=2).result[0] for one in (model.patcher, split))
+        with replaced(plain, "_denoised", one_by_one):
+            expected_kept = core_sample(kept, given)
+        simulated.reset()
+        rows["captured" if capture else "launched"] |= {
+            "every second": distance(core_sample(kept_split, given), expected_kept),
+            "a change": distance(expected_kept, expected),
+            "its replays": state.counts.operators["replay of a graph"],
+            "between cards": state.counts.between_devices[0],
         }
         with replaced(plain, "_is_plain", lambda cond: False):  # regions, masks: ComfyUI's threads
             simulated.reset()

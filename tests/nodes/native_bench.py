@@ -110,7 +110,13 @@ def error_of(run: Any) -> str:
 
 
 def core_sample(
-    patcher: Any, conditionings: Any, sampler: str = "euler", steps: int = 4, shape: Any = None, **more: Any
+    patcher: Any,
+    conditionings: Any,
+    sampler: str = "euler",
+    steps: int = 4,
+    shape: Any = None,
+    cfg: float = 4.0,
+    **more: Any,
 ):
     """Latents, as KSampler makes them."""
     positive, negative = core_conditioning.to_core(conditionings, patcher.get_model_object("latent_format"))
@@ -118,4 +124,4 @@ def core_sample(
     noise = comfy.sample.prepare_noise(latent, 1)
     arguments = {"positive": positive, "negative": negative, "latent_image": latent, "disable_pbar": True, "seed": 1}
     with torch.inference_mode():
-        return comfy.sample.sample(patcher, noise, steps, 4.0, sampler, "normal", **{**arguments, **more})
+        return comfy.sample.sample(patcher, noise, steps, cfg, sampler, "normal", **{**arguments, **more})

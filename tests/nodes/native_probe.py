@@ -13,6 +13,7 @@ from typing import Any
 
 
 # isort: off
+import native_guidance  # while this folder is on the path
 from native_bench import MODELS, NPU, PARTS, core_sample, counted, distance, encoded, error_of, opened, peak_while
 from native_bench import Records, importlib, mm, replaced, sampled, simulated, state, torch, unload
 # isort: on
@@ -165,6 +166,11 @@ def kept_graphs() -> None:
     found["kept graphs"]["again"] = len(graphs)
     unload()
     found["kept graphs"]["after unloading"] = len(graphs)
+
+
+def guidance_every() -> None:
+    """The negative prompt in every second evaluation."""
+    found["guidance every"] = native_guidance.measured(_patched, _wrapped, _by_comfyui)
 
 
 def timesteps_of_samplers() -> None:

@@ -47,6 +47,10 @@ def test_each_branch_of_guidance_runs_on_a_card(found, checkout):
         assert rows[name]["cards"] == ["npu:0", "npu:1"]
         assert rows[name]["apart"] == [0, 0]
         assert (rows[name]["replays"], rows[name]["current"]) == (replays, 0)
+        # In two of four steps the second card rests: else latents and sigma go there, and denoised latents come back.
+        assert rows[name]["every second"] == 0 < rows[name]["a change"]
+        assert rows[name]["its replays"] == (6 if replays else 0)
+        assert rows[name]["between cards"] == 2 * 3 + 4, "and the conditioning, once"
     threads = [row for name, row in rows.items() if name.startswith("in threads")]
     assert len(threads) == 2
     for row in threads:

@@ -39,6 +39,7 @@ NUMBERS = {
     "denoise": 1.0,
     "strength": 1.0,
     "context": 2.0,
+    "guidance_every": 2,
 }
 USUAL: dict[str, Description] = {
     "model": plain("tiny"),

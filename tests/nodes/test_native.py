@@ -21,8 +21,8 @@ MOST_LAUNCHES = 830
 """Of a step at the depth of DeepGen 1.0."""
 
 PARTS = (
-    *("inherited", "costs", "falls_back", "nothing_stale", "kept_graphs", "timesteps_of_samplers", "streaming"),
-    "guards",
+    *("inherited", "costs", "falls_back", "nothing_stale", "kept_graphs", "guidance_every", "timesteps_of_samplers"),
+    *("streaming", "guards"),
 )
 
 checkout = each_comfyui("that the native model streams, costs no more than the library and refuses what cannot work")
@@ -88,6 +88,36 @@ def test_graphs_are_kept_while_weights_stay(found):
     assert captured > 0 and later == [0, 0, captured, captured, captured]
     names = ("kept", "on a full card", "again", "after unloading")
     assert [kept[name] for name in names] == [1, 0, 1, 0]
+
+
+def test_guidance_every_is_the_librarys(found):
+    """The node with KSampler's euler; and with 1 it is no node at all."""
+    row = found["guidance every"]
+    assert row["by the library"] < 1e-4 and row["a change"] > 1e-3
+    assert row["with 1"] == row["unguided"] == 0
+
+
+def test_guidance_every_has_two_graphs_and_costs_a_sum(found):
+    row = found["guidance every"]
+    assert (row["graphs"], row["replays"], row["launched"]) == (2, 4, 0)
+    assert row["captured"] == row["captured again"] == 0
+    left_out, unguided = row["steps"]
+    assert unguided[0] > 100 and left_out == [unguided[0] + 1, 0, 0]
+    assert row["with a LoRA"] == 0
+
+
+def test_guidance_every_counts_evaluations(found):
+    """Of heun two a step but the last."""
+    assert found["guidance every"]["heun"] == [2, 1, 2, 1, 2]
+
+
+def test_where_guidance_every_has_no_effect_the_log_says_so(found):
+    """Of several prompts, with a wrapper, and where another node evaluates; not of plain samplings."""
+    row = found["guidance every"]
+    assert row["without effect"] == [0, 0, 0]
+    reasons = ("there are several prompts", "another node stands between", "another node evaluates the prompts")
+    for reason, message in zip(reasons, row["log"], strict=True):
+        assert message.startswith(f"DeepGen Guidance Every has no effect on this sampling, since {reason}")
 
 
 def test_samplers_evaluate_at_the_timestep_of_their_step(found):

@@ -27,6 +27,7 @@ NODES = (
     "DeepGenLoRA",
     "DeepGenCropRegion",
     "DeepGenPutBack",
+    "DeepGenGuidanceEvery",
 )
 
 

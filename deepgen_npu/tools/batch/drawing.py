@@ -171,7 +171,8 @@ class Painter:
             return self.pipe.prepare_latents(1, height, width, seed=seed)
 
         texts = [row.prompt], row.negative_prompt
-        return Drawing(self.pipe, *texts, others, 1, noise, row.num_inference_steps, row.guidance_scale)
+        run = row.num_inference_steps, row.guidance_scale
+        return Drawing(self.pipe, *texts, others, 1, noise, *run, guidance_every=row.guidance_every)
 
     def _count_memory(self, error: BaseException) -> None:
         if not isinstance(error, (OutOfDeviceMemory, MemoryError)):
@@ -198,6 +199,7 @@ class Painter:
             "noise": "cpu",
             "num_inference_steps": row.num_inference_steps,
             "guidance_scale": row.guidance_scale,
+            **({"guidance_every": row.guidance_every} if row.guidance_every > 1 else {}),
             "index": number,
             **({"kept": drawn.kept[number]} if drawn.kept[number] else {}),
             "batch": {"id": row.id, "fingerprint": job.fingerprint, "settings": {**settings, **self.run}},

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...checks import shown
-from .rows import Row
+from .rows import ADDED_LATER, Row
 
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def differences(row: Row, run: Mapping[str, Any], stored: Mapping[str, Any]) -> 
     batch = stored.get("batch")
     if not isinstance(batch, dict):
         return {"origin": "another than batch"}
-    before = {**stored, **batch.get("settings", {})}
-    now = {**row.settings(), **run}
+    before = {**ADDED_LATER, **stored, **batch.get("settings", {})}
+    now = {**ADDED_LATER, **row.settings(), **run}
     found = {
         name: f"{shown(before.get(name))} instead of {shown(value)}"
         for name, value in now.items()

@@ -28,6 +28,10 @@ ALIASES = {
 }
 """Other names of columns: those of evaluation sets, and of other programs that read such tables."""
 
+ADDED_LATER: Mapping[str, Any] = {"guidance_every": 1}
+"""Settings that were added after the first release, and the values that leave images as they were: with these, rows
+have the fingerprints that they had, and folders go on."""
+
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 """Texts of CSV that are a switch."""
 
@@ -49,6 +53,7 @@ class Defaults:
     keep_unchanged: bool = False
     num_inference_steps: int = 50
     guidance_scale: float = 4.0
+    guidance_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Row:
     follow_input: str | None
     num_inference_steps: int
     guidance_scale: float
+    guidance_every: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,8 +93,9 @@ class Row:
         return [self.seed + number for number in range(self.n)]
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the images, by name."""
-        return {name: getattr(self, name) for name in COLUMNS[1:]}
+        """What decides about the images, by name; without what is as in `ADDED_LATER`."""
+        settings = {name: getattr(self, name) for name in COLUMNS[1:]}
+        return dict(item for item in settings.items() if item not in ADDED_LATER.items())
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ def _row(number: int, name: str, cells: Cells, defaults: Defaults, folder: Path)
         _whole(given.pop("num_inference_steps", defaults.num_inference_steps)),
         _number(given.pop("guidance_scale", defaults.guidance_scale)),
     )
+    every = checks.guidance_every(_whole(given.pop("guidance_every", defaults.guidance_every)))
     prompt = _text("prompt", given.pop("prompt", None))
     images = _paths(given.pop("images", ()), folder)
     mask = given.pop("mask", None)
@@ -164,6 +172,7 @@ def _row(number: int, name: str, cells: Cells, defaults: Defaults, folder: Path)
         follow,
         steps,
         guidance,
+        every,
         extra,
     )
 

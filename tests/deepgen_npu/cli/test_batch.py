@@ -114,12 +114,16 @@ def test_a_table_that_cannot_be_read_leaves_no_folder(tmp_path, capsys, content)
 
 
 def test_rows_that_do_not_say_it_have_what_the_options_say(quick):
-    quick.rows({"prompt": "a"}, {"prompt": "b", "negative_prompt": "own", "seed": 1, "n": 1, "cfg": 3, "steps": 4})
+    quick.rows(
+        {"prompt": "a"},
+        {"prompt": "b", "negative_prompt": "own", "seed": 1, "n": 1, "cfg": 3, "steps": 4, "guidance_every": 1},
+    )
     options = ["--negative_prompt", "blur", "--seed", "7", "--num_images", "2", "--guidance_scale", "1.5"]
-    assert quick.run(*options, "--height", "96") == 0
+    assert quick.run(*options, "--height", "96", "--guidance_every", "3") == 0
     texts = [json.loads(quick_text(quick, name)) for name in ("00000000", "00000001")]
     keys = ("negative_prompt", "seed", "guidance_scale", "num_inference_steps")
     assert [[text[key] for key in keys] for text in texts] == [["blur", 7, 1.5, 2], ["own", 1, 3.0, 4]]
+    assert [text.get("guidance_every") for text in texts] == [3, None]
     assert texts[0]["batch"]["settings"]["height"] == 96 and texts[0]["batch"]["settings"]["n"] == 2
     assert quick.image("00000000", 1).tobytes() == picture("a", 8).tobytes()
 

@@ -56,6 +56,7 @@ def test_defaults_are_those_of_the_report(monkeypatch):
         "seed": 42,
         "num_inference_steps": 50,
         "guidance_scale": 4.0,
+        "guidance_every": 1,
         "device": "npu",
     }
     assert {key: seen[key] for key in wanted} == wanted

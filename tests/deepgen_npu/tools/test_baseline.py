@@ -133,6 +133,23 @@ def test_the_fingerprint_is_the_contents(tiny, tmp_path):
     assert fingerprint(Checkpoint.open(TINY), "tiny 0") != fingerprint(Checkpoint.open(TINY), "tiny 1")
 
 
+def test_guidance_every_is_a_setting_of_a_reference(tmp_path, capsys):
+    """It is in the file where it is not 1 (above: it is not there where it is 1), and is run again."""
+    folder = tmp_path / "reference"
+    assert cli.main(["verify", *SMALL, "--guidance_every", "2", "--save", str(folder)]) == 0
+    assert "guidance 4 in one of 2 steps, seed 42" in capsys.readouterr().out
+    facts = folder / "reference.json"
+    stored = json.loads(facts.read_text(encoding="utf-8"))
+    assert stored["settings"]["guidance_every"] == 2
+    latents = []
+    for every in (2, 1):
+        stored["settings"]["guidance_every"] = every
+        facts.write_text(json.dumps(stored), encoding="utf-8")
+        assert cli.main(["verify", *PLACE, "--compare", str(folder)]) == 0
+        latents.append(rows(capsys.readouterr().out)["latents"][3])
+    assert latents == ["yes", "no"]
+
+
 def test_random_weights_have_references_too(tmp_path, capsys):
     """So machines are compared without a download."""
     place = ["--random-weights", "tiny", "--device", "cpu"]

@@ -236,7 +236,9 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda pipe, *rest: seen.append(pipe) or measure(pipe, *rest))
     arguments = ["--model_path", str(TINY), "--runs", "1", "--references", "2", "--offload", "--capture_graph"]
-    outcome = measured([*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1"], capsys)
+    outcome = measured(
+        [*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1", "--guidance_every", "2"], capsys
+    )
     assert outcome["load_seconds"] > 0 and outcome["model"] == "tiny"
     assert outcome["offload"] is outcome["capture_graph"] is True
     assert type(seen[0].placement).__name__ == "ModelOffload" and seen[0].capture_graph
@@ -248,6 +250,7 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
         "num_inference_steps": 2,
         "guidance_scale": 1.0,
         "references": 2,
+        "guidance_every": 2,
     }
 
 

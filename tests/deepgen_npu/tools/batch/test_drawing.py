@@ -25,13 +25,14 @@ from deepgen_npu.tools.specs import DeviceSpec, ModelSpec
 ROWS: list[dict[str, Any]] = [
     {"id": "plain", "prompt": "a cat", "seed": 3},
     {"id": "other", "prompt": "a longer text", "negative_prompt": "blur", "seed": 5, "height": 96, "cfg": 2},
-    {"id": "edit", "prompt": "make it blue", "images": ["x.png", "y.png"], "seed": 3, "steps": 3},
+    {"id": "edit", "prompt": "make it blue", "images": ["x.png", "y.png"], "seed": 3, "steps": 3, "guidance_every": 2},
     {"id": "mask", "prompt": "make it blue", "images": ["x.png"], "mask": "m.png", "seed": 3},
     {"id": "kept", "prompt": "make it blue", "images": ["x.png", "y.png"], "keep_unchanged": True, "seed": 3},
     {"id": "padded", "prompt": "make it blue", "images": ["x.png"], "follow_input": "pad", "seed": 3},
     {"id": "stretched", "prompt": "make it blue", "images": ["x.png"], "follow_input": "stretch", "seed": 3},
     {"id": "three", "prompt": "a cat", "seed": 3, "n": 3},
-    {"id": "three edits", "prompt": "make it blue", "images": ["x.png", "y.png"], "seed": 3, "n": 3, "steps": 3},
+    {"id": "three edits", "prompt": "make it blue", "images": ["x.png", "y.png"], "seed": 3, "n": 3, "steps": 3,
+     "guidance_every": 2},
 ]  # fmt: skip
 OPTIONS = {
     "negative_prompt": "--negative_prompt",
@@ -39,6 +40,7 @@ OPTIONS = {
     "height": "--height",
     "cfg": "--guidance_scale",
     "steps": "--num_inference_steps",
+    "guidance_every": "--guidance_every",
     "mask": "--mask",
     "follow_input": "--follow_input",
 }
@@ -87,6 +89,8 @@ def test_images_are_those_of_generate_and_edit(references, pipe, monkeypatch, tm
         stored = text.pop("batch")
         assert text == wanted, row["id"]
         assert stored["id"] == row["id"] and stored["fingerprint"] == lines[row["id"]]["fingerprint"]
+    assert json.loads(found_text(batch, "edit"))["guidance_every"] == 2
+    assert "guidance_every" not in found_text(batch, "plain")
     assert lines["mask"]["width"] == 80 and lines["mask"]["height"] == 64 and lines["padded"]["height"] == 307
     assert lines["kept"]["kept"] and lines["kept"]["kept"] == [json.loads(found_text(batch, "kept"))["kept"]]
     assert "kept" not in lines["plain"] and set(lines["edit"]["references"]) == {

@@ -13,7 +13,9 @@ from deepgen_npu.tools.batch.rows import COLUMNS, Row
 
 
 RUN = {"model": "m", "dtype": "auto", "vae_tiling": False}
-ROW = Row(0, "a", "p", "", ("x", "y"), "m", False, 1, 1, None, None, None, 50, 4.0, {})
+ROW = Row(0, "a", "p", "", ("x", "y"), "m", False, 1, 1, None, None, None, 50, 4.0)
+NOT_IN_SETTINGS = ("prompt", "negative_prompt", "images", "mask")
+BEFORE_GUIDANCE_EVERY = "f6f4ca2246f68f55123976219f97efdb8fda6302251e0ce6f159c5cbda81bc23"
 STATES = {"x": (1, 2, "X"), "y": (1, 2, "Y"), "m": (1, 2, "M")}
 OTHER = {
     "prompt": "q",
@@ -28,6 +30,7 @@ OTHER = {
     "follow_input": "pad",
     "num_inference_steps": 49,
     "guidance_scale": 4.5,
+    "guidance_every": 2,
 }
 
 
@@ -48,19 +51,27 @@ def test_names_and_bookkeeping_do_not():
     assert fingerprint(same, RUN, moved) == fingerprint(ROW, RUN, STATES)
 
 
+def test_a_setting_that_was_added_leaves_folders_as_they_are():
+    """With its usual value, a row has the fingerprint that it had before there was ``guidance_every``."""
+    assert fingerprint(ROW, RUN, STATES) == BEFORE_GUIDANCE_EVERY
+    assert "guidance_every" not in ROW.settings()
+
+
 def test_what_differs_is_named():
     settings = ROW.settings()
     stored = {
         "prompt": settings["prompt"],
         "negative_prompt": "",
-        "batch": {
-            "settings": {**{name: settings[name] for name in COLUMNS[3:] if name not in ("images", "mask")}, **RUN}
-        },
+        "batch": {"settings": {**{name: settings[name] for name in settings if name not in NOT_IN_SETTINGS}, **RUN}},
     }
     found = differences(replace(ROW, prompt="q", seed=2), {**RUN, "dtype": "x"}, stored)
     assert list(found) == ["prompt", "seed", "dtype"] and found["seed"] == f"{ROW.seed} instead of 2"
     assert differences(ROW, RUN, stored) == {"images": "other content"}
     assert differences(replace(ROW, images=(), mask=None), RUN, stored) == {"program": "an earlier version"}
+    every = replace(ROW, guidance_every=2)
+    assert differences(every, RUN, stored) == {"guidance_every": "1 instead of 2"}
+    stored["batch"]["settings"]["guidance_every"] = 2
+    assert differences(ROW, RUN, stored) == {"guidance_every": "2 instead of 1"}
     assert differences(ROW, RUN, {"prompt": "p"}) == {"origin": "another than batch"}
 
 

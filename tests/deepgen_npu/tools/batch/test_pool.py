@@ -94,7 +94,21 @@ def jobs(*prompts: str, pulled: list[int] | None = None):
         if pulled is not None:
             pulled.append(number)
         row = Row(
-            number, f"r{number}", prompt, "", (), None, False, number, 1, None, None, None, 1, 1.0, {"more": number}
+            number,
+            f"r{number}",
+            prompt,
+            "",
+            (),
+            None,
+            False,
+            number,
+            1,
+            None,
+            None,
+            None,
+            1,
+            1.0,
+            extra={"more": number},
         )
         yield Job(row, "f", {})
 

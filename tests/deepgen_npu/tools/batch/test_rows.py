@@ -18,10 +18,10 @@ def read(tmp_path, row, **defaults):
 def test_what_a_row_does_not_say_is_that_of_the_command(tmp_path):
     table = tmp_path / "r.jsonl"
     table.write_text('{"prompt": "a"}\n{"prompt": "b", "images": "x.png"}\n')
-    defaults = Defaults("no", 5, 3, 64, 96, "stretch", False, 7, 1.5)
+    defaults = Defaults("no", 5, 3, 64, 96, "stretch", False, 7, 1.5, 4)
     first, second = read_rows(table, defaults)
     usual = {"negative_prompt": "no", "n": 3, "height": 64, "width": 96, "num_inference_steps": 7, "mask": None}
-    usual |= {"guidance_scale": 1.5, "keep_unchanged": False}
+    usual |= {"guidance_scale": 1.5, "guidance_every": 4, "keep_unchanged": False}
     assert first.settings() == {**usual, "prompt": "a", "images": (), "seed": 5, "follow_input": None}
     images = (str(tmp_path / "x.png"),)
     assert second.settings() == {**usual, "prompt": "b", "images": images, "seed": 6, "follow_input": "stretch"}
@@ -48,6 +48,7 @@ def test_a_row_says_all_that_decides_about_its_images():
         ({"num_images_per_prompt": "3"}, "n", 3),
         ({"cfg": "2.5"}, "guidance_scale", 2.5),
         ({"steps": " 5 "}, "num_inference_steps", 5),
+        ({"guidance_every": "2"}, "guidance_every", 2),
         ({"image_url": "a.png", "keep_unchanged": "Yes"}, "keep_unchanged", True),
         ({"input_images": "a.png", "keep_unchanged": "0"}, "keep_unchanged", False),
         ({"image": "a.png", "follow_input": "true"}, "follow_input", "pad"),
@@ -80,6 +81,7 @@ def test_values_in_other_forms(tmp_path, given, column, value):
         ({"n": 1.5}, "n must be an integer from 1 to 1000, got 1.5."),
         ({"steps": 1001}, "num_inference_steps must be an integer from 1 to 1000, got 1001."),
         ({"cfg": float("nan")}, "guidance_scale must be a number from 0 to 100, got nan."),
+        ({"guidance_every": "0"}, "guidance_every must be an integer from 1 to 1000, got 0."),
         ({"cfg": "much"}, "guidance_scale must be a number from 0 to 100, got 'much'."),
         ({"height": "tall"}, "height must be an integer from 1 to 65536, got 'tall'."),
         ({"images": 5}, "images must be a path or a list of paths, got 5."),
