@@ -21,7 +21,6 @@ from dev.speed import deep
 
 
 GUIDANCE = 4.0
-HEADS, SIDE, TOKENS = 4, 16, 160
 
 OURS = "ours"
 ORIGINAL = "the original's way"
@@ -29,12 +28,15 @@ DIFFUSERS = "diffusers"
 """Its pipeline has no references."""
 
 
-def table(repeats: int = 5, steps: int = 3) -> str:
+def table(repeats: int = 5, steps: int = 3, heads: int = 4, side: int = 16, tokens: int = 160) -> str:
     """Measure.
 
     Args:
         repeats: Runs of each; a warm-up precedes them.
         steps: Of a run.
+        heads: Of 64 channels each.
+        side: Of the image, in latent cells.
+        tokens: Of the context.
     """
     lines = head(
         "dtype, task", f"{OURS}, CPU s", f"{ORIGINAL} / {OURS}", f"{DIFFUSERS} / {OURS}", "largest difference"
@@ -43,18 +45,18 @@ def table(repeats: int = 5, steps: int = 3) -> str:
     torch.set_num_threads(1)
     try:
         for dtype in (torch.float32, torch.bfloat16):
-            model = deep.transformer(HEADS, 64, SIDE).to(dtype)
+            model = deep.transformer(heads, 64, side).to(dtype)
             for task, references in (("text to image", 0), ("edit, 1 reference", 1)):
                 say(f"{dtype}, {task}")
                 name = f"{str(dtype).removeprefix('torch.')}, {task}"
-                lines.append(_row(name, model, deep.conditioning(model, references, TOKENS, SIDE), repeats, steps))
+                lines.append(_row(name, model, deep.conditioning(model, references, tokens, side), repeats, steps))
     finally:
         torch.set_num_threads(threads)
     return "\n".join(lines)
 
 
 def _row(name: str, model: deep.SD3Transformer2DModel, given: Conditioning, repeats: int, steps: int) -> str:
-    noise = deep.latents(SIDE, dtype=model.dtype)
+    noise = deep.latents(given.height // 8, dtype=model.dtype)
     runs: dict[str, Callable[[], Tensor]] = {
         OURS: lambda: denoise([model], deep.scheduler(), given, noise, steps, GUIDANCE),
         ORIGINAL: lambda: loop(model, given, noise, steps, predict_velocity),

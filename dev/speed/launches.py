@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,9 @@ TITLES = {
     MINDIESD: "joined, MindIE-SD",
     CAPTURED: "captured",
 }
+
+COPIES, WAITS = "copies", "waits"
+"""Between host and device, and of the host for the device: they are no launches."""
 
 Counts = dict[str, dict[str, dict[str, int]]]
 """Launches of a step: by form, case and operator."""
@@ -52,9 +54,14 @@ def table(before: str | None = None) -> str:
         )
         lines = head(case, *each)
         lines += [row(name, *(one.get(name, 0) or "" for one in each.values())) for name, _ in operators.most_common()]
-        lines.append(row("**all**", *(f"**{sum(one.values())}**" for one in each.values())))
+        lines.append(row("**all**", *(f"**{launches(one)}**" for one in each.values())))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def launches(counts: Mapping[str, int]) -> int:
+    """Of all operators."""
+    return sum(number for name, number in counts.items() if name not in (COPIES, WAITS))
 
 
 def _of(revision: str) -> dict[str, dict[str, int]]:
@@ -84,10 +91,15 @@ def _in(tree: Path) -> Counts:
 
 
 def count() -> Counts:
-    """Install the simulated device and count all forms that this tree has."""
+    """Install the simulated device and count."""
     from dev.npu_simulator.simulated_torch_npu import install
 
     install()  # before diffusers is imported
+    return forms()
+
+
+def forms() -> Counts:
+    """Count all forms that this tree has, on a simulated device that is installed."""
     import torch
 
     from deepgen_npu.denoising import denoise
@@ -125,23 +137,25 @@ def count() -> Counts:
         except ImportError:  # an earlier revision
             return found
         lay_together(model)
-        for form, context in ((TOGETHER, nullcontext()), (MINDIESD, installed())):
-            with context:
-                denoised(0, 1)  # what is done once
-                measure(form, denoised)
+        measure(TOGETHER, denoised)
+        with installed():
+            denoised(0, 1)  # its check
+            measure(MINDIESD, denoised)
         measure(CAPTURED, denoised, capture_graph=True)
     return found
 
 
 def _of_one_step(run: Callable[[int], None]) -> dict[str, int]:
-    """Launches of each operator: what two further steps add, halved."""
+    """Launches of each operator, copies and waits: what two further steps add, halved."""
     from dev.npu_simulator import simulated
 
     def counted(steps: int) -> Counter[str]:
         simulated.reset()
         run(steps)
         counts, views = simulated.state.counts, simulated._NOT_LAUNCHED
-        return Counter({name: number for name, number in counts.operators.items() if name not in views})
+        found = Counter({name: number for name, number in counts.operators.items() if name not in views})
+        copies, waits = counts.host_to_device[0] + counts.device_to_host[0], sum(counts.waits.values())
+        return found + Counter({COPIES: copies, WAITS: waits})
 
     few, many = counted(2), counted(4)
     return {name: (many[name] - few[name]) // 2 for name in many if many[name] > few[name]}
