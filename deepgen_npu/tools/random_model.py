@@ -18,10 +18,11 @@ from torch.nn import Module
 
 from ..checkpoint.folder import PARTS, Checkpoint
 from ..checkpoint.quantized import by_stored_names
+from ..checkpoint.reading import BytesRead
 from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
 from ..checkpoint.structure import model_name
-from ..checkpoint.weights import BytesRead, empty_model, filled, home_of, load_scheduler, load_tokenizer
+from ..checkpoint.weights import empty_model, filled, home_of, load_scheduler, load_tokenizer
 from ..dtypes import dtype_of_part
 from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate

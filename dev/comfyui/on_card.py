@@ -76,9 +76,7 @@ def find_weights_of(size: str) -> Path:
     tensors = [item for part in model.checkpoint.tensors.values() for item in part.items()]
     names = {id(stored): name for name, stored in tensors}
 
-    def draw(
-        stored: Any, dtype: Any = None, device: Any = "cpu", on_bytes_read: Any = None, buffer: Any = None
-    ) -> Any:
+    def draw(stored: Any, dtype: Any = None, device: Any = "cpu", on_bytes_read: Any = None, means: Any = None) -> Any:
         if not PLAN["arithmetic"]:
             return untouched_zeros(stored.shape, dtype or stored_dtype(stored.dtype))
         name = names[id(stored)]
