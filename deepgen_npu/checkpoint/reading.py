@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..devices import can_cast_from
-from ..dtypes import stored_dtype
+from ..dtypes import ANY_ITEM_BYTES, stored_dtype
 from ..errors import CheckpointError
 from ..files import FileError, open_regular
 from .mapping import MappedFiles
@@ -21,6 +21,8 @@ from .staging import Staging
 _CHUNK_BYTES = 32 * 1024 * 1024
 """Size of the pieces in which weights are read and converted."""
 
+_LARGEST_ITEM = max(ANY_ITEM_BYTES.values())
+
 BytesRead = Callable[[int], object]
 """Called with the number of bytes of each piece that was read."""
 
@@ -30,9 +32,12 @@ class Means:
 
     Args:
         disable_mmap: Whether nothing is mapped.
+        largest: Bytes of the largest tensor: buffers are not larger than it.
     """
 
-    def __init__(self, disable_mmap: bool = False):
+    def __init__(self, disable_mmap: bool = False, largest: int = _CHUNK_BYTES):
+        # Buffers hold whole elements of any dtype.
+        self.nbytes = min(_CHUNK_BYTES, -(-largest // _LARGEST_ITEM) * _LARGEST_ITEM)
         self._files = None if disable_mmap else MappedFiles()
         self._buffer: Tensor | None = None
         self._staging: dict[torch.device, Staging | None] = {}
@@ -52,7 +57,7 @@ class Means:
         if dtype != wanted and not can_cast_from(device, dtype):
             return None
         if device not in self._staging:
-            made = Staging.to(device, _CHUNK_BYTES)
+            made = Staging.to(device, self.nbytes)
             self._staging[device] = None if made is None else self._open.enter_context(made)
         return self._staging[device]
 
@@ -62,7 +67,7 @@ class Means:
         One for all: the allocator would leave a hole between two weights for each one freed.
         """
         if self._buffer is None:
-            self._buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
+            self._buffer = torch.empty(self.nbytes, dtype=torch.uint8)
         return self._buffer
 
     def __enter__(self) -> Means:
@@ -92,7 +97,7 @@ def read_tensor(
         CheckpointError: When the file cannot be read any more, or has become shorter.
     """
     if means is None:
-        with Means(disable_mmap=True) as own:
+        with Means(True, stored.nbytes) as own:
             return read_tensor(stored, dtype, device, on_bytes_read, own)
     source, where = stored_dtype(stored.dtype), torch.device(device)
     wanted = dtype or source
@@ -105,7 +110,7 @@ def read_tensor(
     target = torch.empty(stored.shape, dtype=wanted, device=where)
     flat = target.view(-1)
     staging = None if where.type == "cpu" else means.staging(where, source, wanted)
-    step = _CHUNK_BYTES // source.itemsize
+    step = max(1, means.nbytes // source.itemsize)
     with _opened(stored) as file:
         for start in range(0, target.numel(), step):
             piece = flat[start : start + step]

@@ -69,7 +69,7 @@ def load_part(
     with _named(checkpoint, part):
         model = empty_model(part, checkpoint.configs[part], layers)
     state: dict[str, Tensor] = {}
-    with Means(disable_mmap) as means:
+    with Means(disable_mmap, max(tensor.nbytes for tensor in stored.values())) as means:
         for name, tensor in without_extras(stored, layers).items():
             if name.removesuffix(".weight") not in layers:
                 state[name] = read_tensor(tensor, dtype, home_of(name, device), on_bytes_read, means)

@@ -128,7 +128,7 @@ def compute_nothing() -> None:
         is_shape = type(value) is torch.Tensor and value.device.type == "meta"
         return untouched_zeros(value.shape, value.dtype) if is_shape else value
 
-    def copy_shape(target: Any, source: Any) -> Any:
+    def copy_shape(target: Any, source: Any, non_blocking: bool = False) -> Any:
         return copy(target, source) if isinstance(target, simulated.Tensor) else target.zero_()
 
     simulated.wrap = simulated_torch_npu.wrap = wrap
