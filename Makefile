@@ -104,7 +104,7 @@ demo-checkpoint: .venv/tests-installed  ## train the demo model from nothing: un
 	for stage in create vae text latents dit decoder evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
 
 benchmark: .venv/tests-installed  ## memory and time of loading a model
-	.venv/bin/python -m dev.bench_load
+	.venv/bin/python -m dev.speed loading
 
 .venv/runtime-installed: requirements.txt dev/requirements/constraints.txt
 	@echo "Installing PyTorch and the libraries into .venv, which takes some minutes the first time ..."
