@@ -20,6 +20,7 @@ from .encoding_cache import EncodingCache
 from .errors import CheckpointError
 from .graphs import CaptureGraph, Graphs
 from .lora.adapters import Adapters
+from .model.projections import lay_together
 from .placement import ModelOffload, Placement, StayInPlace, device_of
 from .prompts import PromptTemplate
 from .quantization.linear import quantized_layers
@@ -243,6 +244,7 @@ class Components:
         self._forget_copies()
         for part, model in self._models.items():
             model.to(devices[part])
+        lay_together(self.transformer)
         self.placement = StayInPlace(self._models)
         return self
 

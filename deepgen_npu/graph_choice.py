@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Step = Callable[[Tensor, Tensor], Tensor]
 """(latents [b, C, h, w], modulation [rows, vectors, width]) to velocity [rows, C, h, w]."""
 
-_STEP = 1
+_STEP = 2
 """Raised when a step has other operators, so that it is measured again."""
 
 _TIMED = 3
@@ -152,7 +152,7 @@ def _milliseconds(step: Step, latents: Tensor, modulation: Tensor) -> float:
 
 def _facts(device: torch.device, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """What a verdict holds for."""
-    versions = {name: npu_setup.package_version(name) for name in ("torch", "torch_npu")}
+    versions = {name: npu_setup.package_version(name) for name in ("torch", "torch_npu", "mindiesd")}
     cann = npu_setup.cann_version(os.environ) if device.type == "npu" else torch.version.cuda
     return {
         **{"host": platform.node(), "card": device_name(device), "step": _STEP, **versions},

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     ),
     "deepgen_npu.checkpoint": (
         *LIBRARY_ROOMS,
-        *(f"deepgen_npu.model.{module}" for module in ("architecture", "connector", "positions")),
+        *(f"deepgen_npu.model.{module}" for module in ("architecture", "connector", "positions", "projections")),
         *quantization("formats", "linear", "support"),
     ),
     "deepgen_npu.lora": (LIBRARY, "deepgen_npu.checkpoint"),

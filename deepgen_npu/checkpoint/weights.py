@@ -23,6 +23,7 @@ from ..devices import is_out_of_memory
 from ..errors import CheckpointError
 from ..model.connector import Connector
 from ..model.positions import STAYS_ON_HOST, keep_positions_on_host
+from ..model.projections import lay_together
 from ..quantization.formats import SCALE, LayerFormat
 from ..quantization.linear import quantized_layers, replace_layers
 from ..quantization.support import require_support
@@ -94,7 +95,10 @@ def filled(model: Module, state: Mapping[str, Tensor], device: torch.device) -> 
     if isinstance(model, SD3Transformer2DModel):
         keep_positions_on_host(model)
     # Rotary frequencies, which no file contains, were computed on the CPU.
-    return model.to(device).eval()
+    model.to(device).eval()
+    if isinstance(model, SD3Transformer2DModel):
+        lay_together(model)
+    return model
 
 
 def home_of(name: str, device: torch.device | str) -> torch.device | str:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
+from .adaptive_norm import fused_norm
+
 
 MODULATION_BYTES = 256 * 1024 * 1024
 """Modulation is computed ahead for as many steps as fit into this, at least one."""
@@ -73,7 +75,7 @@ def time_and_text(transformer: Any, timesteps: Tensor, pooled: Tensor) -> Tensor
 
 
 def modulate(slots: Sequence[Slot], embeddings: Tensor) -> Tensor:
-    """All shifts, scales (one added) and gates.
+    """All shifts, scales and gates; to scales one is added, unless the norm itself does that (see `adaptive_norm`).
 
     Args:
         slots: As `slots_of` returns them.
@@ -84,10 +86,11 @@ def modulate(slots: Sequence[Slot], embeddings: Tensor) -> Tensor:
     """
     steps, rows, width = embeddings.shape
     modulation = embeddings.new_empty(steps, rows, count_vectors(slots), width)
+    adds_one = fused_norm(embeddings) is None
     for slot in slots:
         own = slot.linear(embeddings).unflatten(-1, (slot.vectors, width))  # [steps, rows, slot.vectors, width]
         modulation[:, :, slot.start : slot.start + slot.vectors] = own
-        for scale in slot.scales:
+        for scale in slot.scales if adds_one else ():
             modulation[:, :, slot.start + scale] += 1
     return modulation
 

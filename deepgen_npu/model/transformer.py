@@ -13,7 +13,8 @@ Each takes the stock model, or any module with the same children: a host may let
 (see `ops.with_weight`).
 
 Shapes below: rows are those of the batch (with guidance two for each image), T is the target's tokens, T + R those of
-target and references together, L the context's, and ``width`` is heads x d.
+target and references together, L the context's, and ``width`` is heads x d. Of the last block only the target is
+read: Q is T there, and T + R before.
 """
 
 from __future__ import annotations
@@ -24,20 +25,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .adaptive_norm import modulated_norms
 from .float16 import add_gated, sum_dtype
 from .modulation import ModulationAhead, Slot, slots_of, time_and_text
 from .ops import attention, rms_norm, with_weight
 from .positions import positions
+from .projections import project
 
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
-
-_EPS = 1e-6
-"""Of every norm in SD3's blocks (diffusers, JointTransformerBlock)."""
 
 
 def predict_velocity(
@@ -186,15 +185,17 @@ def step(
         slot = next(remaining)
         return [modulation[:, index, None] for index in range(slot.start, slot.start + slot.vectors)]
 
+    tokens, last = target.shape[1], len(transformer.transformer_blocks) - 1
     for index, block in enumerate(transformer.transformer_blocks):
         of_image, of_context = next_norm(), next_norm()
         if around_block is None:
-            image, context = _block(block, image, context, of_image, of_context)
-        else:
-            run = partial(_block, block, of_image=of_image, of_context=of_context)
+            read = tokens if index == last else image.shape[1]
+            image, context = _block(block, image, context, of_image, of_context, read)
+        else:  # which expects of each block what goes into it
+            run = partial(_block, block, of_image=of_image, of_context=of_context, read=image.shape[1])
             image, context = around_block(index, run, image, context)
     scale, shift = next_norm()
-    image = torch.addcmul(shift, _normalised(image[:, : target.shape[1]], shift.dtype), scale)  # [rows, T, width]
+    image = modulated_norms(image[:, :tokens], [(shift, scale)])[0]  # [rows, T, width]
     patch = transformer.config["patch_size"]
     return _to_latents(transformer.proj_out(image), prepared.height, prepared.width, patch)
 
@@ -234,13 +235,8 @@ class PreparedTransformer:
         return step(self._transformer, self._slots, self.prepared, latents, modulation)
 
 
-def _normalised(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """LayerNorm over the last dimension, without weights: [..., width] to [..., width] in ``dtype``."""
-    return F.layer_norm(x, x.shape[-1:], eps=_EPS).to(dtype)
-
-
 def _block(
-    block: Any, image: Tensor, context: Tensor, of_image: list[Tensor], of_context: list[Tensor]
+    block: Any, image: Tensor, context: Tensor, of_image: list[Tensor], of_context: list[Tensor], read: int
 ) -> tuple[Tensor, Tensor]:
     """A block of MMDiT-X (diffusers' JointTransformerBlock) with modulation that was computed before.
 
@@ -251,32 +247,27 @@ def _block(
         of_image: Modulation of the image tokens, [rows, 1, width] each: 6, with a second attention 9. Its dtype is
             that of the weights.
         of_context: Modulation of the context: 6, in the last block 2.
+        read: How many image tokens are read after this block, Q, from the first on.
 
     Returns:
-        Image and context, shaped as before.
+        Image [rows, Q, width] and context [rows, L, width], which the last block leaves as it is.
     """
     shift, scale, gate, shift_ff, scale_ff, gate_ff = of_image[:6]
-    dtype = shift.dtype
-    normalised = _normalised(image, dtype)  # [rows, T + R, width]
-    normalised_context = _normalised(context, dtype)  # [rows, L, width]
-    if block.context_pre_only:
-        scale_context, shift_context = of_context
-    else:
-        shift_context, scale_context = of_context[:2]
-    attended, attended_context = _joint_attention(
-        block.attn,
-        torch.addcmul(shift, normalised, scale),
-        torch.addcmul(shift_context, normalised_context, scale_context),
-    )  # [rows, T + R, width], [rows, L, width]
-    image = add_gated(image, gate, attended)  # [rows, T + R, width]
+    second = [(of_image[6], of_image[7])] if block.use_dual_attention else []
+    normalised = modulated_norms(image, [(shift, scale), *second])  # [rows, T + R, width], once or twice
+    last = block.context_pre_only
+    of_norm = (of_context[1], of_context[0]) if last else (of_context[0], of_context[1])
+    normalised_context = modulated_norms(context, [of_norm])[0]  # [rows, L, width]
+    attended, attended_context = _joint_attention(block.attn, normalised[0], normalised_context, read)
+    image = image[:, :read]  # [rows, Q, width]
+    image = add_gated(image, gate, attended)  # [rows, Q, width]
     if block.use_dual_attention:
-        shift_2, scale_2, gate_2 = of_image[6:]
-        image = add_gated(image, gate_2, _self_attention(block.attn2, torch.addcmul(shift_2, normalised, scale_2)))
-    image = add_gated(image, gate_ff, block.ff(torch.addcmul(shift_ff, _normalised(image, dtype), scale_ff)))
-    if not block.context_pre_only:
+        image = add_gated(image, of_image[8], _self_attention(block.attn2, normalised[1], read))  # [rows, Q, width]
+    image = add_gated(image, gate_ff, block.ff(modulated_norms(image, [(shift_ff, scale_ff)])[0]))
+    if attended_context is not None:
         gate_context, shift_ff_context, scale_ff_context, gate_ff_context = of_context[2:]
         context = add_gated(context, gate_context, attended_context)  # [rows, L, width]
-        modulated = torch.addcmul(shift_ff_context, _normalised(context, dtype), scale_ff_context)  # [rows, L, width]
+        modulated = modulated_norms(context, [(shift_ff_context, scale_ff_context)])[0]  # [rows, L, width]
         context = add_gated(context, gate_ff_context, block.ff_context(modulated))  # [rows, L, width]
     return image, context
 
@@ -287,27 +278,46 @@ def _heads(projected: Tensor, heads: int, norm: Any = None) -> Tensor:
     return split if norm is None else with_weight(norm, split, lambda weight: rms_norm(split, weight, norm.eps))
 
 
-def _self_attention(block: Any, x: Tensor) -> Tensor:
-    """The second attention of a dual block, of the image tokens alone: [rows, T + R, width] to the same."""
-    q = _heads(block.to_q(x), block.heads, block.norm_q)  # [rows, T + R, heads, d]
-    k = _heads(block.to_k(x), block.heads, block.norm_k)  # [rows, T + R, heads, d]
-    v = _heads(block.to_v(x), block.heads)  # [rows, T + R, heads, d]
-    return block.to_out[0](attention(q, k, v).flatten(2))  # [rows, T + R, width]
+def _of_image(block: Any, x: Tensor, read: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [rows, Q, heads, d] of the tokens that are read, keys and values [rows, T + R, heads, d] of all.
+
+    Args:
+        block: An attention.
+        x: [rows, T + R, width].
+        read: Q.
+    """
+    if read == x.shape[1]:
+        q, k, v = project((block.to_q, block.to_k, block.to_v), x)
+    else:
+        q = block.to_q(x[:, :read].contiguous())  # of a slice, product and bias would be two launches
+        k, v = project((block.to_k, block.to_v), x)
+    heads = block.heads
+    return _heads(q, heads, block.norm_q), _heads(k, heads, block.norm_k), _heads(v, heads)
 
 
-def _joint_attention(block: Any, image: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
+def _self_attention(block: Any, x: Tensor, read: int) -> Tensor:
+    """The second attention of a dual block, of the image tokens alone: [rows, T + R, width] to [rows, Q, width]."""
+    return block.to_out[0](attention(*_of_image(block, x, read)).flatten(2))
+
+
+def _joint_attention(block: Any, image: Tensor, context: Tensor, read: int) -> tuple[Tensor, Tensor | None]:
     """Image tokens [rows, T + R, width] and context tokens [rows, L, width] attend to all of both.
 
+    Image and context ask apart: in one attention their results would be slices of one tensor, which costs a copy, or
+    a launch for the bias of each.
+
     Returns:
-        The same shapes; None for the context in the last block, which has no output for it.
+        [rows, Q, width] and [rows, L, width]; None for the context in the last block, where nothing reads it.
     """
-    heads = block.heads
-    # Pairs of [rows, T + R, heads, d] and [rows, L, heads, d].
-    q = [_heads(block.to_q(image), heads, block.norm_q), _heads(block.add_q_proj(context), heads, block.norm_added_q)]
-    k = [_heads(block.to_k(image), heads, block.norm_k), _heads(block.add_k_proj(context), heads, block.norm_added_k)]
-    v = [_heads(block.to_v(image), heads), _heads(block.add_v_proj(context), heads)]
-    attended = attention(torch.cat(q, dim=1), torch.cat(k, dim=1), torch.cat(v, dim=1))  # [rows, T + R + L, heads, d]
-    attended = attended.flatten(2)  # [rows, T + R + L, width]
-    tokens = image.shape[1]
-    of_context = None if block.context_pre_only else block.to_add_out(attended[:, tokens:])  # [rows, L, width]
-    return block.to_out[0](attended[:, :tokens]), of_context
+    heads, last = block.heads, block.context_pre_only
+    q, k, v = _of_image(block, image, read)
+    *of_context, k_context, v_context = project(
+        (*(() if last else (block.add_q_proj,)), block.add_k_proj, block.add_v_proj), context
+    )  # [rows, L, width] each
+    k = torch.cat([k, _heads(k_context, heads, block.norm_added_k)], dim=1)  # [rows, T + R + L, heads, d]
+    v = torch.cat([v, _heads(v_context, heads)], dim=1)  # [rows, T + R + L, heads, d]
+    attended = block.to_out[0](attention(q, k, v).flatten(2))  # [rows, Q, width]
+    if last:
+        return attended, None
+    q_context = _heads(of_context[0], heads, block.norm_added_q)  # [rows, L, heads, d]
+    return attended, block.to_add_out(attention(q_context, k, v).flatten(2))

@@ -63,6 +63,9 @@ class Counts:
         return sum(count for name, count in self.operators.items() if name not in _NOT_LAUNCHED)
 
 
+_COMPOSITE = {"aten::to", "aten::contiguous"}
+"""They arrive in inference mode alone; elsewhere PyTorch has made other operators of them, or none."""
+
 # Views are added when they first run.
 _NOT_LAUNCHED = {"aten::_unsafe_view", "aten::empty", "aten::empty_strided", "aten::empty_like"}
 
@@ -203,8 +206,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operator: it is counted, computed, and recorded during the capture of a graph."""
     schema = func._schema
     name = schema.name
-    if name == "aten::to":  # arrives in inference mode alone; elsewhere PyTorch has made a _to_copy of it
+    if name in _COMPOSITE:
         return func.decompose(*args, **kwargs)
+    if name == "aten::dropout" and not args[2]:  # the same, where nothing is trained
+        return args[0]
     if name in state.composites:
         return state.composites[name](*args, **kwargs)
     if name in state.without_kernel:

@@ -29,6 +29,10 @@ class _LentWeight(comfy.ops.CastWeightBiasOp):
 
     weight: Tensor
 
+    def is_plain(self) -> bool:
+        """Whether the weight is on the device and nothing is added to it (see `projections.project`)."""
+        return not (self.comfy_cast_weights or self.weight_function or self.bias_function)
+
     def with_weight(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         weight = self.weight
         if weight.device == x.device and weight.dtype == x.dtype and not self.weight_function:

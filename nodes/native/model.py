@@ -25,12 +25,13 @@ from ...deepgen_npu.formatting import format_size
 from ...deepgen_npu.memory import OutOfDeviceMemory, Workload, explain, reason_of, transformer_activation_bytes
 from ...deepgen_npu.model.float16 import sum_dtype
 from ...deepgen_npu.model.positions import STAYS_ON_HOST
+from ...deepgen_npu.model.projections import lay_together
 from ..reading import disable_mmap
 from .castable import place_rest
 from .conditioning import References
 from .denoiser import DeepGenDenoiser
 from .latent_format import latent_format
-from .sampling import around_sampling
+from .sampling import around_sampling, streams
 
 
 if TYPE_CHECKING:
@@ -235,11 +236,18 @@ def model_patcher(
         offload_device=mm.unet_offload_device(),
     )
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_sampling)
-    patcher.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, place_rest)
+    patcher.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, _on_load)
     patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _drop_graphs)
     # For a copy with weights of its own: on a second card, or where hooks need the other patcher.
     patcher.cached_patcher_init = (read_model_patcher, (checkpoint.folder, dtype))
     return patcher
+
+
+def _on_load(patcher: Any, device: torch.device, *options: Any) -> None:
+    """The weights have come to the device: all of them, or those for which there is room."""
+    place_rest(patcher, device)
+    if not streams(patcher):
+        lay_together(patcher.model.diffusion_model)
 
 
 def _drop_graphs(patcher: Any, unpatch_all: bool = True) -> None:

@@ -214,10 +214,11 @@ def _sampling_of(guider: Any, sampler: Any, sigmas: Tensor) -> Sampling | None:
 def _may_capture(patcher: Any, options: dict[str, Any]) -> bool:
     """Whether the loader's choice is a graph, and all weights lie where they will be read, on each card."""
     patchers = [patcher, *patcher.get_additional_models_with_key("multigpu")]
-    return bool(options.get(CAPTURE_GRAPH)) and not any(map(_streams, patchers))
+    return bool(options.get(CAPTURE_GRAPH)) and not any(map(streams, patchers))
 
 
-def _streams(patcher: Any) -> bool:
+def streams(patcher: Any) -> bool:
+    """Whether weights stay on the CPU, or are changed whenever they are used."""
     return bool(
         patcher.model.model_lowvram or patcher.weight_wrapper_patches or getattr(patcher, "is_dynamic", bool)()
     )

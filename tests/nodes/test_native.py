@@ -17,6 +17,9 @@ from deepgen_npu.tools.random_checkpoint import write
 from dev.comfyui.larger import DEEP, STREAMED
 
 
+MOST_LAUNCHES = 830
+"""Of a step at the depth of DeepGen 1.0."""
+
 PARTS = (
     *("inherited", "costs", "falls_back", "nothing_stale", "kept_graphs", "timesteps_of_samplers", "streaming"),
     "guards",
@@ -53,7 +56,7 @@ def test_nothing_is_inherited_but_names(found):
 
 def test_a_step_costs_what_the_librarys_does(found):
     native, library = found["step"]["native"], found["step"]["library"]
-    assert 900 < library["launches"] < native["launches"] <= library["launches"] + 20
+    assert 700 < library["launches"] < native["launches"] <= MOST_LAUNCHES
     assert (native["copies"], native["copies back"], native["waits"]) == (0, 0, 0)
     assert found["step"]["apart from ComfyUI's sums"] == 0
 
