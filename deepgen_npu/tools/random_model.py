@@ -136,6 +136,16 @@ class RandomModel:
             **parts,
         )
 
+    def load_part(self, part: str, dtype: torch.dtype, device: torch.device) -> Any:
+        """One part alone. Its values are not those that `load` draws, which draws the parts one after the other.
+
+        Args:
+            part: Which one.
+            dtype: Of the weights in memory.
+            device: Where it is drawn.
+        """
+        return self._load_part(part, dtype, device, torch.Generator("cpu").manual_seed(self.seed), None)
+
     @torch.inference_mode(False)
     def _load_part(
         self,
