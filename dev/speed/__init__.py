@@ -1,1 +1,1 @@
-"""How fast it is: each module measures one table, with its baseline in the same run."""
+"""What the tables of docs/speed.md are made with: a module for each, which measures its baseline in the same run."""

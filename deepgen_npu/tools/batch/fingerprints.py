@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-DRAWING = 1
+DRAWING = 2
 """Version of the code that draws; raised whenever it draws other images from the same settings."""
 
 _CHUNK = 1 << 20

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from deepgen_npu.conditioning import Conditioning
 from deepgen_npu.denoising import denoise
@@ -12,53 +13,31 @@ from deepgen_npu.model.projections import lay_together
 from deepgen_npu.model.transformer import predict_velocity
 from dev.npu_simulator import simulated_mindiesd
 from dev.npu_simulator.simulated import reset, state
+from dev.speed import deep
 
 
 NPU = torch.device("npu:0")
 # The original makes 1,933 launches and 74 copies to the device.
 MOST_LAUNCHES = 817
-OF_EACH_LAYER = 938
+OF_EACH_LAYER = 937
 """Where queries, keys and values are products of their own."""
-WITH_MINDIESD = 720
+WITH_MINDIESD = 721
 
 
 @pytest.fixture(scope="module")
 def transformer():
-    torch.manual_seed(0)
-    model = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=16,
-        num_layers=24,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        caption_projection_dim=32,
-        pooled_projection_dim=24,
-        out_channels=16,
-        pos_embed_max_size=16,
-        dual_attention_layers=tuple(range(13)),
-        qk_norm="rms_norm",
-    )
-    for parameter in model.parameters():
-        parameter.data.normal_(0.5 if parameter.ndim == 1 else 0, 0.2)
-    model.eval().requires_grad_(False).to(NPU)
+    model = deep.transformer().to(NPU)
     lay_together(model)
     return model
 
 
-def conditioning(references: int) -> Conditioning:
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(NPU)
-
-    embeds = (noise(1, 20, 32), noise(1, 24), noise(1, 20, 32), noise(1, 24))
-    return Conditioning(*embeds, 64, 64, [noise(1, 16, 8, 8) for _ in range(references)])
+@pytest.fixture
+def conditioning(transformer) -> Callable[[int], Conditioning]:
+    return lambda references: deep.conditioning(transformer, references, device=NPU)
 
 
 def latents() -> torch.Tensor:
-    return torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2)).to(NPU)
+    return deep.latents(device=NPU)
 
 
 def of_one_step(run) -> tuple[int, int, int, int]:
@@ -84,9 +63,7 @@ def of_one_step(run) -> tuple[int, int, int, int]:
 
 def run(transformer, given, steps, **options):
     with torch.no_grad():
-        return denoise(
-            [transformer], FlowMatchEulerDiscreteScheduler(shift=3.0), given, latents(), steps, 4.0, **options
-        )
+        return denoise([transformer], deep.scheduler(), given, latents(), steps, 4.0, **options)
 
 
 def described(counts: tuple[int, int, int, int]) -> str:
@@ -95,7 +72,7 @@ def described(counts: tuple[int, int, int, int]) -> str:
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])
-def test_an_eager_step(transformer, references, counts_table):
+def test_an_eager_step(transformer, conditioning, references, counts_table):
     given = conditioning(references)
     counts = of_one_step(lambda steps: run(transformer, given, steps))
     counts_table.append((f"a step, 24 blocks, {references} reference(s), eager", described(counts)))
@@ -104,7 +81,7 @@ def test_an_eager_step(transformer, references, counts_table):
 
 
 @pytest.mark.parametrize("references", [0, 1])
-def test_a_step_of_weights_that_have_moved(transformer, references, counts_table):
+def test_a_step_of_weights_that_have_moved(transformer, conditioning, references, counts_table):
     given = conditioning(references)
     expected = run(transformer, given, 2)
     transformer.to("cpu").to(NPU)
@@ -119,7 +96,7 @@ def test_a_step_of_weights_that_have_moved(transformer, references, counts_table
 
 
 @pytest.mark.parametrize("references", [0, 1])
-def test_a_step_with_the_norm_of_mindiesd(transformer, references, counts_table):
+def test_a_step_with_the_norm_of_mindiesd(transformer, conditioning, references, counts_table):
     given = conditioning(references)
     expected = run(transformer, given, 2)
     with simulated_mindiesd.installed():
@@ -130,7 +107,7 @@ def test_a_step_with_the_norm_of_mindiesd(transformer, references, counts_table)
     assert counts[1:] == (0, 0, 0)
 
 
-def test_a_step_of_the_stock_blocks(transformer, counts_table):
+def test_a_step_of_the_stock_blocks(transformer, conditioning, counts_table):
     """The baseline, and that the counter counts."""
     given, x = conditioning(1), latents().repeat(2, 1, 1, 1)
 
@@ -151,7 +128,7 @@ def test_a_step_of_the_stock_blocks(transformer, counts_table):
     assert counts[0] > 1.4 * MOST_LAUNCHES
 
 
-def test_a_captured_step_is_one_replay_and_equal_to_the_bit(transformer, counts_table, caplog):
+def test_a_captured_step_is_one_replay_and_equal_to_the_bit(transformer, conditioning, counts_table, caplog):
     given = conditioning(1)
     expected = run(transformer, given, 4)
     counts = of_one_step(lambda steps: run(transformer, given, steps, capture_graph=True))
@@ -166,7 +143,7 @@ def test_a_captured_step_is_one_replay_and_equal_to_the_bit(transformer, counts_
     assert not caplog.records
 
 
-def test_a_preview_costs_one_copy_a_step(transformer, counts_table):
+def test_a_preview_costs_one_copy_a_step(transformer, conditioning, counts_table):
     given = conditioning(0)
 
     def preview(step, timestep, latents, x0):
@@ -178,7 +155,7 @@ def test_a_preview_costs_one_copy_a_step(transformer, counts_table):
     assert counts[1:] == (0, 1, 1)
 
 
-def test_modulation_in_pieces_is_the_same(transformer, monkeypatch):
+def test_modulation_in_pieces_is_the_same(transformer, conditioning, monkeypatch):
     given = conditioning(1)
     expected = run(transformer, given, 5)
     monkeypatch.setattr("deepgen_npu.model.modulation.MODULATION_BYTES", 1)
