@@ -25,7 +25,8 @@ ON_ONE_PAIR := bench cli devices doctor doctor_hosts files hostile_hub image_fil
 	quantize lora_option file kinds formats \
 	boxes change composite demo_checkpoint editing fitting lines masks registration run \
 	cards cluster connection pool resources worker \
-	guidance batch contact_sheet fingerprints folder image_headers local manifest names progress rows survey tables
+	guidance mapping speed_cpu speed_loading speed_step work \
+	batch contact_sheet fingerprints folder image_headers local manifest names progress rows survey tables
 
 # The newest torch_npu, and that of the adaptation report: the torch of each is the same three numbers. Others are tried
 # by `make test-torch-npu TORCH_NPU=2.12.0`.
@@ -104,7 +105,7 @@ demo-checkpoint: .venv/tests-installed  ## train the demo model from nothing: un
 	for stage in create vae text latents dit decoder evaluate publish; do .venv/bin/python -m training $$stage || exit 1; done
 
 benchmark: .venv/tests-installed  ## memory and time of loading a model
-	.venv/bin/python -m dev.bench_load
+	.venv/bin/python -m dev.speed loading
 
 .venv/runtime-installed: requirements.txt dev/requirements/constraints.txt
 	@echo "Installing PyTorch and the libraries into .venv, which takes some minutes the first time ..."

@@ -11,7 +11,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .checkpoint.folder import PARTS, Checkpoint, resolve_model
-from .checkpoint.weights import BytesRead, copy_to, load_part, load_scheduler, load_tokenizer
+from .checkpoint.reading import BytesRead
+from .checkpoint.weights import copy_to, load_part, load_scheduler, load_tokenizer
 from .checks import must_be
 from .devices import resolve_device, resolve_dtype
 from .dtypes import dtype_of_part
@@ -114,6 +115,7 @@ class Components:
         text_encoder_device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         on_bytes_read: BytesRead | None = None,
+        disable_mmap: bool = False,
     ) -> Self:
         """Load the published folder part by part. No code of the folder is executed.
 
@@ -129,6 +131,11 @@ class Components:
             attn_implementation: The VLM's attention in transformers: ``sdpa`` (the default of transformers, as with
                 None), ``eager`` or a flash attention.
             on_bytes_read: Called with the size of each piece read, for a progress bar.
+            disable_mmap: Read all weights into memory. Otherwise those that stay on the CPU in the dtype of the files
+                are views of the mapped files, on Linux and local disks: loading is then a matter of moments, and each
+                weight is read at its first use. Until the pipeline is gone such a file must not be overwritten or cut
+                in place, which changes the model or ends the process (SIGBUS); replacing it by renaming another onto
+                it is safe.
 
         Raises:
             CheckpointError: When something is missing or does not fit, before any weights are read.
@@ -142,6 +149,7 @@ class Components:
             resolve_dtype(torch_dtype, resolve_device("auto") if undecided else where),
             devices=device_map(where, text_encoder_device),
             on_bytes_read=on_bytes_read,
+            disable_mmap=disable_mmap,
         )
         if attn_implementation is not None:
             pipe.vlm.set_attn_implementation(attn_implementation)
@@ -155,6 +163,7 @@ class Components:
         devices: Mapping[str, torch.device],
         loaded: Mapping[str, Any] | None = None,
         on_bytes_read: BytesRead | None = None,
+        disable_mmap: bool = False,
     ) -> Self:
         """Load a checked folder, each part to its device.
 
@@ -164,6 +173,7 @@ class Components:
             devices: A device for each of ``vlm``, ``connector``, ``transformer`` and ``vae`` that is read.
             loaded: Parts that are loaded already, by these names; they may have another dtype.
             on_bytes_read: As in `from_pretrained`.
+            disable_mmap: As in `from_pretrained`.
         """
         require_formats(checkpoint, devices)
         template = PromptTemplate.from_config(checkpoint.prompt_template)
@@ -173,7 +183,7 @@ class Components:
         for part in PARTS:
             if part not in parts:
                 own = dtype_of_part(part, dtype)
-                parts[part] = load_part(checkpoint, part, own, devices[part], on_bytes_read)
+                parts[part] = load_part(checkpoint, part, own, devices[part], on_bytes_read, disable_mmap)
         return cls(
             tokenizer=tokenizer,
             scheduler=load_scheduler(checkpoint),

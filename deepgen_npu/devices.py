@@ -174,6 +174,28 @@ def free_memory(device: torch.device) -> tuple[int, int] | None:
         return None
 
 
+def pinned_memory(device: torch.device, nbytes: int) -> torch.Tensor | None:
+    """Bytes [n] of main memory that a card copies from by itself; None where that cannot be had.
+
+    PyTorch keeps such memory for the next caller once it is no longer used.
+    """
+    if device.type not in ("npu", "cuda"):
+        return None
+    try:
+        with on_device(device):
+            return torch.empty(nbytes, dtype=torch.uint8).pin_memory()
+    except RuntimeError:  # systems limit it, and not every build of PyTorch can
+        logger.debug("%d bytes of main memory cannot be pinned for %s", nbytes, device, exc_info=True)
+        return None
+
+
+def can_cast_from(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a card converts floats that are stored in a dtype. Some have no bfloat16, Ascend's no float64."""
+    if dtype == torch.bfloat16:
+        return device.type != "npu" or npu.has_bfloat16() is True
+    return dtype in (torch.float16, torch.float32)
+
+
 def empty_cache(device: torch.device) -> None:
     """Return memory that no tensor uses to the device."""
     if device.type != "cpu":

@@ -28,6 +28,7 @@ from .native.model import model_patcher
 from .native.sampling import CAPTURE_GRAPH
 from .placement import ComfyPlacement
 from .progress import reading_progress
+from .reading import disable_mmap
 from .vae import ComfyVAE
 
 
@@ -150,6 +151,7 @@ class _Weights:
                 self._dtype,
                 mm.unet_offload_device(),
                 reading_progress(self.checkpoint, "transformer"),
+                disable_mmap(),
             )
             self._model = model_patcher(self._transformer, self.checkpoint, self._dtype)
         return self._model
@@ -179,6 +181,7 @@ class _Weights:
                 "vae": self.vae.first_stage_model.read(on_bytes_read),
             },
             on_bytes_read=on_bytes_read,
+            disable_mmap=disable_mmap(),
         )
         pipe.placement = ComfyPlacement(pipe, model, self.vae.patcher, self._text_device)
         pipe.encodings.max_bytes = ENCODINGS_BYTES

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..deepgen_npu.checkpoint.folder import Checkpoint
-    from ..deepgen_npu.checkpoint.weights import BytesRead
+    from ..deepgen_npu.checkpoint.reading import BytesRead
 
 
 StepCallback: TypeAlias = "Callable[[int, Tensor, Tensor, int], None]"

@@ -8,7 +8,8 @@ import comfy.model_management as mm
 import comfy.sd
 import torch
 
-from ..deepgen_npu.checkpoint.weights import BytesRead, load_part
+from ..deepgen_npu.checkpoint.reading import BytesRead
+from ..deepgen_npu.checkpoint.weights import load_part
 from ..deepgen_npu.checks import Named, must, must_be
 from ..deepgen_npu.formatting import format_bytes, format_size
 from ..deepgen_npu.memory import vae_activation_bytes
@@ -17,6 +18,7 @@ from .check_tensors import MAX_SIDE, image, latents
 from .images import enlarge, pixel_size, shrink
 from .placement import Stage, WholePatcher, check_cancel_in
 from .progress import reading_progress
+from .reading import disable_mmap
 
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class DeepGenVAE(Stage):
                 self._dtype,
                 mm.vae_offload_device(),
                 on_bytes_read=on_bytes_read or reading_progress(self._checkpoint, "vae"),
+                disable_mmap=disable_mmap(),
             )
             check_cancel_in(vae)
             self.vae = vae

@@ -74,6 +74,7 @@ MAY_IMPORT = {
         "deepgen_npu.lora",
         *quantization("formats", "linear"),
         "nodes.images",
+        "nodes.reading",
     ),
     "nodes": (*LIBRARY_ROOMS, "deepgen_npu.edits", "nodes.names", "nodes.native", "nodes.vae"),
     "training": (*LIBRARY_ROOMS, "deepgen_npu.model", "deepgen_npu.tools"),

@@ -1,8 +1,8 @@
 """From a checked folder to models, one part at a time and without a second copy of the weights.
 
 Each model is built from its config with parameters that occupy no memory. Its tensors are then read from
-the file straight into their final storage, in pieces of `_CHUNK_BYTES` where dtype or device change on the
-way. safetensors' own loader maps the file, and mapped pages count as resident until the file is closed, so
+the file straight into their final storage; those that stay on the CPU as they are stored are views of the mapped
+file. safetensors' own loader always maps it, and mapped pages count as resident until the file is closed, so
 converting 10 GB that way peaks at 15.
 """
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,7 @@ from torch import Tensor
 from torch.nn import Identity, Module
 
 from ..devices import is_out_of_memory
-from ..dtypes import stored_dtype
 from ..errors import CheckpointError
-from ..files import FileError, open_regular
 from ..model.connector import Connector
 from ..model.positions import STAYS_ON_HOST, keep_positions_on_host
 from ..model.projections import lay_together
@@ -32,7 +29,7 @@ from ..quantization.linear import quantized_layers, replace_layers
 from ..quantization.support import require_support
 from .folder import Checkpoint
 from .quantized import without_extras
-from .safetensors_header import StoredTensor
+from .reading import BytesRead, Means, read_tensor
 from .schema import CONFIG_FILES, settings
 from .structure import by_model_names
 from .tokenizer_files import TokenizerFiles
@@ -40,12 +37,6 @@ from .tokenizer_files import TokenizerFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_CHUNK_BYTES = 32 * 1024 * 1024
-"""Size of the pieces in which weights are read and converted."""
-
-BytesRead = Callable[[int], object]
-"""Called with the number of bytes of each piece that was read."""
 
 
 # ComfyUI calls this in inference mode and later moves the model outside of it, which tensors made there refuse.
@@ -56,6 +47,7 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     on_bytes_read: BytesRead | None = None,
+    disable_mmap: bool = False,
 ) -> Module:
     """Load ``vlm``, ``connector``, ``transformer`` or ``vae``, ready for inference.
 
@@ -65,6 +57,8 @@ def load_part(
         dtype: Of the weights. Rotary frequencies of the VLM are computed, not stored, and stay float32.
         device: Where the weights are read to; nothing of their size is kept on the host on the way.
         on_bytes_read: Called with the number of bytes of each piece that was read.
+        disable_mmap: Whether weights that stay on the CPU as they are stored are read, too. Otherwise they are views
+            of the file, where that is safe (see `mapping`).
 
     Raises:
         CheckpointError: When names or shapes of tensors do not match the config.
@@ -75,21 +69,19 @@ def load_part(
     require_support(layers.values(), torch.device(device))
     with _named(checkpoint, part):
         model = empty_model(part, checkpoint.configs[part], layers)
-    # One buffer for all: the allocator would leave a hole between two weights for each one freed.
-    buffer = torch.empty(_CHUNK_BYTES, dtype=torch.uint8)
-    state = {
-        name: read_tensor(tensor, dtype, home_of(name, device), on_bytes_read, buffer)
-        for name, tensor in without_extras(stored, layers).items()
-        if name.removesuffix(".weight") not in layers
-    }
-    for name in layers:
-        state[f"{name}.weight"] = read_tensor(stored[f"{name}.weight"], None, device, on_bytes_read, buffer)
-        scale = read_tensor(stored[f"{name}.{SCALE}"], None, device, on_bytes_read, buffer)
-        shape = model.get_submodule(name).weight_scale.shape
-        # A file may have one scale for all rows: kernels take one for each.
-        state[f"{name}.{SCALE}"] = (
-            scale.reshape(-1, *shape[1:]).expand(shape).contiguous() if shape else scale.view(())
-        )
+    state: dict[str, Tensor] = {}
+    with Means(disable_mmap, max(tensor.nbytes for tensor in stored.values())) as means:
+        for name, tensor in without_extras(stored, layers).items():
+            if name.removesuffix(".weight") not in layers:
+                state[name] = read_tensor(tensor, dtype, home_of(name, device), on_bytes_read, means)
+        for name in layers:
+            state[f"{name}.weight"] = read_tensor(stored[f"{name}.weight"], None, device, on_bytes_read, means)
+            scale = read_tensor(stored[f"{name}.{SCALE}"], None, device, on_bytes_read, means)
+            shape = model.get_submodule(name).weight_scale.shape
+            # A file may have one scale for all rows: kernels take one for each.
+            state[f"{name}.{SCALE}"] = (
+                scale.reshape(-1, *shape[1:]).expand(shape).contiguous() if shape else scale.view(())
+            )
     with _named(checkpoint, part):
         return filled(model, state, device)
 
@@ -155,90 +147,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     files.check_ids(checkpoint.text_config["vocab_size"])
     with _named(checkpoint, "tokenizer"):
         return files.build()
-
-
-def read_tensor(
-    stored: StoredTensor,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    on_bytes_read: BytesRead | None = None,
-    buffer: Tensor | None = None,
-) -> Tensor:
-    """Read one tensor into memory of its own.
-
-    Args:
-        stored: Where it lies.
-        dtype: None keeps the stored one.
-        device: Where it is read to.
-        on_bytes_read: Called with the number of bytes of each piece that was read.
-        buffer: Bytes to read into where dtype or device change on the way; None makes one.
-    """
-    source = stored_dtype(stored.dtype)
-    target = torch.empty(stored.shape, dtype=dtype or source, device=device)
-    flat = target.view(-1)
-    if target.dtype == source and target.device.type == "cpu":
-        landing, step = None, max(1, _CHUNK_BYTES // source.itemsize)
-    else:
-        landing = (torch.empty(_CHUNK_BYTES, dtype=torch.uint8) if buffer is None else buffer).view(source)
-        step = landing.numel()
-    with _opened(stored) as file:
-        for start in range(0, target.numel(), step):
-            piece = flat[start : start + step]
-            read = piece if landing is None else landing[: piece.numel()]
-            _read_into(file, read, stored)
-            if landing is not None:
-                piece.copy_(read)
-            if on_bytes_read is not None:
-                on_bytes_read(read.numel() * source.itemsize)
-    return target
-
-
-def read_bytes(stored: StoredTensor, on_bytes_read: BytesRead | None = None) -> Iterator[memoryview]:
-    """The bytes of one tensor as they are stored, in pieces that are overwritten by the next.
-
-    Args:
-        stored: Where it lies.
-        on_bytes_read: Called with the number of bytes of each piece that was read.
-    """
-    buffer = torch.empty(min(_CHUNK_BYTES, stored.nbytes), dtype=torch.uint8)
-    with _opened(stored) as file:
-        for start in range(0, stored.nbytes, _CHUNK_BYTES):
-            piece = buffer[: stored.nbytes - start]
-            _read_into(file, piece, stored)
-            yield memoryview(piece.numpy())
-            if on_bytes_read is not None:
-                on_bytes_read(len(piece))
-
-
-@contextmanager
-def _opened(stored: StoredTensor) -> Iterator[FileIO]:
-    """The file of a tensor, at its first byte."""
-    try:
-        file = open_regular(stored.file, buffering=0)
-    except (OSError, FileError) as error:
-        raise _gone(stored, error) from None
-    with file:
-        file.seek(stored.offset)
-        yield file
-
-
-def _read_into(file: FileIO, target: Tensor, stored: StoredTensor) -> None:
-    view = memoryview(target.view(torch.uint8).numpy())
-    while len(view):
-        try:
-            count = file.readinto(view)
-        except OSError as error:
-            raise _gone(stored, error) from None
-        if not count:
-            raise CheckpointError(f"{stored.file} is shorter than its header says. Was it modified while loading?")
-        view = view[count:]
-
-
-def _gone(stored: StoredTensor, error: OSError | FileError) -> CheckpointError:
-    return CheckpointError(
-        f"{stored.file} can no longer be read ({getattr(error, 'strerror', None) or error}). "
-        "Was it moved, replaced or removed while loading?"
-    )
 
 
 def empty_model(part: str, config: Mapping[str, Any], layers: Mapping[str, LayerFormat] | None = None) -> Any:

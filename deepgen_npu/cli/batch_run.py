@@ -166,6 +166,7 @@ def _drawer(
         "offload": arguments.offload,
         "text_encoder_device": arguments.text_encoder_device,
         "capture_graph": arguments.capture_graph,
+        "disable_mmap": arguments.disable_mmap,
         "vae_tiling": arguments.vae_tiling,
         # Workers have another working folder.
         "loras": [(os.path.abspath(one.path.expanduser()), one.strength) for one in arguments.lora],

@@ -192,7 +192,7 @@ def _load(checkpoint: Checkpoint, arguments: argparse.Namespace) -> tuple[DeepGe
     device = resolve_device(arguments.device)
     devices = device_map(device, arguments.text_encoder_device)
     print(f"Target device: {device}")
-    pipe = _read(checkpoint, arguments.dtype, devices, arguments.offload)
+    pipe = _read(checkpoint, arguments, devices)
     for one in arguments.lora:
         pipe.load_lora_weights(one.path, weight=one.strength)
         print(f"  LoRA: {one}")
@@ -202,7 +202,7 @@ def _load(checkpoint: Checkpoint, arguments: argparse.Namespace) -> tuple[DeepGe
     return pipe, device
 
 
-def _read(checkpoint: Checkpoint, choice: str, devices: dict[str, Any], offload: bool) -> DeepGenPipeline:
+def _read(checkpoint: Checkpoint, arguments: argparse.Namespace, devices: dict[str, Any]) -> DeepGenPipeline:
     import torch
     from tqdm.auto import tqdm
 
@@ -213,10 +213,13 @@ def _read(checkpoint: Checkpoint, choice: str, devices: dict[str, Any], offload:
     require_formats(checkpoint, devices)
     print(f"Loading pipeline from: {checkpoint.folder}")
     start = time.perf_counter()
+    choice, offload = arguments.dtype, arguments.offload
     dtype = resolve_dtype(choice, devices["transformer"])
     where = dict.fromkeys(devices, torch.device("cpu")) if offload else devices
     with tqdm(total=checkpoint.nbytes(), desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        pipe = DeepGenPipeline.from_checkpoint(checkpoint, dtype, where, on_bytes_read=bar.update)
+        pipe = DeepGenPipeline.from_checkpoint(
+            checkpoint, dtype, where, on_bytes_read=bar.update, disable_mmap=arguments.disable_mmap
+        )
     if offload:
         pipe.enable_model_cpu_offload(devices["transformer"])
     why = f", since {best_dtype(devices['transformer']).why}" if choice == "auto" else ""

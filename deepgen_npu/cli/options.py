@@ -246,6 +246,14 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
         help="capture the denoising step as an NPU or CUDA graph: on (also without a value), off (the default), or "
         "auto: where a measurement, at the first run of its kind on this machine, finds it identical and faster",
     )
+    parser.add_argument(
+        "--disable_mmap",
+        action="store_true",
+        help="read all weights into memory. Otherwise those that stay on the CPU in the dtype of the files are mapped "
+        "from local disks (Linux), and read at their first use: then a model file that is overwritten in place while "
+        "the program runs changes the model, and one that is cut ends the program (SIGBUS); replacing a file by "
+        "renaming another onto it is safe",
+    )
 
 
 _CAPTURE = "--capture_graph"

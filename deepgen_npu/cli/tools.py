@@ -169,6 +169,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         "offload": place.offload,
         "capture_graph": place.capture_graph,
         "text_encoder_device": place.text_encoder_device,
+        "disable_mmap": place.disable_mmap,
     }
     print(json.dumps({**facts, **result.as_dict()}, indent=2))
 
@@ -214,7 +215,7 @@ def _verify_runs(arguments: argparse.Namespace) -> int:
     if arguments.against:
         device = resolve_device(arguments.against)
         dtype = resolve_dtype(arguments.against_dtype or place.dtype, device)
-        other = DeviceSpec(device, dtype)
+        other = DeviceSpec(device, dtype, disable_mmap=place.disable_mmap)
         if other == replace(place, offload=False, capture_graph=False, text_encoder_device=None):
             raise UsageError(checks.must_be("--against", "another device than --device", arguments.against))
     model = ModelSpec.open(arguments)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..checkpoint.reading import read_tensor
 from ..checkpoint.safetensors_header import StoredTensor
-from ..checkpoint.weights import read_tensor
 from ..checks import Named, must
 from ..errors import CheckpointError, LoraError
 from . import shapes

@@ -1,7 +1,7 @@
 """``python -m deepgen_npu bench``: the adaptation report's tables for this machine.
 
-Memory of each part; time to load; time of each stage and of the whole run; steps per second. The first run is a
-warm-up and reported separately; medians are over the rest.
+Memory of each part; time to load; time of each stage and of the whole run; steps per second, and how near that is to
+what the card can compute. The first run is a warm-up and reported separately; medians are over the rest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ import torch
 
 from .. import npu_fallback
 from ..components import Part
+from ..conditioning import Conditioning
 from ..devices import memory_allocated, peak_memory, reset_peak_memory, synchronize
+from ..dtypes import dtype_name
 from ..formatting import format_bytes
 from ..pipeline import DeepGenPipeline
+from .peaks import compared, peak_of
 from .runs import STAGES, RunSettings, run
+from .specs import name_of
+from .work import step_flops
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,45 @@ class Times:
     def run(self) -> float:
         """Seconds of all stages."""
         return sum(self.stages.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step computes, and on what.
+
+    Attributes:
+        flops: Floating point operations (see `work.step_flops`).
+        card: Name of the card or processor.
+        dtype: Of the weights.
+    """
+
+    flops: int
+    card: str
+    dtype: str
+
+    @classmethod
+    def of(cls, pipe: DeepGenPipeline, device: torch.device, settings: RunSettings, found: Conditioning) -> Work:
+        """That of the runs.
+
+        Args:
+            pipe: The pipeline.
+            device: Where the DiT runs.
+            settings: Of the runs.
+            found: What the first stage made of the prompt.
+        """
+        factor = pipe.sizes.vae_factor
+        latents = settings.height // factor, settings.width // factor
+        references = [(one.shape[-2], one.shape[-1]) for one in found.reference_latents]
+        images, tokens = found.prompt_embeds.shape[:2]
+        guided = settings.guidance_scale > 1
+        flops = step_flops(pipe.transformer.config, latents, tokens, references, images, guided)
+        return cls(flops, name_of(device), dtype_name(pipe.dtype))
+
+    def as_dict(self, rate: float) -> dict[str, Any]:
+        """For JSON, at a rate of steps a second."""
+        peak, reached = peak_of(self.card, self.dtype), self.flops * rate / 1e12
+        known = {"peak_tflops": peak and peak.tflops, "peak_source": peak and peak.source}
+        return {"step_flops": self.flops, "tflops": reached, **known, "share": peak and reached / peak.tflops}
 
 
 @dataclass
@@ -48,6 +92,7 @@ class Measurement:
         peaks: The most memory that was allocated on the device during each stage of any run, weights included, and
             during the ``whole run``; None on a CPU, where allocations are not counted.
         on_cpu: Operators without a kernel on the NPU, which run on the CPU.
+        work: Of a step.
     """
 
     settings: RunSettings
@@ -57,6 +102,7 @@ class Measurement:
     runs: list[Times] = field(default_factory=list)
     peaks: dict[str, int] | None = None
     on_cpu: list[str] = field(default_factory=list)
+    work: Work | None = None
 
     @property
     def stages(self) -> dict[str, float]:
@@ -84,6 +130,7 @@ class Measurement:
             "runs": [{**times.stages, "run": times.run} for times in self.runs],
             "peaks": self.peaks,
             "on_cpu": self.on_cpu,
+            "work": self.work and self.work.as_dict(self.steps_per_second),
         }
 
 
@@ -109,6 +156,7 @@ def measure(
     peaks: dict[str, int] = {}
     runs: list[Times] = []
     parts = pipe.memory()
+    found: list[Conditioning] = []
     for number in range(count + 1):
         on_run(number)
         seconds: dict[str, float] = {}
@@ -123,11 +171,13 @@ def measure(
             seconds[stage] = time.perf_counter() - start
             peaks[stage] = max(peaks.get(stage, 0), peak_memory(device))
 
-        run(pipe, settings, timed)
+        run(pipe, settings, timed, found.append)
         runs.append(Times(seconds))
     peaks["whole run"] = max(peaks.values())
-    on_cpu = npu_fallback.named()
-    return Measurement(settings, parts, load_seconds, runs[0], runs[1:], peaks if counted else None, on_cpu)
+    work = Work.of(pipe, device, settings, found[-1]) if found else None
+    return Measurement(
+        settings, parts, load_seconds, runs[0], runs[1:], peaks if counted else None, npu_fallback.named(), work
+    )
 
 
 def as_markdown(result: Measurement) -> str:
@@ -149,6 +199,8 @@ def as_markdown(result: Measurement) -> str:
         loading = f"Loading the model took {result.load_seconds:.2f} s (one run, without importing the libraries)."
     empty = " |" if result.peaks else ""
     lines.append(f"| denoising | {result.steps_per_second:.2f} it/s | {first_rate:.2f} it/s |{empty}")
+    if result.work is not None:
+        lines += ["", compared(result.work.flops, result.steps_per_second, result.work.card, result.work.dtype)]
     lines += ["", loading]
     if result.on_cpu:
         lines += ["", f"Without a kernel on the NPU, computed on the CPU: {', '.join(result.on_cpu)}."]

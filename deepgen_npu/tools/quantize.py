@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..checkpoint.folder import PARTS, Checkpoint
 from ..checkpoint.quantized import by_stored_names
+from ..checkpoint.reading import BytesRead, read_bytes, read_tensor
 from ..checkpoint.safetensors_header import StoredTensor, read_safetensors
 from ..checkpoint.safetensors_writer import write_safetensors
 from ..checkpoint.structure import model_name
-from ..checkpoint.weights import BytesRead, read_bytes, read_tensor
 from ..errors import UsageError
 from ..files import new_folder, require_room
 from ..formatting import format_bytes

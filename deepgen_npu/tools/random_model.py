@@ -18,10 +18,11 @@ from torch.nn import Module
 
 from ..checkpoint.folder import PARTS, Checkpoint
 from ..checkpoint.quantized import by_stored_names
+from ..checkpoint.reading import BytesRead
 from ..checkpoint.safetensors_header import StoredTensor
 from ..checkpoint.schema import CONFIG_FILES, settings
 from ..checkpoint.structure import model_name
-from ..checkpoint.weights import BytesRead, empty_model, filled, home_of, load_scheduler, load_tokenizer
+from ..checkpoint.weights import empty_model, filled, home_of, load_scheduler, load_tokenizer
 from ..dtypes import dtype_of_part
 from ..pipeline import DeepGenPipeline
 from ..prompts import PromptTemplate
@@ -134,6 +135,16 @@ class RandomModel:
             sizes=self.checkpoint.sizes,
             **parts,
         )
+
+    def load_part(self, part: str, dtype: torch.dtype, device: torch.device) -> Any:
+        """One part alone. Its values are not those that `load` draws, which draws the parts one after the other.
+
+        Args:
+            part: Which one.
+            dtype: Of the weights in memory.
+            device: Where it is drawn.
+        """
+        return self._load_part(part, dtype, device, torch.Generator("cpu").manual_seed(self.seed), None)
 
     @torch.inference_mode(False)
     def _load_part(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import checks
+from ..conditioning import Conditioning
 from ..formatting import format_size
 from ..pipeline import DeepGenPipeline
 
@@ -91,6 +92,7 @@ def run(
     pipe: DeepGenPipeline,
     settings: RunSettings,
     stage: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
+    on_conditioning: Callable[[Conditioning], object] = lambda conditioning: None,
 ) -> tuple[Tensor, Image.Image]:
     """Make one image, from noise that is the same on every device.
 
@@ -98,6 +100,7 @@ def run(
         pipe: The pipeline.
         settings: Of the run.
         stage: Called with each name of `STAGES`; the stage runs inside the context manager that it returns.
+        on_conditioning: Called with the result of the first stage, after it.
 
     Returns:
         The final latents [1, C, H/8, W/8] in scaled space, and the image.
@@ -108,6 +111,7 @@ def run(
     try:
         with stage("encode"):
             conditioning = pipe.encode(settings.prompt, references or None, "", height, width)
+        on_conditioning(conditioning)
         with stage("denoise"):
             latents = pipe.denoise(
                 conditioning,

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.reading import BytesRead, read_tensor
 from ..checkpoint.safetensors_writer import write_safetensors
-from ..checkpoint.weights import BytesRead, read_tensor
 from ..checks import Named, must_be
 from ..errors import UsageError
 from ..files import FileError, made, replacing, require_room

@@ -139,7 +139,9 @@ class ModelSpec:
         total = self.checkpoint.nbytes() if self.random is None else self.random.nbytes(place.dtype)
         with tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr) as bar:
             if self.random is None:
-                pipe = DeepGenPipeline.from_checkpoint(self.checkpoint, place.dtype, devices, on_bytes_read=bar.update)
+                pipe = DeepGenPipeline.from_checkpoint(
+                    self.checkpoint, place.dtype, devices, on_bytes_read=bar.update, disable_mmap=place.disable_mmap
+                )
             else:
                 pipe = self.random.load(place.dtype, devices, on_bytes_read=bar.update)
         if place.offload:
@@ -160,6 +162,7 @@ class DeviceSpec:
         offload: Whether parts wait on the CPU until they run.
         capture_graph: Whether the denoising step is captured in a graph, or ``auto``.
         text_encoder_device: Of VLM and connector, if another one.
+        disable_mmap: Whether no weights are views of the model's files.
     """
 
     device: torch.device
@@ -167,6 +170,7 @@ class DeviceSpec:
     offload: bool = False
     capture_graph: CaptureGraph = False
     text_encoder_device: str | None = None
+    disable_mmap: bool = False
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> DeviceSpec:
@@ -187,6 +191,7 @@ class DeviceSpec:
             arguments.offload,
             arguments.capture_graph,
             arguments.text_encoder_device,
+            arguments.disable_mmap,
         )
 
     def __str__(self) -> str:
@@ -194,6 +199,7 @@ class DeviceSpec:
         words += [f"VLM and connector on {self.text_encoder_device}"] if self.text_encoder_device else []
         words += ["offload"] if self.offload else []
         words += ["capture_graph auto" if self.capture_graph == "auto" else "capture_graph"] * bool(self.capture_graph)
+        words += ["disable_mmap"] if self.disable_mmap else []
         return ", ".join(words)
 
 

@@ -76,9 +76,7 @@ def find_weights_of(size: str) -> Path:
     tensors = [item for part in model.checkpoint.tensors.values() for item in part.items()]
     names = {id(stored): name for name, stored in tensors}
 
-    def draw(
-        stored: Any, dtype: Any = None, device: Any = "cpu", on_bytes_read: Any = None, buffer: Any = None
-    ) -> Any:
+    def draw(stored: Any, dtype: Any = None, device: Any = "cpu", on_bytes_read: Any = None, means: Any = None) -> Any:
         if not PLAN["arithmetic"]:
             return untouched_zeros(stored.shape, dtype or stored_dtype(stored.dtype))
         name = names[id(stored)]
@@ -130,7 +128,7 @@ def compute_nothing() -> None:
         is_shape = type(value) is torch.Tensor and value.device.type == "meta"
         return untouched_zeros(value.shape, value.dtype) if is_shape else value
 
-    def copy_shape(target: Any, source: Any) -> Any:
+    def copy_shape(target: Any, source: Any, non_blocking: bool = False) -> Any:
         return copy(target, source) if isinstance(target, simulated.Tensor) else target.zero_()
 
     simulated.wrap = simulated_torch_npu.wrap = wrap

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from . import simulated_copies as copies
+
 
 aten = torch.ops.aten
 
@@ -54,6 +56,7 @@ class Counts:
     host_to_device: list[int] = field(default_factory=lambda: [0, 0])
     device_to_host: list[int] = field(default_factory=lambda: [0, 0])
     between_devices: list[int] = field(default_factory=lambda: [0, 0])
+    unwaited: list[int] = field(default_factory=lambda: [0, 0])  # of host_to_device: those of `simulated_copies`
 
     def launches(self) -> int:
         """Operators other than views and plain allocations."""
@@ -252,7 +255,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "aten::_to_copy":
         return _to_copy(func, args[0], dict(kwargs))
     if name == "aten::copy_":
-        return _copy(args[0], args[1])
+        return _copy(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
     _check_devices(name, tensors, ours)
@@ -293,7 +296,7 @@ def _written(schema: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
 def _to_copy(func: Any, source: torch.Tensor, options: dict[str, Any]) -> Any:
     asked = options.pop("device", None)
     options.pop("pin_memory", None)
-    options.pop("non_blocking", None)
+    non_blocking = options.pop("non_blocking", False)
     to_device = isinstance(source, Tensor) if asked is None else torch.device(asked).type == "npu"
     copy = func(inner(source), **options)
     size = copy.numel() * copy.element_size()
@@ -301,26 +304,34 @@ def _to_copy(func: Any, source: torch.Tensor, options: dict[str, Any]) -> Any:
         if isinstance(source, Tensor):
             _count_copy(state.counts.device_to_host, size)
             state.counts.waits["copy to the host"] += 1
+            copies.wait(source.device.index)
         return copy
     index = source.device.index if isinstance(source, Tensor) and asked is None else index_of(asked)
     if not isinstance(source, Tensor):
-        _count_copy(state.counts.host_to_device, size)
+        _count_copy_to(index, source, size, non_blocking)
     elif source.device.index != index:
         _count_copy(state.counts.between_devices, size)
     return wrap(copy, index)
 
 
-def _copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     size = source.numel() * source.element_size()
     if isinstance(source, Tensor) and not isinstance(target, Tensor):
         _count_copy(state.counts.device_to_host, size)
         state.counts.waits["copy to the host"] += 1
+        copies.wait(source.device.index)
     elif isinstance(target, Tensor) and not isinstance(source, Tensor):
-        _count_copy(state.counts.host_to_device, size)
+        _count_copy_to(target.device.index, source, size, non_blocking)
     elif target.device != source.device:
         _count_copy(state.counts.between_devices, size)
     inner(target).copy_(inner(source))
     return target
+
+
+def _count_copy_to(card: int, source: torch.Tensor, size: int, non_blocking: bool) -> None:
+    _count_copy(state.counts.host_to_device, size)
+    if copies.begin(source, card, non_blocking):
+        _count_copy(state.counts.unwaited, size)
 
 
 def _count_copy(counter: list[int], size: int) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import backend_registration
 
+from . import simulated_copies as copies
 from .kernels import KERNELS
 from .schemas import SCHEMAS
 from .simulated import Memory, aten, fall_back, index_of, run, state, wrap
@@ -65,9 +66,11 @@ def install(cards: int = 1) -> None:
         library.impl(name if overload == "default" else f"{name}.{overload}", _factory(operator, cards), _KEY)
 
     def copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-        return run(aten.copy_.default, (target, source), {})
+        return run(aten.copy_.default, (target, source, non_blocking), {})
 
     library.impl("_copy_from", copy_from, _KEY)
+    if cards:
+        copies.install(library)
     # PyTorch would decompose it; torch_npu does not.
     attention = aten.scaled_dot_product_attention.default
     library.impl("scaled_dot_product_attention", lambda *a, **k: run(attention, a, k), _KEY)
@@ -156,15 +159,17 @@ def _install_torch_npu() -> None:
 class _Event:
     def __init__(self, enable_timing: bool = False, **options: Any) -> None:
         self.time = 0.0
+        self.copies: list[copies.Copy] = []
 
     def record(self, stream: Any = None) -> None:
         self.time = time.perf_counter()
+        self.copies = copies.of(state.current if stream is None else stream.device.index)
 
     def elapsed_time(self, other: _Event) -> float:
         return (other.time - self.time) * 1e3
 
     def synchronize(self) -> None:
-        pass
+        copies.end(self.copies)
 
 
 class _Stream:
@@ -172,7 +177,7 @@ class _Stream:
         self.device = torch.device("npu", index_of(device))
 
     def synchronize(self) -> None:
-        pass
+        copies.wait(self.device.index)
 
     def wait_stream(self, other: Any) -> None:
         pass
@@ -213,6 +218,10 @@ def _torch_npu_module(cards: int) -> Any:
             raise RuntimeError(f"npu:{state.current} does not exist")
         set_in_thread(device=state.current)
 
+    def synchronize(device: Any = None) -> None:
+        state.counts.waits["synchronize"] += 1
+        copies.wait(device if isinstance(device, int) else index_of(device))
+
     def memory(device: Any = None) -> Memory:
         return state.memory[device if isinstance(device, int) else index_of(device)]
 
@@ -227,7 +236,7 @@ def _torch_npu_module(cards: int) -> Any:
     module._lazy_init = lambda: None
     module.is_bf16_supported = lambda *a, **k: True
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
-    module.synchronize = lambda *a: state.counts.waits.update(["synchronize"])
+    module.synchronize = synchronize
     module.empty_cache = lambda: None
     module.set_device = set_device
     module.manual_seed = module.manual_seed_all = lambda seed: None

@@ -17,7 +17,8 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...deepgen_npu.checkpoint.folder import Checkpoint
-from ...deepgen_npu.checkpoint.weights import BytesRead, load_part
+from ...deepgen_npu.checkpoint.reading import BytesRead
+from ...deepgen_npu.checkpoint.weights import load_part
 from ...deepgen_npu.checks import Named, must, must_be, type_of
 from ...deepgen_npu.devices import is_out_of_host_memory
 from ...deepgen_npu.formatting import format_size
@@ -25,6 +26,7 @@ from ...deepgen_npu.memory import OutOfDeviceMemory, Workload, explain, reason_o
 from ...deepgen_npu.model.float16 import sum_dtype
 from ...deepgen_npu.model.positions import STAYS_ON_HOST
 from ...deepgen_npu.model.projections import lay_together
+from ..reading import disable_mmap
 from .castable import place_rest
 from .conditioning import References
 from .denoiser import DeepGenDenoiser
@@ -263,7 +265,8 @@ def read_model_patcher(
         CheckpointError: When it cannot be read.
     """
     checkpoint = Checkpoint.open(folder)
-    transformer: Any = load_part(checkpoint, "transformer", dtype, mm.unet_offload_device(), on_bytes_read)
+    where = mm.unet_offload_device()
+    transformer: Any = load_part(checkpoint, "transformer", dtype, where, on_bytes_read, disable_mmap())
     return model_patcher(transformer, checkpoint, dtype, disable_dynamic)
 
 

@@ -18,6 +18,7 @@ launch().enter(checkout, ["--cpu"])
 import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
+from comfy.cli_args import args  # noqa: E402
 
 
 load_pack(pack)
@@ -101,4 +102,11 @@ found["ram after reading"] = model.get_ram_usage()
 found["loaded"] = loaded.model_loaded_memory()
 found["unloaded whole"] = loaded.model_unload(1)
 found["loaded after"] = model.vae.patcher.loaded_size()
+found["mapped"] = []
+for args.disable_mmap in (True, False):
+    copy = shutil.copytree(good, f"{doomed} {args.disable_mmap}")
+    model = lazy_pipeline.LazyPipeline(Path(copy), "bfloat16", False)
+    model.load()
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    found["mapped"].append(sorted({Path(line).parent.name for line in maps if copy in line}))
 print(json.dumps(found))

@@ -46,6 +46,11 @@ def test_caches_learn_what_a_pipeline_holds(found):
     assert found["ram after reading"] > nbytes
 
 
+def test_files_are_mapped_as_comfyui_maps_those_of_other_models(found):
+    disabled, usual = found["mapped"]
+    assert disabled == [] and {"transformer", "vlm"} <= set(usual) <= {"transformer", "vlm", "vae"}
+
+
 def test_a_stage_is_moved_as_a_whole(found):
     known, read = found["size known, size read"]
     assert known == read == found["loaded"]

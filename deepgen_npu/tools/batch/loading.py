@@ -24,7 +24,8 @@ def load_painter(settings: Mapping[str, Any]) -> Painter:
 
     Args:
         settings: ``model`` and ``output`` (paths), ``device``, ``dtype``, ``offload``, ``text_encoder_device``,
-            ``capture_graph``, ``vae_tiling``, ``loras`` (pairs of path and strength) and ``facts`` (`Painter.run`).
+            ``capture_graph``, ``disable_mmap``, ``vae_tiling``, ``loras`` (pairs of path and strength) and ``facts``
+            (`Painter.run`).
 
     Raises:
         CheckpointError, DeviceError, LoraError: When it cannot run here.
@@ -35,7 +36,7 @@ def load_painter(settings: Mapping[str, Any]) -> Painter:
     if settings["text_encoder_device"]:
         resolve_device(settings["text_encoder_device"])  # fails before anything slow
     dtype = resolve_dtype(settings["dtype"], device)
-    place = settings["offload"], settings["capture_graph"], settings["text_encoder_device"]
+    place = [settings[name] for name in ("offload", "capture_graph", "text_encoder_device", "disable_mmap")]
     pipe, _ = model.load(DeviceSpec(device, dtype, *place))
     if settings["vae_tiling"]:
         pipe.enable_vae_tiling()

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tensors import load_file
 
 from deepgen_npu import Checkpoint, CheckpointError, DeepGenPipeline
-from deepgen_npu.checkpoint.weights import load_part, load_tokenizer, read_tensor
+from deepgen_npu.checkpoint.reading import read_tensor
+from deepgen_npu.checkpoint.weights import load_part, load_tokenizer
 
 
 def edit_json(path, **changes):
@@ -225,7 +226,7 @@ def test_a_tokenizer_of_another_model_is_noticed(tiny):
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
 def test_tensors_are_read_as_safetensors_reads_them(dtype, monkeypatch):
     monkeypatch.setattr(
-        "deepgen_npu.checkpoint.weights._CHUNK_BYTES", 1000
+        "deepgen_npu.checkpoint.reading._CHUNK_BYTES", 1000
     )  # so that reading in pieces is what is tested
     for part in ("connector", "vae"):
         stored = Checkpoint.open(TINY).tensors[part]

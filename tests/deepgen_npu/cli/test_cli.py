@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from stderr import error_in
 from tensors import load_file
 
-from deepgen_npu import cli, locations
+from deepgen_npu import CheckpointError, DeepGenPipeline, cli, locations
 from deepgen_npu.cli import checkpoint, image, options
 from deepgen_npu.formatting import command
 from deepgen_npu.image_files import open_image, save_image
@@ -373,3 +373,24 @@ def test_the_pack_in_a_comfyui_downloads_to_its_models(tmp_path, monkeypatch):
     (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
     monkeypatch.setattr(locations, "PACK", tmp_path / "ComfyUI" / "custom_nodes" / "deepgen")
     assert locations.comfyui_target() == tmp_path / "ComfyUI" / "models" / "deepgen" / "DeepGen-1.0-diffusers"
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "batch"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_files_are_mapped_unless_they_must_not_be(tmp_path, monkeypatch, command, disabled):
+    """The option is one for all commands that load a model."""
+    seen = []
+
+    def load(checkpoint, *arguments, disable_mmap, **options):
+        seen.append(disable_mmap)
+        raise CheckpointError("stop")
+
+    monkeypatch.setattr(DeepGenPipeline, "from_checkpoint", load)
+    (tmp_path / "rows.csv").write_text("prompt\na cat\n", encoding="utf-8")
+    given = {
+        "generate": ["--prompt", "a cat", "--output_image", str(tmp_path / "a.png")],
+        "bench": [],
+        "batch": [str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out")],
+    }[command]
+    words = [command, *given, "--model_path", str(TINY), "--device", "cpu", *["--disable_mmap"] * disabled]
+    assert cli.main(words) == 2 and seen == [disabled]

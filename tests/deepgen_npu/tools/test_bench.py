@@ -106,7 +106,7 @@ def fake_runs(monkeypatch, durations: list[dict[str, float]], peaks: dict[str, i
     events: list[str] = []
     pending = iter(durations)
 
-    def run(pipe, settings, stage):
+    def run(pipe, settings, stage, on_conditioning):
         seconds = next(pending)
         clock[0] += 1000  # between the stages nothing is measured
         for name in STAGES:
@@ -206,7 +206,19 @@ def test_the_tables():
         "",
         "Loading the model took 12.35 s (one run, without importing the libraries).",
     ]
-    result.load_seconds = result.peaks = None
+    result.work = bench.Work(4_290_000_000_000, "Ascend910B3", "bfloat16")
+    (line,) = [line for line in bench.as_markdown(result).splitlines() if "TFLOP" in line]
+    assert line.startswith("4.29 TFLOP a step x 10 it/s = 42.9 TFLOPS, 13.7% of the 313 of Ascend910B3 in bfloat16 (")
+    assert "Ascend/MindIE-SD" in line
+    numbers = result.as_dict()["work"]
+    assert (numbers["step_flops"], numbers["tflops"], numbers["peak_tflops"]) == (4.29e12, 42.9, 313)
+    assert numbers["share"] == pytest.approx(42.9 / 313)
+    result.work = bench.Work(4_290_000_000_000, "Ascend910B3", "float32")
+    assert bench.as_markdown(result).splitlines()[16] == (
+        "4.29 TFLOP a step x 10 it/s = 42.9 TFLOPS. The peak of Ascend910B3 in float32 is not known."
+    )
+    assert result.as_dict()["work"]["share"] is None
+    result.work = result.load_seconds = result.peaks = None
     lines = bench.as_markdown(result).splitlines()
     assert lines[8] == "| What | Median of 1 | First run |" and lines[14] == "| denoising | 10.00 it/s | 4.00 it/s |"
     assert lines[-1] == "Loading was not measured: random weights are not read from files."
@@ -236,11 +248,13 @@ def test_files_are_timed_and_options_arrive(capsys, monkeypatch):
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda pipe, *rest: seen.append(pipe) or measure(pipe, *rest))
     arguments = ["--model_path", str(TINY), "--runs", "1", "--references", "2", "--offload", "--capture_graph"]
+    arguments += ["--disable_mmap"]
     outcome = measured(
         [*arguments, "--prompt", "blue", "--seed", "3", "--guidance_scale", "1", "--guidance_every", "2"], capsys
     )
     assert outcome["load_seconds"] > 0 and outcome["model"] == "tiny"
-    assert outcome["offload"] is outcome["capture_graph"] is True
+    assert outcome["offload"] is outcome["capture_graph"] is outcome["disable_mmap"] is True
+    assert outcome["work"]["step_flops"] > 10**6 and outcome["work"]["share"] is None
     assert type(seen[0].placement).__name__ == "ModelOffload" and seen[0].capture_graph
     assert outcome["settings"] == {
         "prompt": "blue",

@@ -115,7 +115,14 @@ def settings_of(output: Path, **others: Any) -> dict[str, Any]:
     output.mkdir(exist_ok=True)
     facts = {"model": fingerprint(Checkpoint.open(TINY))}
     common = {"device": "cpu", "dtype": "float32", "offload": False, "text_encoder_device": None, "loras": []}
-    more = {"capture_graph": False, "vae_tiling": False, "facts": facts, "model": str(TINY), "output": str(output)}
+    more = {
+        "capture_graph": False,
+        "disable_mmap": False,
+        "vae_tiling": False,
+        "facts": facts,
+        "model": str(TINY),
+        "output": str(output),
+    }
     return {**common, **more, **others}
 
 

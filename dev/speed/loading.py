@@ -1,100 +1,96 @@
 """Memory and time of loading: `DeepGenPipeline.from_pretrained` against the loaders of the libraries.
 
-    python -m dev.bench_load [--folder FOLDER] [--dtypes bfloat16 float32] [--repeats 3]
+    python -m dev.speed loading
 
-Weights are random (`deepgen_npu.tools.random_checkpoint`, size ``benchmark``, 2 GiB in bfloat16), written once to
-``--folder`` or to a temporary folder. Every measurement runs in a process of its own, with the files in the
-page cache. Prints a Markdown table; the exit status is 1 when `DeepGenPipeline.from_pretrained` needs more
-than `LIMIT` times the weights in the target dtype. Linux only: it reads ``/proc/self``.
+Contestants are ours, ours with ``disable_mmap`` (which reads all weights into memory), and the libraries' own, in
+turns. Weights are random (`deepgen_npu.tools.random_checkpoint`, size ``benchmark``, 2 GiB in bfloat16). Every
+measurement runs in a process of its own, with the files in the page cache. Linux only: it reads ``/proc/self``.
 
-Columns: *resident* is the peak of all memory of the process above its state after the imports, *anonymous*
-the peak without mapped files, *ratio* the resident peak divided by the weights, *seconds* the load alone.
-With ``--repeats``, memory is that of the worst run and seconds are the median.
+Columns: *resident* is the peak of all memory of the process above its state after the imports, *anonymous* the peak
+without mapped files, *ratio* the resident peak divided by the weights. *load* and *first touch* are CPU seconds, of
+the load and of reading one element of every page of the weights afterwards, at which mapped pages are read; *both* is
+their sum, *wall* the same by the clock. Memory is that of the worst run, seconds are medians.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepgen_npu.checks import must_be
 from dev import ROOT
+from dev.markdown import head, row, say
 
 
 LIMIT = 1.15
-WAYS = {"ours": "DeepGenPipeline.from_pretrained", "libraries": "from_pretrained, part by part"}
+"""The most that `DeepGenPipeline.from_pretrained` may need, in times of the weights in the target dtype."""
+WAYS = {
+    "ours": "DeepGenPipeline.from_pretrained",
+    "read": "the same, disable_mmap",
+    "libraries": "from_pretrained, part by part",
+}
 _STATUS = Path("/proc/self/status")
 _SAMPLE_SECONDS = 0.002
+_CHILD = "import sys; from dev.speed.loading import child; child(*sys.argv[1:])"
+
+Row = dict[str, Any]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and print.
+def table(
+    folder: Path | None = None,
+    size: str = "benchmark",
+    dtypes: Sequence[str] = ("bfloat16", "float32"),
+    repeats: int = 3,
+) -> str:
+    """Measure; the table in Markdown.
 
     Args:
-        arguments: Of the command line; None for those of the process.
+        folder: Where the checkpoint is, or will be; None for a temporary folder.
+        size: Of the checkpoint, a key of `model_sizes.SIZES`.
+        dtypes: Of the loaded weights.
+        repeats: Fresh processes for each row.
 
-    Returns:
-        The exit status.
+    Raises:
+        SystemExit: Where it cannot be measured, and, with the table, when ours needs more than `LIMIT`.
     """
-    parser = argparse.ArgumentParser(description="Peak memory and time of loading a checkpoint. Linux only.")
-    parser.add_argument(
-        "--folder", type=Path, help="where the checkpoint is, or will be (default: a temporary folder)"
-    )
-    parser.add_argument("--size", default="benchmark", help="size of the checkpoint (default: %(default)s)")
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=["bfloat16", "float32"],
-        choices=["bfloat16", "float32", "float16"],
-        help="target dtypes (default: %(default)s)",
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="fresh processes for each row (default: 1)")
-    parser.add_argument("--child", choices=list(WAYS), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):
-        print(
-            f"dev.bench_load reads peak memory from /proc/self, which {sys.platform} does not have. Run it on Linux.",
-            file=sys.stderr,
-        )
-        return 2
-    if options.child:
-        print(json.dumps(measure(options.child, options.folder, options.dtypes[0])))
-        return 0
-    if options.repeats < 1:
-        parser.error(must_be("--repeats", "at least 1", options.repeats))
-    if options.folder is not None:
-        return _report(options.folder, options)
-    with tempfile.TemporaryDirectory(prefix="deepgen-bench-") as temporary:
-        return _report(Path(temporary) / "checkpoint", options)
-
-
-def _report(folder: Path, options: argparse.Namespace) -> int:
-    folder = _checkpoint(folder, options.size)
+        raise SystemExit(f"Peak memory is read from /proc/self, which {sys.platform} does not have: run it on Linux.")
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="deepgen-loading-") as temporary:
+            return table(Path(temporary) / "checkpoint", size, dtypes, repeats)
+    folder = _checkpoint(folder, size)
     _read_once(folder)
-    rows = []
-    for dtype in options.dtypes:
-        for way in WAYS:
-            runs = [_measure_in_child(way, folder, dtype) for _ in range(options.repeats)]
-            # The worst memory and the median time.
-            worst = max(runs, key=lambda run: run["resident"])
-            seconds = sorted(run["seconds"] for run in runs)[len(runs) // 2]
-            rows.append({**worst, "way": way, "dtype": dtype, "seconds": seconds})
-    print(_table(rows))
-    print()
-    print(f"Versions: {rows[0]['versions']}. Peak memory was read from {rows[0]['source']}.")
-    over = [row for row in rows if row["way"] == "ours" and row["ratio"] > LIMIT]
-    for row in over:
-        print(f"Over the limit of {LIMIT}: {row['dtype']} needs {row['ratio']:.3f} times its weights.")
-    return 1 if over else 0
+    rows: list[Row] = []
+    for dtype in dtypes:
+        runs: dict[str, list[Row]] = {way: [] for way in WAYS}
+        for number in range(repeats):
+            for way, found in runs.items():
+                say(f"Loading in {dtype}, run {number + 1} of {repeats}: {WAYS[way]}")
+                found.append(_measure_in_child(way, folder, dtype))
+        rows += [{"way": way, "dtype": dtype, **_summary(found)} for way, found in runs.items()]
+    lines = [*_table(rows), "", f"Versions: {rows[0]['versions']}. Peak memory was read from {rows[0]['source']}."]
+    over = [row for row in rows if row["way"] != "libraries" and row["ratio"] > LIMIT]
+    for one in over:
+        ratio = f"{one['ratio']:.3f} times its weights, more than {LIMIT}"
+        lines.append(f"Over the limit: {WAYS[one['way']]} in {one['dtype']} needs {ratio}.")
+    if over:
+        raise SystemExit("\n".join(lines))
+    return "\n".join(lines)
+
+
+def _summary(runs: list[Row]) -> Row:
+    worst = max(runs, key=lambda run: run["resident"])
+    medians = {key: statistics.median(run[key] for run in runs) for key in ("load", "touch", "both", "wall")}
+    return {**worst, **medians}
 
 
 def _checkpoint(folder: Path, size: str) -> Path:
@@ -134,29 +130,41 @@ def _read_once(folder: Path) -> None:
                 pass
 
 
-def _measure_in_child(way: str, folder: Path, dtype: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "dev.bench_load", "--child", way]
-    command += ["--folder", str(folder.resolve()), "--dtypes", dtype]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def _measure_in_child(way: str, folder: Path, dtype: str) -> Row:
+    command = [sys.executable, "-c", _CHILD, way, str(folder.resolve()), dtype]
+    # One thread: CPU seconds of several include those in which they wait for each other.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         raise SystemExit(f"{way} with {dtype} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    heads = ["dtype", "loader", "weights GiB", "resident GiB", "anonymous GiB", "ratio", "seconds"]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for row in rows:
-        sizes = [f"{row[key] / 2**30:.3f}" for key in ("weights", "resident", "anonymous")]
-        cells = [row["dtype"], WAYS[row["way"]], *sizes, f"{row['ratio']:.3f}", f"{row['seconds']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _table(rows: list[Row]) -> list[str]:
+    memory, seconds = ("weights", "resident", "anonymous"), ("load", "touch", "both", "wall")
+    titles = ("load, CPU s", "first touch, CPU s", "both, CPU s", "wall, s")
+    lines = head("dtype", "loader", *(f"{name} GiB" for name in memory), "ratio", *titles)
+    for one in rows:
+        cells = [one["dtype"], WAYS[one["way"]], *(f"{one[key] / 2**30:.3f}" for key in memory), f"{one['ratio']:.3f}"]
+        lines.append(row(*cells, *(f"{one[key]:.2f}" for key in seconds)))
+    return lines
 
 
 # In the child
 
 
-def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
+def child(way: str, folder: str, dtype_name: str) -> None:
+    """Measure and print JSON.
+
+    Args:
+        way: A key of `WAYS`.
+        folder: The checkpoint.
+        dtype_name: Of the loaded weights.
+    """
+    print(json.dumps(measure(way, Path(folder), dtype_name)))
+
+
+def measure(way: str, folder: Path, dtype_name: str) -> Row:
     """Load once in this process.
 
     Args:
@@ -165,7 +173,7 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
         dtype_name: Of the loaded weights.
 
     Returns:
-        Bytes of ``weights``, ``resident`` and ``anonymous``, their ``ratio``, ``seconds`` and ``versions``.
+        Bytes of ``weights``, ``resident`` and ``anonymous``, their ``ratio``, the seconds and ``versions``.
     """
     import diffusers
     import torch
@@ -176,16 +184,18 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
     dtype = getattr(torch, dtype_name)
     checkpoint = Checkpoint.open(folder)
     weights = sum(checkpoint.elements(part) for part in checkpoint.tensors) * dtype.itemsize
-    load = {"ours": _ours, "libraries": _libraries}[way]()
+    load = _libraries(checkpoint.configs["connector"]) if way == "libraries" else _ours(disable_mmap=way == "read")
     torch.empty(1024, 1024).normal_().sum()  # starts the thread pool
     gc.collect()
 
     with _Peak() as peak:
-        start = time.perf_counter()
+        start, times = time.perf_counter(), [peak.cpu_seconds()]
         models = load(folder, dtype)
-        seconds = time.perf_counter() - start
+        times.append(peak.cpu_seconds())
         # Mapped weights that were not read yet would be missing in the peak.
         elements = _touch(models, dtype)
+        times.append(peak.cpu_seconds())
+        wall = time.perf_counter() - start
     if elements * dtype.itemsize != weights:
         raise RuntimeError(f"{way} loaded {elements} elements in {dtype}, but the files have {weights} bytes of it.")
     return {
@@ -193,7 +203,10 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
         "resident": peak.resident,
         "anonymous": peak.anonymous,
         "ratio": peak.resident / weights,
-        "seconds": seconds,
+        "load": times[1] - times[0],
+        "touch": times[2] - times[1],
+        "both": times[2] - times[0],
+        "wall": wall,
         "source": peak.source,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
         f"diffusers {diffusers.__version__}",
@@ -203,20 +216,20 @@ def measure(way: str, folder: Path, dtype_name: str) -> dict[str, Any]:
 Loader = Callable[[Path, Any], list[Any]]
 
 
-def _ours() -> Loader:
+def _ours(disable_mmap: bool) -> Loader:
     """Imports now, the load later."""
     from deepgen_npu.pipeline import DeepGenPipeline
 
     _import_models()
 
     def load(folder: Path, dtype: Any) -> list[Any]:
-        pipe = DeepGenPipeline.from_pretrained(folder, torch_dtype=dtype)
+        pipe = DeepGenPipeline.from_pretrained(folder, torch_dtype=dtype, disable_mmap=disable_mmap)
         return [pipe.vlm, pipe.connector, pipe.transformer, pipe.vae]
 
     return load
 
 
-def _libraries() -> Loader:
+def _libraries(config: dict[str, Any]) -> Loader:
     """The loaders of the libraries for each part; the connector as the published script loads it."""
     import torch
     from safetensors.torch import load_file
@@ -228,7 +241,6 @@ def _libraries() -> Loader:
     def load(folder: Path, dtype: Any) -> list[Any]:
         Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         vlm = Qwen2_5_VL.from_pretrained(folder / "vlm", dtype=dtype, local_files_only=True)
-        config = json.loads((folder / "connector" / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
             connector = Connector(config)
         state = load_file(folder / "connector" / "model.safetensors")
@@ -280,6 +292,11 @@ class _Peak:
     resident = 0
     anonymous = 0
     source = ""
+    _own_seconds = 0.0
+
+    def cpu_seconds(self) -> float:
+        """Of this process, without those of watching its memory."""
+        return time.process_time() - self._own_seconds
 
     def __enter__(self) -> _Peak:
         self._sampled: dict[str, int] = {"VmRSS": 0, "RssAnon": 0}
@@ -311,6 +328,7 @@ class _Peak:
             status = _status()
             for key, highest in self._sampled.items():
                 self._sampled[key] = max(highest, status[key])
+            self._own_seconds = time.thread_time()
 
 
 def _status() -> dict[str, int]:
@@ -323,7 +341,3 @@ def _status() -> dict[str, int]:
                 yield key, int(value.split()[0]) * 1024
 
     return dict(lines())
-
-
-if __name__ == "__main__":
-    sys.exit(main())
