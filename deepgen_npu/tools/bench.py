@@ -45,7 +45,7 @@ class Work:
     """What a step computes, and on what.
 
     Attributes:
-        flops: Floating point operations (see `work.step_flops`).
+        flops: Floating point operations (see `work.step_flops`), on average of the steps of a run.
         card: Name of the card or processor.
         dtype: Of the weights.
     """
@@ -68,8 +68,13 @@ class Work:
         latents = settings.height // factor, settings.width // factor
         references = [(one.shape[-2], one.shape[-1]) for one in found.reference_latents]
         images, tokens = found.prompt_embeds.shape[:2]
-        guided = settings.guidance_scale > 1
-        flops = step_flops(pipe.transformer.config, latents, tokens, references, images, guided)
+        steps = range(settings.num_inference_steps)
+        guided = len(steps[:: settings.guidance_every]) if settings.guidance_scale > 1 else 0
+        both, one = (
+            step_flops(pipe.transformer.config, latents, tokens, references, images, is_guided)
+            for is_guided in (True, False)
+        )
+        flops = (guided * both + (len(steps) - guided) * one) // len(steps)
         return cls(flops, name_of(device), dtype_name(pipe.dtype))
 
     def as_dict(self, rate: float) -> dict[str, Any]:

@@ -348,3 +348,15 @@ def test_made_up_references_differ_and_fill_the_image():
     assert first.tobytes() != second.tobytes()
     assert all(low < 30 and high > 200 for low, high in first.getextrema()[:2])
     assert reference_images(1, 64, 96)[0].tobytes() == first.tobytes()
+
+
+def test_steps_without_the_negative_prompt_count_as_what_they_are(pipe):
+    """On average of a run: 4 of 10 steps have both rows."""
+
+    def flops(steps: int, guidance: float, every: int) -> int:
+        settings = RunSettings("a cat", 64, 64, 7, steps, guidance, guidance_every=every)
+        return bench.Work.of(pipe, CPU, settings, pipe.encode("a cat", None, "", 64, 64)).flops
+
+    both, one = flops(10, 4.0, 1), flops(10, 1.0, 3)
+    assert one < both < 2 * one
+    assert flops(10, 4.0, 3) == (4 * both + 6 * one) // 10
