@@ -25,7 +25,7 @@ ON_ONE_PAIR := bench cli devices doctor doctor_hosts files hostile_hub image_fil
 	quantize lora_option file kinds formats \
 	boxes change composite demo_checkpoint editing fitting lines masks registration run \
 	cards cluster connection pool resources worker \
-	guidance mapping speed_cpu speed_loading speed_step work \
+	guidance mapping work \
 	batch contact_sheet fingerprints folder image_headers local manifest names progress rows survey tables
 
 # The newest torch_npu, and that of the adaptation report: the torch of each is the same three numbers. Others are tried
