@@ -42,7 +42,10 @@ def modulated_norms(x: Tensor, modulation: Sequence[tuple[Tensor, Tensor]]) -> l
     """
     first = modulation[0][0]
     if (fused := fused_norm(first)) is not None:
-        return [fused(x, scale, shift) for shift, scale in modulation]
+        if not torch.is_grad_enabled():
+            return [fused(x, scale, shift) for shift, scale in modulation]
+        # While a LoRA is trained: the kernel has no gradient, and PyTorch would go on without one.
+        modulation = [(shift, 1 + scale) for shift, scale in modulation]
     normalised = F.layer_norm(x, x.shape[-1:], eps=EPS).to(first.dtype)  # [rows, tokens, width]
     return [torch.addcmul(shift, normalised, scale) for shift, scale in modulation]
 
