@@ -91,7 +91,7 @@ def test_graphs_are_kept_while_weights_stay(found):
 
 
 def test_weights_laid_together_are_on_the_card_once(found):
-    """With a LoRA, too. Where those from before it stay on the card (--gpu-only), layers of their own run until then."""
+    """With a LoRA, too. Where those from before it stay on the card (--gpu-only), layers run apart."""
     *with_cpu, plain, lora, again = found["besides weights"]
     assert [abs(besides) < 4096 and apart == 0 for besides, _, apart in (*with_cpu, plain, again)] == [True] * 5
     besides, kept, apart = lora

@@ -56,12 +56,18 @@ def test_a_run_agrees_with_the_original(load, case, counts_table):
         assert torch.equal(captured, ours)
 
 
-def test_a_wrong_kernel_is_not_used(caplog):
-    """One that does not add one to the scale."""
+def adds_nothing(x, scale, *others):
+    """It does not add one to the scale."""
+    return simulated_mindiesd.adaln(x, scale - 1, *others)
 
-    def wrong(x, scale, *others):
-        return simulated_mindiesd.adaln(x, scale - 1, *others)
 
+def reads_neighbours(x, scale, *others):
+    """It takes rows to follow one another in memory, which those of a modulation do not."""
+    return simulated_mindiesd.adaln(x, scale.as_strided(scale.shape, (scale.shape[-1],) * 2 + (1,)), *others)
+
+
+@pytest.mark.parametrize("wrong", [adds_nothing, reads_neighbours])
+def test_a_wrong_kernel_is_not_used(wrong, caplog):
     with simulated_mindiesd.installed(wrong), caplog.at_level(logging.WARNING):
         found, expected = modulated()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
