@@ -86,12 +86,19 @@ def load_part(
         return filled(model, state, device)
 
 
-def filled(model: Module, state: Mapping[str, Tensor], device: torch.device) -> Any:
-    """A model without memory, as `empty_model` makes it, with its weights on ``device``, ready for inference."""
+def filled(model: Module, state: dict[str, Tensor], device: torch.device) -> Any:
+    """A model without memory, as `empty_model` makes it, with its weights on ``device``, ready for inference.
+
+    Args:
+        model: It gets the tensors themselves.
+        state: Is empty afterwards: what still held them would keep a second copy of those that are laid together.
+        device: Where they go.
+    """
     from diffusers import SD3Transformer2DModel
 
     model.requires_grad_(False)
     model.load_state_dict(state, assign=True)
+    state.clear()
     if isinstance(model, SD3Transformer2DModel):
         keep_positions_on_host(model)
     # Rotary frequencies, which no file contains, were computed on the CPU.

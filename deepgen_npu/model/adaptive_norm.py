@@ -42,7 +42,10 @@ def modulated_norms(x: Tensor, modulation: Sequence[tuple[Tensor, Tensor]]) -> l
     """
     first = modulation[0][0]
     if (fused := fused_norm(first)) is not None:
-        return [fused(x, scale, shift) for shift, scale in modulation]
+        if not torch.is_grad_enabled():
+            return [fused(x, scale, shift) for shift, scale in modulation]
+        # While a LoRA is trained: the kernel has no gradient, and PyTorch would go on without one.
+        modulation = [(shift, 1 + scale) for shift, scale in modulation]
     normalised = F.layer_norm(x, x.shape[-1:], eps=EPS).to(first.dtype)  # [rows, tokens, width]
     return [torch.addcmul(shift, normalised, scale) for shift, scale in modulation]
 
@@ -94,11 +97,12 @@ def _bound(operator: Any, width: int) -> _Norm:
 def _difference(fused: _Norm, device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Largest difference to the plain form in float32, where values are about 1: of rows that all differ."""
     generator = torch.Generator().manual_seed(0)
-    x, scale, shift = (
-        torch.randn(2, tokens, width, generator=generator).to(dtype) for tokens in (5, 1, 1)
-    )  # [2, 5, width], [2, 1, width] twice
-    expected = F.layer_norm(x.float(), (width,), eps=EPS) * (1 + scale.float()) + shift.float()  # [2, 5, width]
-    found = fused(x.to(device), scale.to(device), shift.to(device)).float().cpu()  # [2, 5, width]
+    x, modulation = (torch.randn(2, n, width, generator=generator).to(dtype) for n in (5, 3))  # [2, n, width] each
+    shift, scale = modulation[:, 1, None].float(), modulation[:, 2, None].float()  # [2, 1, width] each
+    expected = F.layer_norm(x.float(), (width,), eps=EPS) * (1 + scale) + shift  # [2, 5, width]
+    modulation = modulation.to(device)
+    # Parts of one tensor, as in a step: their rows are no neighbours.
+    found = fused(x.to(device), modulation[:, 2, None], modulation[:, 1, None]).float().cpu()  # [2, 5, width]
     return float(((found - expected).abs() / expected.abs().clamp_min(1)).max())
 
 

@@ -42,8 +42,10 @@ def _joined(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, Tensor | None] | 
         return None
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     first = weights[0]
-    if first.device != x.device or first.dtype != x.dtype or (torch.is_grad_enabled() and first.requires_grad):
+    if first.device != x.device or first.dtype != x.dtype:
         return None
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (*weights, *biases)):
+        return None  # the rows of one matrix would have no gradients
     weight = _together(weights)
     if weight is None or all(bias is None for bias in biases):
         return None if weight is None else (weight, None)

@@ -246,7 +246,10 @@ def model_patcher(
 def _on_load(patcher: Any, device: torch.device, *options: Any) -> None:
     """The weights have come to the device: all of them, or those for which there is room."""
     place_rest(patcher, device)
-    if not streams(patcher):
+    # With --gpu-only and --highvram, weights from before a LoRA stay on the card, as parts of what was laid together:
+    # to lay their neighbours together anew would leave these there twice.
+    kept_there = any(kept.weight.device == device for kept in patcher.backup.values())
+    if not streams(patcher) and not kept_there:
         lay_together(patcher.model.diffusion_model)
 
 

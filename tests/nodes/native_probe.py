@@ -28,6 +28,7 @@ from comfy.patcher_extension import PatcherInjection
 
 sampling = importlib.import_module("pack.nodes.native.sampling")
 evaluation = importlib.import_module("pack.nodes.native.evaluation")
+projections = importlib.import_module("pack.deepgen_npu.model.projections")
 native_model = importlib.import_module("pack.nodes.native.model")
 plain = importlib.import_module("pack.nodes.native.plain_conditioning")
 pipeline = importlib.import_module("pack.deepgen_npu.pipeline")
@@ -166,6 +167,29 @@ def kept_graphs() -> None:
     found["kept graphs"]["again"] = len(graphs)
     unload()
     found["kept graphs"]["after unloading"] = len(graphs)
+
+
+def memory_of_weights() -> None:
+    """Bytes on the card besides the weights: loaded, with a LoRA, without it; and where idle weights stay there."""
+    patcher = opened("tiny").patcher
+    unload()
+    gc.collect()
+    before, idle = CARD.now, patcher.offload_device
+    runs = [patcher, _patched(patcher.clone()), patcher]
+    found["besides weights"] = rows = []
+    for place in (idle, NPU):
+        for one in runs:
+            one.offload_device = place
+            with torch.inference_mode():
+                mm.load_models_gpu([one])
+            gc.collect()
+            kept = sum(kept.weight.nbytes for kept in one.backup.values() if kept.weight.device == NPU)
+            groups = list(projections._groups(one.model.diffusion_model))
+            joined = sum(projections._together([layer.weight for layer in group]) is not None for group in groups)
+            rows.append([CARD.now - before - one.model_size(), kept, len(groups) - joined])
+    for one in runs:
+        one.offload_device = idle
+    unload()
 
 
 def guidance_every() -> None:

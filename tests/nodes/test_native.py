@@ -22,7 +22,7 @@ MOST_LAUNCHES = 830
 
 PARTS = (
     *("inherited", "costs", "falls_back", "nothing_stale", "kept_graphs", "guidance_every", "timesteps_of_samplers"),
-    *("streaming", "guards"),
+    *("memory_of_weights", "streaming", "guards"),
 )
 
 checkout = each_comfyui("that the native model streams, costs no more than the library and refuses what cannot work")
@@ -88,6 +88,14 @@ def test_graphs_are_kept_while_weights_stay(found):
     assert captured > 0 and later == [0, 0, captured, captured, captured]
     names = ("kept", "on a full card", "again", "after unloading")
     assert [kept[name] for name in names] == [1, 0, 1, 0]
+
+
+def test_weights_laid_together_are_on_the_card_once(found):
+    """With a LoRA, too. Where those from before it stay on the card (--gpu-only), layers run apart."""
+    *with_cpu, plain, lora, again = found["besides weights"]
+    assert [abs(besides) < 4096 and apart == 0 for besides, _, apart in (*with_cpu, plain, again)] == [True] * 5
+    besides, kept, apart = lora
+    assert kept > 4096 and abs(besides - kept) < 4096 and apart > 0
 
 
 def test_guidance_every_is_the_librarys(found):

@@ -31,7 +31,7 @@ def modulated(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.T
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
 def test_it_computes_what_the_plain_form_does(dtype, tolerance):
-    with simulated_mindiesd.installed():
+    with simulated_mindiesd.installed(), torch.no_grad():
         found, expected = modulated(dtype)
     assert state.counts.operators[NAME] == 3  # once for the check
     torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
@@ -56,12 +56,18 @@ def test_a_run_agrees_with_the_original(load, case, counts_table):
         assert torch.equal(captured, ours)
 
 
-def test_a_wrong_kernel_is_not_used(caplog):
-    """One that does not add one to the scale."""
+def adds_nothing(x, scale, *others):
+    """It does not add one to the scale."""
+    return simulated_mindiesd.adaln(x, scale - 1, *others)
 
-    def wrong(x, scale, *others):
-        return simulated_mindiesd.adaln(x, scale - 1, *others)
 
+def reads_neighbours(x, scale, *others):
+    """It takes rows to follow one another in memory, which those of a modulation do not."""
+    return simulated_mindiesd.adaln(x, scale.as_strided(scale.shape, (scale.shape[-1],) * 2 + (1,)), *others)
+
+
+@pytest.mark.parametrize("wrong", [adds_nothing, reads_neighbours])
+def test_a_wrong_kernel_is_not_used(wrong, caplog):
     with simulated_mindiesd.installed(wrong), caplog.at_level(logging.WARNING):
         found, expected = modulated()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -78,6 +84,26 @@ def test_a_card_without_the_kernel(caplog):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     [record] = caplog.records
     assert record.message.endswith("so the plain one is used: aclnnAdaLayerNorm not in libopapi.so")
+
+
+def test_a_lora_is_trained_through_the_plain_form():
+    """The kernel has no gradient."""
+    expected = gradients()
+    with simulated_mindiesd.installed():
+        assert torch.equal(gradients(), expected) and expected.abs().min() > 0
+        with torch.no_grad():
+            modulated()
+    assert state.counts.operators[NAME] == 3  # once for the check
+
+
+def gradients() -> torch.Tensor:
+    """Those of two shifts, [2, 1, 32]."""
+    generator = torch.Generator().manual_seed(4)
+    x, modulation = (torch.randn(2, tokens, 32, generator=generator).to(NPU) for tokens in (6, 1))
+    scale = modulation if adaptive_norm.fused_norm(modulation) else modulation + 1
+    shift = modulation.clone().requires_grad_()
+    [found] = adaptive_norm.modulated_norms(x, [(shift, scale)])
+    return torch.autograd.grad(found.square().sum(), shift)[0].cpu()
 
 
 def test_where_it_is_not_asked(monkeypatch):

@@ -12,6 +12,7 @@ from lora_files import Example, equal
 from lora_files import state as tensors_of
 from torch import nn
 
+from deepgen_npu.checkpoint.weights import copy_to
 from deepgen_npu.model.projections import lay_together, project
 from deepgen_npu.quantization.formats import format_for
 from deepgen_npu.quantization.linear import replace_layers
@@ -117,9 +118,11 @@ def test_whatever_changes_a_layer_ends_it(layers, change):
     assert torch.equal(found, torch.stack([layer(inputs()).cpu() for layer in layers]))
 
 
-def test_a_layer_that_is_trained_runs_on_its_own(layers):
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("trained", range(3))
+def test_a_layer_that_is_trained_runs_on_its_own(layers, trained, name):
     together(layers)
-    layers[0].weight.requires_grad_()
+    getattr(layers[trained], name).requires_grad_()
     assert projected(layers, inputs())[0] == 0
     with torch.no_grad():
         assert projected(layers, inputs())[0] == 1
@@ -178,6 +181,17 @@ def test_in_the_pipeline_it_lasts_while_weights_stay(load, counts_table):
     apart = (results["joined"][0] - results["offloaded"][0]).abs().max().item()
     counts_table.append(("joined projections against separate ones", f"{apart:.1e}"))
     assert equal(tensors_of(pipe.transformer), before)
+
+
+def test_no_second_copy_on_the_way(on_cpu):
+    """Of a part that is read to a device, or copied to one: weights of one attention at a time lie there twice."""
+    model, memory = on_cpu.transformer, state.memory[1]
+    before = memory.peak = memory.now
+    copy = copy_to(model, torch.device("npu:1"))
+    size = memory.now - before
+    attention = sum(parameter.nbytes for parameter in copy.transformer_blocks[0].attn.parameters())
+    assert attention < size / 10
+    assert memory.peak - before <= size + attention
 
 
 def test_with_a_lora(load, tmp_path):
