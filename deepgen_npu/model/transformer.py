@@ -291,7 +291,7 @@ def _of_image(block: Any, x: Tensor, read: int) -> tuple[Tensor, Tensor, Tensor]
     if read == x.shape[1]:
         q, k, v = project((block.to_q, block.to_k, block.to_v), x)
     else:
-        q = block.to_q(x[:, :read].contiguous())  # of a slice, product and bias would be two launches
+        q = block.to_q(x[:, :read].contiguous())  # of a slice it is a product of batches, and a sum
         k, v = project((block.to_k, block.to_v), x)
     heads = block.heads
     return _heads(q, heads, block.norm_q), _heads(k, heads, block.norm_k), _heads(v, heads)

@@ -47,7 +47,7 @@ def measured(patched: Change, wrapped: Change, by_comfyui: Callable[[dict[str, A
         "captured": core_sample(_with(captured.patcher, 2), given),
     }
     row: dict[str, Any] = {name: distance(one, usual if "1" in name else latents) for name, one in drawn.items()}
-    row |= {"a change": distance(usual, latents), "graphs": len(graphs)}
+    row |= {"a change": distance(usual, latents), "graphs": sorted(kept.in_between for kept in graphs._kept.values())}
     simulated.reset()
     row["captured again"] = distance(core_sample(_with(captured.patcher, 2), given), latents)
     row["replays"] = state.counts.operators["replay of a graph"]

@@ -171,7 +171,8 @@ def kept_graphs() -> None:
 
 def memory_of_weights() -> None:
     """Bytes on the card besides the weights: loaded, with a LoRA, without it; and where idle weights stay there."""
-    patcher = opened("tiny").patcher
+    model = opened("tiny")
+    patcher, given = model.patcher, encoded(model)
     unload()
     gc.collect()
     before, idle = CARD.now, patcher.offload_device
@@ -187,7 +188,11 @@ def memory_of_weights() -> None:
             groups = list(projections._groups(one.model.diffusion_model))
             joined = sum(projections._together([layer.weight for layer in group]) is not None for group in groups)
             rows.append([CARD.now - before - one.model_size(), kept, len(groups) - joined])
-    for one in runs:
+    # What ComfyUI computes with in place of a weight, where its layer lies together with others.
+    trained = patcher.clone()
+    trained.add_weight_wrapper("diffusion_model.transformer_blocks.0.attn.to_k.weight", lambda weight: weight * 2)
+    found["a weight that is computed"] = distance(*(core_sample(one, given, steps=1) for one in (patcher, trained)))
+    for one in (*runs, trained):
         one.offload_device = idle
     unload()
 

@@ -66,7 +66,11 @@ def reads_neighbours(x, scale, *others):
     return simulated_mindiesd.adaln(x, scale.as_strided(scale.shape, (scale.shape[-1],) * 2 + (1,)), *others)
 
 
-@pytest.mark.parametrize("wrong", [adds_nothing, reads_neighbours])
+def makes_nan(x, *others):
+    return simulated_mindiesd.adaln(x, *others) * float("nan")
+
+
+@pytest.mark.parametrize("wrong", [adds_nothing, reads_neighbours, makes_nan])
 def test_a_wrong_kernel_is_not_used(wrong, caplog):
     with simulated_mindiesd.installed(wrong), caplog.at_level(logging.WARNING):
         found, expected = modulated()

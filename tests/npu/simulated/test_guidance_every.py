@@ -101,6 +101,8 @@ def test_no_graph_reads_what_another_writes(on_npu, captured, draw):
 
 
 def test_two_settings_do_not_drop_each_others_graphs_and_three_do(captured, draw):
+    """The graph of a run without guidance becomes that of steps in between."""
+    draw(captured, every=1, scale=1.0, steps=2)
     for side in (64, 96):
         draw(captured, side=side, steps=2)
     for side in (64, 96):

@@ -80,6 +80,15 @@ def changed_by_a_hook(layers):
     layers[1].register_forward_hook(lambda module, given, found: found * 2)
 
 
+def changed_by_a_hook_before(layers):
+    layers[1].register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+
+
+def changed_by_another_order_in_memory(layers):
+    weight = layers[1].weight.data
+    layers[1].weight = nn.Parameter(weight.as_strided(weight.shape, (1, len(weight))), requires_grad=False)
+
+
 def changed_by_another_forward(layers):
     plain = layers[1].forward
     layers[1].forward = lambda x: plain(x) * 2
@@ -106,6 +115,8 @@ def changed_by_another_class(layers):
     "change",
     [
         changed_by_a_hook,
+        changed_by_a_hook_before,
+        changed_by_another_order_in_memory,
         changed_by_another_forward,
         changed_by_another_weight,
         changed_by_another_bias,
@@ -127,6 +138,15 @@ def test_a_layer_that_is_trained_runs_on_its_own(layers, trained, name):
     assert projected(layers, inputs())[0] == 0
     with torch.no_grad():
         assert projected(layers, inputs())[0] == 1
+
+
+def test_parameters_stay_what_they_were(layers):
+    """Trained or not, and such as can be changed outside of inference mode, in which ComfyUI loads."""
+    layers[1].weight.requires_grad_()
+    with torch.inference_mode():
+        together(layers)
+    assert [layer.weight.requires_grad for layer in layers] == [False, True, False]
+    assert not any(layer.weight.is_inference() for layer in layers)
 
 
 def test_neighbours_by_chance_are_not_one(layers):
@@ -208,10 +228,10 @@ def test_with_a_lora(load, tmp_path):
 
 
 def test_quantised_layers_run_on_their_own(on_npu):
-    model = type(on_npu.transformer).from_config(on_npu.transformer.config)
-    name = "transformer_blocks.0.attn.to_k"
-    layer = format_for("int8", model.get_submodule(name).in_features)
-    replace_layers(model, {name: layer})
-    lay_together(model)
-    layers = [model.get_submodule(f"transformer_blocks.0.attn.to_{one}") for one in "qkv"]
-    assert {type(layer).__name__ for layer in layers} == {"Linear", "QuantizedLinear"}
+    model = type(on_npu.transformer).from_config(on_npu.transformer.config).requires_grad_(False)
+    names = [f"transformer_blocks.0.attn.to_{one}" for one in "qkv"]
+    replace_layers(model, {name: format_for("int8", model.get_submodule(name).in_features) for name in names})
+    lay_together(model.to_empty(device=NPU))
+    starts = {name: model.get_submodule(name).weight.storage_offset() for name in names}
+    assert starts == dict.fromkeys(names, 0)
+    assert model.transformer_blocks[1].attn.to_k.weight.storage_offset() > 0
