@@ -83,6 +83,7 @@ def read_tensor(
     device: torch.device | str = "cpu",
     on_bytes_read: BytesRead | None = None,
     means: Means | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """One tensor of a file.
 
@@ -92,22 +93,24 @@ def read_tensor(
         device: Where it is read to. Copies to it have ended when the block of ``means`` ends.
         on_bytes_read: Called with the number of bytes of each piece that was read.
         means: What it is read with. None reads it into memory of its own.
+        target: What is filled and returned, of that dtype on that device. None makes it.
 
     Raises:
         CheckpointError: When the file cannot be read any more, or has become shorter.
     """
     if means is None:
         with Means(True, stored.nbytes) as own:
-            return read_tensor(stored, dtype, device, on_bytes_read, own)
+            return read_tensor(stored, dtype, device, on_bytes_read, own, target)
     source, where = stored_dtype(stored.dtype), torch.device(device)
     wanted = dtype or source
     as_stored = wanted == source and where.type == "cpu"
     # Never where it is cast: mapped pages count as resident until the file is closed.
-    if as_stored and (view := means.mapped(stored)) is not None:
+    if as_stored and target is None and (view := means.mapped(stored)) is not None:
         if on_bytes_read is not None:
             on_bytes_read(stored.nbytes)
         return view
-    target = torch.empty(stored.shape, dtype=wanted, device=where)
+    if target is None:
+        target = torch.empty(stored.shape, dtype=wanted, device=where)
     flat = target.view(-1)
     staging = None if where.type == "cpu" else means.staging(where, source, wanted)
     step = max(1, means.nbytes // source.itemsize)

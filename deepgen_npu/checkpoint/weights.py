@@ -23,7 +23,7 @@ from ..devices import is_out_of_memory
 from ..errors import CheckpointError
 from ..model.connector import Connector
 from ..model.positions import STAYS_ON_HOST, keep_positions_on_host
-from ..model.projections import lay_together
+from ..model.projections import lay_together, places_together
 from ..quantization.formats import SCALE, LayerFormat
 from ..quantization.linear import quantized_layers, replace_layers
 from ..quantization.support import require_support
@@ -70,10 +70,12 @@ def load_part(
     with _named(checkpoint, part):
         model = empty_model(part, checkpoint.configs[part], layers)
     state: dict[str, Tensor] = {}
+    places = places_together(model, dtype, torch.device(device)) if part == "transformer" else {}
     with Means(disable_mmap, max(tensor.nbytes for tensor in stored.values())) as means:
         for name, tensor in without_extras(stored, layers).items():
             if name.removesuffix(".weight") not in layers:
-                state[name] = read_tensor(tensor, dtype, home_of(name, device), on_bytes_read, means)
+                home, place = home_of(name, device), places.pop(name, None)
+                state[name] = read_tensor(tensor, dtype, home, on_bytes_read, means, place)
         for name in layers:
             state[f"{name}.weight"] = read_tensor(stored[f"{name}.weight"], None, device, on_bytes_read, means)
             scale = read_tensor(stored[f"{name}.{SCALE}"], None, device, on_bytes_read, means)

@@ -79,6 +79,33 @@ def lay_together(transformer: Any) -> None:
                     setattr(layer, name, Parameter(piece, requires_grad=tensor.requires_grad))
 
 
+def places_together(transformer: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Memory for what `lay_together` puts together, so that weights are read to where they stay.
+
+    Args:
+        transformer: The DiT without memory.
+        dtype: Of its weights.
+        device: Where they will be; on the CPU nothing is put together.
+
+    Returns:
+        Parts of common allocations, by the names of the parameters.
+    """
+    found: dict[str, Tensor] = {}
+    names = {module: name for name, module in transformer.named_modules()}
+    for layers in _groups(transformer) if device.type != "cpu" else ():
+        if not all(map(_is_plain, layers)):
+            continue
+        for name in ("weight", "bias"):
+            tensors = [getattr(layer, name) for layer in layers]
+            if any(tensor is None for tensor in tensors):
+                continue
+            sizes = [len(tensor) for tensor in tensors]
+            whole = torch.empty(sum(sizes), *tensors[0].shape[1:], dtype=dtype, device=device)
+            for layer, piece in zip(layers, whole.split(sizes), strict=True):
+                found[f"{names[layer]}.{name}"] = piece
+    return found
+
+
 def _groups(transformer: Any) -> Iterator[list[Any]]:
     """Layers that have one input. Those of which only some are needed, keys and values, are neighbours."""
     for block in transformer.transformer_blocks:

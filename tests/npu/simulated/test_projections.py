@@ -217,6 +217,15 @@ def test_no_second_copy_on_the_way(on_cpu):
     assert memory.peak - before <= size + attention
 
 
+def test_weights_are_read_to_where_they_stay(load):
+    """From a file to a card nothing is moved once more, which would leave holes in the card's memory."""
+    reset()
+    pipe = load()
+    assert not state.counts.operators["aten::cat"]
+    assert joined(lambda: denoised(pipe, CASE)) == 4 * groups(pipe)
+    assert equal(tensors_of(pipe.transformer), tensors_of(load("cpu").transformer))
+
+
 def test_with_a_lora(load, tmp_path):
     """Merged, the weights lie where they lay, and are taken back to the bit."""
     pipe = load()
