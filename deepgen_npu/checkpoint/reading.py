@@ -109,13 +109,12 @@ def read_tensor(
         if on_bytes_read is not None:
             on_bytes_read(stored.nbytes)
         return view
-    if target is None:
-        target = torch.empty(stored.shape, dtype=wanted, device=where)
-    flat = target.view(-1)
+    found = torch.empty(stored.shape, dtype=wanted, device=where) if target is None else target
+    flat = found.view(-1)
     staging = None if where.type == "cpu" else means.staging(where, source, wanted)
     step = max(1, means.nbytes // source.itemsize)
     with _opened(stored) as file:
-        for start in range(0, target.numel(), step):
+        for start in range(0, found.numel(), step):
             piece = flat[start : start + step]
             if as_stored:
                 _read_into(file, piece, stored)
@@ -129,7 +128,7 @@ def read_tensor(
                 piece.copy_(read)
             if on_bytes_read is not None:
                 on_bytes_read(piece.numel() * source.itemsize)
-    return target
+    return found
 
 
 def read_bytes(stored: StoredTensor, on_bytes_read: BytesRead | None = None) -> Iterator[memoryview]:
