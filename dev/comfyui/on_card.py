@@ -76,7 +76,15 @@ def find_weights_of(size: str) -> Path:
     tensors = [item for part in model.checkpoint.tensors.values() for item in part.items()]
     names = {id(stored): name for name, stored in tensors}
 
-    def draw(stored: Any, dtype: Any = None, device: Any = "cpu", on_bytes_read: Any = None, means: Any = None) -> Any:
+    def draw(
+        stored: Any,
+        dtype: Any = None,
+        device: Any = "cpu",
+        on_bytes_read: Any = None,
+        means: Any = None,
+        target: Any = None,
+    ) -> Any:
+        assert target is None, "idle models are in main memory, where nothing is put together"
         if not PLAN["arithmetic"]:
             return untouched_zeros(stored.shape, dtype or stored_dtype(stored.dtype))
         name = names[id(stored)]

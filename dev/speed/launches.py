@@ -146,7 +146,7 @@ def forms() -> Counts:
 
 
 def _of_one_step(run: Callable[[int], None]) -> dict[str, int]:
-    """Launches of each operator, copies and waits: what two further steps add, halved."""
+    """Launches of each operator, copies and waits: what a second step adds."""
     from dev.npu_simulator import simulated
 
     def counted(steps: int) -> Counter[str]:
@@ -157,8 +157,8 @@ def _of_one_step(run: Callable[[int], None]) -> dict[str, int]:
         copies, waits = counts.host_to_device[0] + counts.device_to_host[0], sum(counts.waits.values())
         return found + Counter({COPIES: copies, WAITS: waits})
 
-    few, many = counted(2), counted(4)
-    return {name: (many[name] - few[name]) // 2 for name in many if many[name] > few[name]}
+    few, many = counted(1), counted(2)
+    return {name: many[name] - few[name] for name in many if many[name] > few[name]}
 
 
 if __name__ == "__main__":
