@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from .float16 import sum_dtype
 from .ops import fuses
@@ -90,7 +91,7 @@ def _of_mindiesd(device: torch.device, dtype: torch.dtype, width: int) -> _Norm 
 def _bound(operator: Any, width: int) -> _Norm:
     """MindIE-SD's function, which takes the epsilon from a module, for one width."""
     with torch.device("meta"):
-        module = torch.nn.LayerNorm(width, EPS, elementwise_affine=False)
+        module = LayerNorm(width, EPS, elementwise_affine=False)
     return lambda x, scale, shift: operator(module, x, scale, shift, fused=True)
 
 
