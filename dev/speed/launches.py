@@ -30,8 +30,8 @@ TITLES = {
     CAPTURED: "captured",
 }
 
-COPIES, WAITS = "copies", "waits"
-"""Between host and device, and of the host for the device: they are no launches."""
+NO_LAUNCHES = TO_DEVICE, TO_HOST, WAITS = "copies to the device", "copies back", "waits"
+"""Counted beside the operators; the host waits for the device."""
 
 Counts = dict[str, dict[str, dict[str, int]]]
 """Launches of a step: by form, case and operator."""
@@ -61,7 +61,7 @@ def table(before: str | None = None) -> str:
 
 def launches(counts: Mapping[str, int]) -> int:
     """Of all operators."""
-    return sum(number for name, number in counts.items() if name not in (COPIES, WAITS))
+    return sum(number for name, number in counts.items() if name not in NO_LAUNCHES)
 
 
 def _of(revision: str) -> dict[str, dict[str, int]]:
@@ -124,7 +124,7 @@ def forms() -> Counts:
 
     def measure(form: str, run: Callable[..., None], **options: Any) -> None:
         found[form] = {
-            case: _of_one_step(lambda steps, number=number: run(number, steps, **options))
+            case: of_one_step(lambda steps, number=number: run(number, steps, **options))
             for case, number in REFERENCES.items()
         }
 
@@ -145,7 +145,7 @@ def forms() -> Counts:
     return found
 
 
-def _of_one_step(run: Callable[[int], None]) -> dict[str, int]:
+def of_one_step(run: Callable[[int], None]) -> dict[str, int]:
     """Launches of each operator, copies and waits: what a second step adds."""
     from dev.npu_simulator import simulated
 
@@ -154,10 +154,12 @@ def _of_one_step(run: Callable[[int], None]) -> dict[str, int]:
         run(steps)
         counts, views = simulated.state.counts, simulated._NOT_LAUNCHED
         found = Counter({name: number for name, number in counts.operators.items() if name not in views})
-        copies, waits = counts.host_to_device[0] + counts.device_to_host[0], sum(counts.waits.values())
-        return found + Counter({COPIES: copies, WAITS: waits})
+        copies = {TO_DEVICE: counts.host_to_device[0], TO_HOST: counts.device_to_host[0]}
+        return found + Counter({**copies, WAITS: sum(counts.waits.values())})
 
     few, many = counted(1), counted(2)
+    if few - many:
+        raise RuntimeError(f"A step more has less of: {dict(few - many)}. Run once before counting.")
     return {name: many[name] - few[name] for name in many if many[name] > few[name]}
 
 

@@ -37,35 +37,14 @@ def latents() -> torch.Tensor:
     return deep.latents(device=NPU)
 
 
-def of_one_step(run) -> tuple[int, int, int, int]:
-    """Launches, copies to the device, copies back and waits of one step: what two further steps add, halved.
-
-    Args:
-        run: Called with a number of steps.
-    """
-
-    def count(steps: int) -> tuple[int, int, int, int]:
-        reset()
-        run(steps)
-        counts = state.counts
-        copies = counts.host_to_device[0], counts.device_to_host[0]
-        return counts.launches(), *copies, sum(counts.waits.values())
-
-    few, many = count(2), count(4)
-    differences = [after - before for before, after in zip(few, many, strict=True)]
-    assert all(difference % 2 == 0 for difference in differences), differences
-    launches, to_device, to_host, waits = (difference // 2 for difference in differences)
-    return launches, to_device, to_host, waits
-
-
 def run(transformer, given, steps, **options):
     with torch.no_grad():
         return denoise([transformer], deep.scheduler(), given, latents(), steps, 4.0, **options)
 
 
-def described(counts: tuple[int, int, int, int]) -> str:
-    launches, to_device, to_host, waits = counts
-    return f"{launches} launches, {to_device} copies to the device, {to_host} copies back, {waits} waits"
+def described(counts: dict[str, int]) -> str:
+    others = ", ".join(f"{counts.get(name, 0)} {name}" for name in launches.NO_LAUNCHES)
+    return f"{launches.launches(counts)} launches, {others}"
 
 
 def test_each_form_of_a_step(counts_table):
@@ -75,7 +54,7 @@ def test_each_form_of_a_step(counts_table):
         for case, counts in cases.items():
             count = launches.launches(counts)
             counts_table.append((f"a step, 24 blocks, {case}, {launches.TITLES[form]}", f"{count} launches"))
-            assert not counts.keys() & {launches.COPIES, launches.WAITS}, (form, case)
+            assert not counts.keys() & launches.NO_LAUNCHES, (form, case)
             if form == launches.STOCK:
                 assert count > 1450
             else:
@@ -85,9 +64,9 @@ def test_each_form_of_a_step(counts_table):
 
 def test_a_second_reference_costs_no_launch(transformer, conditioning, counts_table):
     given = conditioning(2)
-    counts = of_one_step(lambda steps: run(transformer, given, steps))
+    counts = launches.of_one_step(lambda steps: run(transformer, given, steps))
     counts_table.append(("a step, 24 blocks, 2 references", described(counts)))
-    assert counts[0] <= MOST_LAUNCHES[launches.TOGETHER] and counts[1:] == (0, 0, 0)
+    assert launches.launches(counts) <= MOST_LAUNCHES[launches.TOGETHER] and not counts.keys() & launches.NO_LAUNCHES
 
 
 def test_weights_that_have_moved_compute_the_same(transformer, conditioning):
@@ -127,9 +106,9 @@ def test_a_preview_costs_one_copy_a_step(transformer, conditioning, counts_table
         x0.cpu()
         return latents
 
-    counts = of_one_step(lambda steps: run(transformer, given, steps, on_step=preview))
+    counts = launches.of_one_step(lambda steps: run(transformer, given, steps, on_step=preview))
     counts_table.append(("a step, 24 blocks, with a preview", described(counts)))
-    assert counts[1:] == (0, 1, 1)
+    assert [counts.get(name, 0) for name in launches.NO_LAUNCHES] == [0, 1, 1]
 
 
 def test_modulation_in_pieces_is_the_same(transformer, conditioning, monkeypatch):

@@ -114,16 +114,9 @@ def jobs_of(table: Path, seed: int | None = None) -> list[Job]:
 def settings_of(output: Path, **others: Any) -> dict[str, Any]:
     output.mkdir(exist_ok=True)
     facts = {"model": fingerprint(Checkpoint.open(TINY))}
-    common = {"device": "cpu", "dtype": "float32", "offload": False, "text_encoder_device": None, "loras": []}
-    more = {
-        "capture_graph": False,
-        "disable_mmap": False,
-        "vae_tiling": False,
-        "facts": facts,
-        "model": str(TINY),
-        "output": str(output),
-    }
-    return {**common, **more, **others}
+    switches = dict.fromkeys(("offload", "capture_graph", "disable_mmap", "vae_tiling"), False)
+    common = {"device": "cpu", "dtype": "float32", "text_encoder_device": None, "loras": [], "facts": facts}
+    return {**switches, **common, "model": str(TINY), "output": str(output), **others}
 
 
 def bits_of(entries: list[Entry], output: Path) -> dict[str, Any]:
